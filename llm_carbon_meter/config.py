@@ -1,0 +1,182 @@
+"""All settings, and the only reader of ``os.environ``. README's table is made from the fields below."""
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from typing import Any, Final
+
+from llm_carbon_meter.records import ConfigError
+
+PREFIX: Final = "LLM_CARBON_METER_"
+CHANNEL_DIR_VARIABLE: Final = PREFIX + "CHANNEL_DIR"
+
+
+def _boolean(text: str) -> bool:
+    try:
+        return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[
+            text.strip().lower()
+        ]
+    except KeyError:
+        raise ValueError("expected 1 or 0") from None
+
+
+def _number(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = float(text)
+        if not low <= value <= high:  # also refuses nan
+            raise ValueError(f"expected a number from {low:g} to {high:g}")
+        return value
+
+    return parse
+
+
+def _whole(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise ValueError(f"expected a whole number from {low} to {high}")
+        return value
+
+    return parse
+
+
+def _choice(*allowed: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in allowed:
+            raise ValueError(f"expected one of {', '.join(allowed)}")
+        return text
+
+    return parse
+
+
+def _power(text: str) -> str:
+    if text in ("auto", "nvml", "modelled") or text.removeprefix("replay:") not in (text, ""):
+        return text
+    raise ValueError("expected auto, nvml, modelled or replay:FILE")
+
+
+def _setting(default: Any, parse: Callable[[str], Any], doc: str) -> Any:
+    return field(default=default, metadata={"parse": parse, "doc": doc})
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """Settings of one process; every field is the variable ``LLM_CARBON_METER_<NAME>``."""
+
+    enabled: bool = _setting(True, _boolean, "0 leaves the server exactly as it was")
+    strict: bool = _setting(False, _boolean, "1 stops the start at a wrong setting or power source")
+    power: str = _setting(
+        "auto",
+        _power,
+        "`nvml`, `modelled` (load x data sheet), `replay:FILE`, or `auto`: NVML if it answers, "
+        "else modelled",
+    )
+    assume_gpu: str = _setting(
+        "H100", str, "the GPU of `data/gpus.toml` that a host without one pretends to have"
+    )
+    sample_hz: float = _setting(20.0, _number(0.1, 20.0), "readings of every GPU per second")
+    counter_lag_s: float = _setting(
+        0.0, _number(0.0, 2.0), "how much later than the power was drawn the counter shows it"
+    )
+    policy: str = _setting(
+        "shapley",
+        _choice("shapley", "tokens", "flops", "equal"),
+        "how a step's joules are divided among its requests",
+    )
+    idle: str = _setting(
+        "separate",
+        _choice("separate", "by_time"),
+        "`by_time` spreads idle joules over the requests in the system",
+    )
+    carbon_intensity: float = _setting(
+        475.0,
+        _number(0.0, 5000.0),
+        "grid intensity in gCO2eq/kWh (default: world average, IEA 2019)",
+    )
+    zone: str = _setting("world", str, "name of the grid zone, a label only")
+    pue: float = _setting(
+        1.0, _number(1.0, 5.0), "power usage effectiveness; 1.0 counts the GPUs alone"
+    )
+    estimator: str = _setting("flop", _choice("flop", "none"), "how requests are estimated")
+    final_wait_s: float = _setting(
+        0.0, _number(0.0, 10.0), "how long a response may wait for its final figure"
+    )
+    provisional_wait_s: float = _setting(
+        0.2, _number(0.0, 10.0), "how long a response may wait for its provisional figure"
+    )
+    records: int = _setting(
+        10_000, _whole(1, 1_000_000), "finished requests kept for `/v1/carbon/requests/{id}`"
+    )
+    request_log: str = _setting("", str, "file for one JSON line per finished request; empty: off")
+    request_log_max_bytes: int = _setting(
+        64_000_000, _whole(1_000, 10**12), "size at which the request log is rotated"
+    )
+    request_log_files: int = _setting(5, _whole(1, 1000), "rotated request logs that are kept")
+    channel_dir: str = _setting(
+        "", str, "private directory of the sockets between processes; empty: chosen at start"
+    )
+
+    @classmethod
+    def from_environment(
+        cls, environment: Mapping[str, str] | None = None
+    ) -> tuple["Config", list[ConfigError]]:
+        """Read the settings; a wrong one keeps its default and is reported.
+
+        Raises:
+            ConfigError: a setting is wrong and ``LLM_CARBON_METER_STRICT=1``.
+        """
+        environment = os.environ if environment is None else environment
+        values: dict[str, Any] = {}
+        problems: list[ConfigError] = []
+        for setting in fields(cls):
+            variable = PREFIX + setting.name.upper()
+            text = environment.get(variable)
+            if text is None:
+                continue
+            try:
+                values[setting.name] = setting.metadata["parse"](text)
+            except ValueError as error:
+                problems.append(
+                    ConfigError(f"{variable}={text!r}: {error}; using {setting.default!r} instead")
+                )
+        problems += _unknown(cls, environment)
+        if problems and values.get("strict"):
+            raise ConfigError("; ".join(str(problem) for problem in problems))
+        return cls(**values), problems
+
+
+# Read by the demo, the tests or training, not by the serving process.
+_OTHER_VARIABLES: Final = {PREFIX + "DATA"}
+
+
+def _unknown(cls: type[Config], environment: Mapping[str, str]) -> list[ConfigError]:
+    known = {PREFIX + setting.name.upper() for setting in fields(cls)} | _OTHER_VARIABLES
+    return [
+        ConfigError(f"{name} is not a setting of llm_carbon_meter; see the table in its README")
+        for name in environment
+        if name.startswith(PREFIX) and name not in known
+    ]
+
+
+def cuda_visible_devices() -> str | None:
+    """CUDA's own variable: which GPUs this process may see, in its order."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def share_channel_dir(directory: str) -> None:
+    """Let every process started from here find the same sockets."""
+    os.environ[CHANNEL_DIR_VARIABLE] = directory
+
+
+def settings_table() -> str:
+    """README's table of settings, in Markdown."""
+    rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
+    for setting in fields(Config):
+        assert setting.default is not MISSING
+        default = "" if setting.default == "" else f"`{_shown(setting.default)}`"
+        rows.append(f"| `{PREFIX}{setting.name.upper()}` | {default} | {setting.metadata['doc']} |")
+    return "\n".join(rows)
+
+
+def _shown(value: object) -> str:
+    return str(int(value)) if isinstance(value, bool) else str(value)

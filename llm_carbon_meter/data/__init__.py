@@ -1,0 +1,1 @@
+"""Figures that the package ships, each with its source in the file."""

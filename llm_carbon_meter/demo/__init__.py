@@ -1,0 +1,1 @@
+"""The demo: real vLLM server, tiny model, realistic traffic. Never imported when serving."""

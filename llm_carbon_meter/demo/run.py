@@ -1,0 +1,198 @@
+"""`llm-carbon-meter demo`: a real vLLM server, metered, under the Azure trace's traffic."""
+
+import argparse
+import asyncio
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from llm_carbon_meter.demo import picture, table
+from llm_carbon_meter.demo.replay import Answer, Prompts, replay
+from llm_carbon_meter.demo.scrape import Scrape, Watch, fetch_record, scrape
+from llm_carbon_meter.demo.server import MODEL_NAME, VllmServer
+from llm_carbon_meter.demo.stub_power import StubPower
+from llm_carbon_meter.demo.tiny_model import make_tiny_model
+from llm_carbon_meter.demo.trace import draw
+from llm_carbon_meter.predictor.azure import conversation_quantiles
+
+MIN_REQUESTS: Final = 60
+AT_ONCE: Final = 8
+# Together they fit the context of 1024 tokens with the chat template around them.
+MAX_PROMPT: Final = 512
+MAX_OUTPUT: Final = 480
+MIDDLEWARE: Final = "llm_carbon_meter.CarbonHeadersMiddleware"
+SETTLING_S: Final = 1.5
+"""After the end: the last counter ticks have been settled by then."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
+    parser.add_argument(
+        "--power",
+        default="auto",
+        help="auto, nvml, modelled, replay:FILE, or stub: NVML through our own stub library "
+        "(default: auto, which is modelled where there is no GPU)",
+    )
+    parser.add_argument(
+        "--requests", type=int, default=MIN_REQUESTS, help=f"at least {MIN_REQUESTS} (the default)"
+    )
+    parser.add_argument(
+        "--pace", type=float, default=1.0, help="times the trace's own pace (default: 1)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the traffic (default: 0)")
+    parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder of the results")
+    parser.add_argument("--keep", action="store_true", help="leave the server running until Ctrl-C")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """Everything the demo saw."""
+
+    answers: Sequence[Answer]
+    records: Sequence[Mapping[str, Any] | None]
+    scrapes: Sequence[Scrape]
+    seconds: float
+
+    @property
+    def last(self) -> Scrape:
+        """The final state of /metrics."""
+        return self.scrapes[-1]
+
+
+def run_demo(options: argparse.Namespace) -> int:
+    """Run the demo; 0 when every request has its record and the balance is right.
+
+    Raises:
+        MeterError: the server does not start, or the stub does not compile.
+    """
+    options.out.mkdir(parents=True, exist_ok=True)
+    stub = StubPower.prepare(options.out / "nvml-stub") if options.power == "stub" else None
+    print("making the tiny model …", flush=True)
+    model = make_tiny_model(options.out / MODEL_NAME)
+    with _ended_by_sigterm(), _server(options, model, stub) as server:
+        outcome = _drive(server.url, model, options)
+        failures = _show(outcome, stub, options)
+        if options.keep:
+            _keep(server, outcome)
+    return 1 if failures else 0
+
+
+def _server(options: argparse.Namespace, model: Path, stub: StubPower | None) -> VllmServer:
+    environment = {"LLM_CARBON_METER_POWER": "nvml" if stub else options.power}
+    if stub is not None:
+        environment |= stub.environment()
+    log = options.out / "server.log"
+    print(f"starting vLLM with the meter, power {options.power}; its log: {log}", flush=True)
+    return VllmServer(
+        model,
+        log=log,
+        extra_args=("--middleware", MIDDLEWARE),
+        environment=environment,
+        on_wait=_show_wait,
+    )
+
+
+def _show_wait(elapsed_s: float) -> None:
+    # One line that counts on a terminal, a line every ten seconds in a log file.
+    if sys.stderr.isatty():
+        print(f"\rwaiting for the server: {elapsed_s:.0f} s ", end="", file=sys.stderr, flush=True)
+    elif elapsed_s % 10.0 < 0.25:
+        print(f"waiting for the server: {elapsed_s:.0f} s", file=sys.stderr, flush=True)
+
+
+def _drive(url: str, model: Path, options: argparse.Namespace) -> Outcome:
+    requests = draw(max(options.requests, MIN_REQUESTS), options.seed, MAX_PROMPT, MAX_OUTPUT)
+    trace = conversation_quantiles()
+    print(
+        f"\nreplaying {len(requests)} requests at {options.pace:g} times the pace of the trace "
+        f"({trace.rows} conversations, {trace.source}), lengths scaled to the tiny context",
+        flush=True,
+    )
+    prompts = Prompts(model, options.seed)
+    started = time.monotonic()
+    with Watch(url) as watch:
+        answers = asyncio.run(replay(url, requests, prompts, pace=options.pace, at_once=AT_ONCE))
+        seconds = time.monotonic() - started
+        time.sleep(SETTLING_S)
+    records = [
+        None if answer.response_id is None else fetch_record(url, answer.response_id)
+        for answer in answers
+    ]
+    return Outcome(answers, records, [*watch.scrapes, scrape(url)], seconds)
+
+
+def _show(outcome: Outcome, stub: StubPower | None, options: argparse.Namespace) -> list[str]:
+    last = outcome.last
+    print(f"\n{table.request_table(outcome.answers, outcome.records)}\n")
+    print(f"{table.account_table(last)}\n")
+    print(f"{len(outcome.answers)} requests in {outcome.seconds:.1f} s")
+    print(table.headers_line(outcome.answers))
+    print(table.records_line(outcome.records, last))
+    failures = table.problems(outcome.answers, outcome.records, last)
+    if stub is not None:
+        lines, wrong = stub.compare(last)
+        print("\n".join(lines))
+        failures += wrong
+    image = options.out / "power.png"
+    picture.draw(image, outcome.scrapes, outcome.answers, _title(last, options))
+    print(f"picture: {image}")
+    print(table.balance_line(last))
+    for failure in failures:
+        print(f"NOT AS IT SHOULD BE: {failure}", file=sys.stderr)
+    return failures
+
+
+def _title(last: Scrape, options: argparse.Namespace) -> str:
+    source = "/".join(last.sources) or "unknown"
+    gpus = ", ".join(last.gpus) or "no GPU"
+    return f"GPU power ({source}, power {options.power}) of {gpus}: {MODEL_NAME} on real vLLM"
+
+
+def _keep(server: VllmServer, outcome: Outcome) -> None:
+    print(_invitation(server.url, outcome), flush=True)
+    try:
+        server.process.wait()
+        print(f"the server ended by itself; see {server.log}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("\nstopping the server")
+
+
+def _invitation(url: str, outcome: Outcome) -> str:
+    known = [answer.response_id for answer in outcome.answers if answer.response_id]
+    chat = {
+        "model": MODEL_NAME,
+        "messages": [{"role": "user", "content": "Hello"}],
+        "max_tokens": 40,
+    }
+    post = f"curl -i {url}/v1/chat/completions -H 'Content-Type: application/json' -d"
+    estimate = f"curl {url}/v1/carbon/estimate -H 'Content-Type: application/json' -d"
+    return "\n".join(
+        [
+            f"\nthe server stays at {url} (Ctrl-C ends it); try",
+            f"  {post} '{json.dumps(chat)}'",
+            f"  {post} '{json.dumps({**chat, 'stream': True})}'",
+            f"  {estimate} '{json.dumps(chat)}'",
+            f"  curl {url}/v1/carbon/requests/{known[-1] if known else 'ID'}",
+            f"  curl -s {url}/metrics | grep llm_carbon_meter",
+        ]
+    )
+
+
+@contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends the demo as Ctrl-C does: with its server."""
+
+    def stop(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

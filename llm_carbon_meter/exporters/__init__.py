@@ -1,0 +1,1 @@
+"""Formatting of finished records: Prometheus, OpenTelemetry, HTTP headers. No arithmetic of energy here."""

@@ -1,0 +1,126 @@
+"""Response headers, the SSE comment and the JSON of a record: names and formats of what clients see."""
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from decimal import Decimal
+from typing import Any, Final
+
+from llm_carbon_meter.records import (
+    EnergyEstimate,
+    RequestEnergy,
+    RequestRecord,
+    Source,
+)
+from llm_carbon_meter.units import watt_hours
+
+PREFIX: Final = "LLM-Carbon-"
+BOUNDARY: Final = "gpu"
+
+
+def decimal(value: float) -> str:
+    """A plain decimal with six significant digits, never with an exponent."""
+    return format(Decimal(f"{value:.6g}"), "f")
+
+
+def estimate_headers(estimate: EnergyEstimate) -> dict[str, str]:
+    """Headers of what was estimated before the request ran."""
+    return {
+        PREFIX + "Estimated-Wh": decimal(watt_hours(estimate.joules)),
+        PREFIX + "Estimated-Low-Wh": decimal(watt_hours(estimate.low_joules)),
+        PREFIX + "Estimated-High-Wh": decimal(watt_hours(estimate.high_joules)),
+        PREFIX + "Estimated-gCO2eq": decimal(estimate.operational_grams),
+    }
+
+
+def energy_headers(energy: RequestEnergy) -> dict[str, str]:
+    """Headers of what the request used; named after the source, never measured for modelled."""
+    source = "Measured" if energy.source is Source.MEASURED else "Modelled"
+    return {
+        f"{PREFIX}{source}-Wh": decimal(watt_hours(energy.joules)),
+        f"{PREFIX}{source}-gCO2eq": decimal(energy.operational_grams),
+        PREFIX + "Quality": energy.quality,
+        PREFIX + "Status": energy.status,
+    }
+
+
+def record_json(record: RequestRecord) -> dict[str, Any]:
+    """The record of the SSE comment, the look-up and the request log."""
+    energy = record.energy
+    body: dict[str, Any] = {
+        "id": record.id,
+        "external_ids": list(record.external_ids),
+        "internal_ids": list(record.internal_ids),
+        "model": record.model,
+        "boundary": BOUNDARY,
+        "status": energy.status if energy else "provisional",
+    }
+    if energy is not None:
+        body |= {
+            "engine": energy.engine,
+            "source": energy.source,
+            "quality": energy.quality,
+            "outcome": energy.outcome,
+            "prompt_tokens": energy.prompt_tokens,
+            "cached_tokens": energy.cached_tokens,
+            "output_tokens": energy.output_tokens,
+            **_figures(energy),
+        }
+    body["provisional"] = _figures(record.provisional) if record.provisional else None
+    body["estimate"] = estimate_json(record.estimate) if record.estimate else None
+    return body | {
+        "intensity_g_per_kwh": record.intensity_g_per_kwh,
+        "intensity_source": record.intensity_source,
+        "zone": record.zone,
+        "pue": record.pue,
+        "features": dataclasses.asdict(record.features)
+        | ({"num_steps": energy.num_steps, "mean_running": energy.mean_running} if energy else {}),
+    }
+
+
+def _figures(energy: RequestEnergy) -> dict[str, Any]:
+    joules = {
+        "energy": energy.joules,
+        "prefill": energy.prefill_joules,
+        "decode": energy.decode_joules,
+        "recompute": energy.recompute_joules,
+        "waste": energy.waste_joules,
+        "idle": energy.idle_joules,
+    }
+    return with_watt_hours(joules) | {
+        "operational_grams": energy.operational_grams,
+        "status": energy.status,
+    }
+
+
+def with_watt_hours(joules: Mapping[str, float]) -> dict[str, Any]:
+    """``x_joules`` and ``x_wh`` for every x."""
+    fields: dict[str, Any] = {}
+    for name, value in joules.items():
+        fields[f"{name}_joules"] = value
+        fields[f"{name}_wh"] = watt_hours(value)
+    return fields
+
+
+def estimate_json(estimate: EnergyEstimate) -> dict[str, Any]:
+    """An estimate as it stands in records and in the answer of ``/v1/carbon/estimate``."""
+    joules = {
+        "energy": estimate.joules,
+        "prefill": estimate.prefill_joules,
+        "decode": estimate.decode_joules,
+        "low": estimate.low_joules,
+        "high": estimate.high_joules,
+    }
+    return {
+        "method": estimate.method,
+        **with_watt_hours(joules),
+        "output_tokens": estimate.output_tokens,
+        "operational_grams": estimate.operational_grams,
+        "facility": estimate.facility,
+    }
+
+
+def sse_comment(record: RequestRecord) -> bytes:
+    """The last event of a stream: a comment that clients who do not know it skip."""
+    text = json.dumps(record_json(record), separators=(",", ":"))
+    return f": llm-carbon {text}\n\n".encode()

@@ -1,0 +1,214 @@
+"""What metrics are called. Receives finished records and counts them; the registry is a parameter.
+
+Ordinary counters, gauges and histograms only, so that they also work in multi-process mode.
+One process exports the engine-wide totals; each exports the exchanges that it answered.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
+
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+
+from llm_carbon_meter.carbon import CarbonIntensity
+from llm_carbon_meter.records import (
+    Account,
+    EngineTotals,
+    EnergyEstimate,
+    RequestEnergy,
+    RequestRecord,
+    Source,
+)
+from llm_carbon_meter.units import JOULES_PER_WATT_HOUR, watt_hours
+
+PREFIX: Final = "llm_carbon_meter_"
+COMMON: Final = ("model_name", "engine")
+ENERGY_BUCKETS: Final = tuple(
+    base * 10.0**power for power in range(-7, 1) for base in (1, 2, 5)
+) + (10.0,)
+"""Wh: 1e-7 to 10, three a decade."""
+GRAM_BUCKETS: Final = tuple(base * 10.0**power for power in range(-8, 1) for base in (1, 2, 5))
+
+
+class PrometheusExporter:
+    """The metrics of one process.
+
+    Args:
+        model_name: label of every metric, as vLLM's own.
+        owns_totals: whether this process exports the engine-wide metrics.
+        registry: where they are registered.
+
+    Example:
+        >>> registry = CollectorRegistry()
+        >>> exporter = PrometheusExporter("m", owns_totals=True, registry=registry)
+        >>> exporter.error("channel")
+        >>> registry.get_sample_value(
+        ...     "llm_carbon_meter_errors_total",
+        ...     {"model_name": "m", "engine": "", "where": "channel"},
+        ... )
+        1.0
+    """
+
+    def __init__(
+        self, model_name: str, *, owns_totals: bool, registry: CollectorRegistry = REGISTRY
+    ) -> None:
+        self._model_name = model_name
+        self._registry = registry
+        self._seen: dict[tuple[Any, ...], float] = {}
+        """Last cumulative value of each series, by engine session."""
+        self._request_metrics()
+        self._errors = self._counter("errors_total", "Errors of the meter by place", "where")
+        self._totals: Callable[[EngineTotals], None] = lambda totals: None
+        if owns_totals:
+            self._total_metrics()
+            self._totals = self._count_totals
+
+    def _request_metrics(self) -> None:
+        self._request_energy = self._histogram(
+            "request_energy_watt_hours",
+            "Energy of an exchange by phase; `total` is all phases",
+            ENERGY_BUCKETS,
+            "phase",
+            "source",
+        )
+        self._request_grams = self._histogram(
+            "request_emissions_grams", "gCO2eq of an exchange", GRAM_BUCKETS, "scope", "source"
+        )
+        self._requests = self._counter("requests_total", "Finished exchanges", "quality", "outcome")
+
+    def _total_metrics(self) -> None:
+        self._joules = self._counter(
+            "energy_joules_total", "Energy of the GPUs by account", "gpu", "source", "account"
+        )
+        self._watt_hours = self._counter(
+            "energy_watt_hours_total", "The same in watt-hours", "gpu", "source", "account"
+        )
+        self._grams = self._counter(
+            "emissions_grams_total", "gCO2eq by account", "scope", "account", "source"
+        )
+        self._watts = self._gauge("gpu_power_watts", "Power of a GPU now", "gpu", "source")
+        self._steps = self._counter("steps_total", "Engine steps", "phase")
+        self._tokens = self._counter("tokens_total", "Tokens computed", "phase")
+        self._ratio = self._gauge(
+            "accounted_ratio", "Sum of all accounts / increments of the counters"
+        )
+        self._gap = self._gauge("sampler_gap_seconds", "Seconds since the last reading")
+        self._intensity = self._gauge(
+            "carbon_intensity_grams_per_kwh", "gCO2eq per kWh in use", "zone", "provider"
+        )
+        self._intensity_age = self._gauge(
+            "carbon_intensity_age_seconds",
+            "Age of that figure; 0 for a constant",
+            "zone",
+            "provider",
+        )
+
+    def _counter(self, name: str, text: str, *labels: str) -> Counter:
+        return Counter(PREFIX + name, text, (*COMMON, *labels), registry=self._registry)
+
+    def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
+        return Gauge(
+            PREFIX + name,
+            text,
+            (*COMMON, *labels),
+            registry=self._registry,
+            multiprocess_mode="livemostrecent",
+        )
+
+    def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
+        return Histogram(
+            PREFIX + name, text, (*COMMON, *labels), registry=self._registry, buckets=buckets
+        )
+
+    # What comes in
+
+    def totals(self, totals: EngineTotals) -> None:
+        """Count an engine's cumulative totals, where this process is the one that does."""
+        self._totals(totals)
+
+    def error(self, where: str, count: int = 1) -> None:
+        """Count errors of this process."""
+        self._errors.labels(self._model_name, "", where).inc(count)
+
+    def intensity(self, intensity: CarbonIntensity, age_s: float) -> None:
+        """Show the grid's intensity."""
+        labels = (self._model_name, "", intensity.zone, intensity.provider)
+        self._intensity.labels(*labels).set(intensity.grams_per_kwh)
+        self._intensity_age.labels(*labels).set(age_s)
+
+    def record(self, record: RequestRecord) -> None:
+        """Count a finished exchange."""
+        energy = record.energy
+        if energy is None:
+            return
+        common = (self._model_name, str(energy.engine))
+        self._requests.labels(*common, energy.quality, energy.outcome).inc()
+        self._observe(common, _phases(energy), energy.source)
+        self._request_grams.labels(*common, "operational", energy.source).observe(
+            energy.operational_grams
+        )
+        if record.estimate is not None:
+            self._observe(common, _estimated_phases(record.estimate), Source.ESTIMATED)
+            self._request_grams.labels(*common, "operational", Source.ESTIMATED).observe(
+                record.estimate.operational_grams
+            )
+
+    def _observe(
+        self, common: tuple[str, str], phases: Mapping[str, float], source: Source
+    ) -> None:
+        for phase, joules in phases.items():
+            self._request_energy.labels(*common, phase, source).observe(watt_hours(joules))
+
+    def _count_totals(self, totals: EngineTotals) -> None:
+        common, session = (self._model_name, str(totals.engine)), totals.session
+        for gpu in totals.gpus:
+            for account in Account:
+                labels = (*common, gpu.gpu, totals.source, account.label)
+                grown = self._growth(session, ("joules", *labels), gpu.account_joules[account])
+                self._joules.labels(*labels).inc(grown)
+                self._watt_hours.labels(*labels).inc(grown / JOULES_PER_WATT_HOUR)
+            if gpu.watts is not None:
+                self._watts.labels(*common, gpu.gpu, totals.source).set(gpu.watts)
+        for account in Account:
+            labels = (*common, "operational", account.label, totals.source)
+            grown = self._growth(session, ("grams", *labels), totals.account_grams[account])
+            self._grams.labels(*labels).inc(grown)
+        self._grow(self._steps, session, common, totals.steps)
+        self._grow(self._tokens, session, common, totals.tokens)
+        self._grow(self._errors, session, common, totals.errors)
+        if totals.accounted_ratio is not None:
+            self._ratio.labels(*common).set(totals.accounted_ratio)
+        self._gap.labels(*common).set(totals.sampler_gap_s)
+
+    def _grow(
+        self, counter: Counter, session: str, common: tuple[str, str], values: Mapping[str, int]
+    ) -> None:
+        for label, value in values.items():
+            grown = self._growth(session, (id(counter), *common, label), value)
+            counter.labels(*common, label).inc(grown)
+
+    def _growth(self, session: str, series: tuple[Any, ...], value: float) -> float:
+        """How much a cumulative value has grown; a new session of the engine begins at 0."""
+        before = self._seen.get((session, *series), 0.0)
+        self._seen[(session, *series)] = value
+        return max(value - before, 0.0)
+
+
+def _phases(energy: RequestEnergy) -> Mapping[str, float]:
+    phases = {
+        "prefill": energy.prefill_joules,
+        "decode": energy.decode_joules,
+        "total": energy.joules,
+    }
+    if energy.recompute_joules:
+        phases["recompute"] = energy.recompute_joules
+    if energy.waste_joules:
+        phases["waste"] = energy.waste_joules
+    return phases
+
+
+def _estimated_phases(estimate: EnergyEstimate) -> Mapping[str, float]:
+    return {
+        "prefill": estimate.prefill_joules,
+        "decode": estimate.decode_joules,
+        "total": estimate.joules,
+    }

@@ -1,0 +1,223 @@
+"""Wires everything of one API server together: estimates before, records after, all exporters."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from prometheus_client import REGISTRY, CollectorRegistry
+
+from llm_carbon_meter.config import Config
+from llm_carbon_meter.exporters.headers import record_json
+from llm_carbon_meter.exporters.otel import SpanExporter
+from llm_carbon_meter.exporters.prometheus import PrometheusExporter
+from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.meter import grid
+from llm_carbon_meter.predictor.azure import conversation_quantiles
+from llm_carbon_meter.predictor.estimator import ESTIMATORS, Estimator
+from llm_carbon_meter.predictor.lengths import OutputLengths, exact_length
+from llm_carbon_meter.records import (
+    EnergyEstimate,
+    EngineTotals,
+    EstimateQuery,
+    Features,
+    MeterError,
+    Outcome,
+    RequestEnergy,
+    RequestRecord,
+    Status,
+)
+from llm_carbon_meter.registry import Exchange, Member, RecordStore, Registry, stopped
+from llm_carbon_meter.request_log import RequestLog
+from llm_carbon_meter.specs import ModelSpec
+
+Share = Callable[[str, Sequence[str], Mapping[str, Any]], None]
+
+
+class FrontendMeter:
+    """Estimates, registry, look-ups and exporters of one API server.
+
+    Args:
+        config: settings.
+        model_name: as clients know it.
+        model: shape for the estimate; None where the architecture is not known.
+        index: of this API server; 0 exports the engine-wide metrics.
+        tracing: whether the server makes spans.
+        share: gives a record (key, ids, JSON) to the other API servers.
+        faults: counts of what went wrong in this process.
+        registry: of Prometheus.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model_name: str,
+        model: ModelSpec | None,
+        index: int,
+        tracing: bool,
+        share: Share,
+        faults: Faults,
+        registry: CollectorRegistry = REGISTRY,
+    ) -> None:
+        self.config = config
+        self.model_name = model_name
+        self.exchanges = Registry()
+        self.records = RecordStore(config.records)
+        self._intensity = grid(config)
+        self.spans = SpanExporter(self._intensity) if tracing else None
+        self._lengths = OutputLengths(conversation_quantiles().output_tokens)
+        self._estimator: Estimator | None = None
+        if model is not None and config.estimator in ESTIMATORS:
+            self._estimator = ESTIMATORS[config.estimator](model, self._intensity)
+        self._share = share
+        self._faults = faults
+        self._counted_faults: dict[str, int] = {}
+        self._metrics = PrometheusExporter(model_name, owns_totals=index == 0, registry=registry)
+        self._owns_totals = index == 0
+        self._log = self._open_log(index)
+        self._export_state()
+
+    def _open_log(self, index: int) -> RequestLog | None:
+        path = self.config.request_log
+        if not path:
+            return None
+        try:
+            # Two processes must not rotate one file.
+            path = path if index == 0 else f"{path}-{index}"
+            return RequestLog(
+                path, self.config.request_log_max_bytes, self.config.request_log_files
+            )
+        except MeterError as error:
+            self._faults.note("request_log", error)
+            return None
+
+    @property
+    def provisional_wait_s(self) -> float:
+        """How long an answer may wait for its provisional figure."""
+        return self.config.provisional_wait_s
+
+    @property
+    def final_wait_s(self) -> float:
+        """How long it may wait for its final one."""
+        return self.config.final_wait_s
+
+    # Before
+
+    def estimate(self, query: EstimateQuery) -> EnergyEstimate | None:
+        """Estimate a request; None where nothing can be said about this model.
+
+        Raises:
+            MeterError: the query makes no sense.
+        """
+        if self._estimator is None:
+            return None
+        if query.output_tokens is not None:
+            return self._estimator.estimate(query, exact_length(query.output_tokens))
+        return self._estimator.estimate(query, self._lengths.forecast(query.max_tokens))
+
+    def begin(
+        self,
+        exchange: Exchange,
+        internal_id: str,
+        external_id: str,
+        prompt_tokens: int,
+        max_tokens: int | None,
+    ) -> None:
+        """An engine request is about to be sent to an engine."""
+        concurrency = self.exchanges.num_open + 1
+        query = EstimateQuery(prompt_tokens, max_tokens, concurrency=concurrency)
+        features = Features(time.time(), max_tokens, 1, concurrency)
+        estimate = self.estimate(query) if prompt_tokens else None
+        self.exchanges.begin(exchange, Member(internal_id, external_id, estimate), features)
+
+    # After
+
+    def receive_energy(self, energy: RequestEnergy) -> None:
+        """An engine says what a request used, provisionally or finally."""
+        exchange, finished = self.exchanges.receive(energy)
+        if exchange is None:
+            return
+        if energy.status is Status.FINAL and self.spans is not None:
+            self.spans.final(energy, exchange.members[energy.request_id].estimate)
+        if finished:
+            self._finish(exchange)
+
+    def receive_totals(self, totals: EngineTotals) -> None:
+        """An engine says what its GPUs have used so far."""
+        self._metrics.totals(totals)
+        self._export_state()
+
+    def receive_record(self, key: str, ids: Sequence[str], record: Mapping[str, Any]) -> None:
+        """Another API server finished an exchange."""
+        self.records.put(key, ids, json.dumps(record, separators=(",", ":")))
+
+    def _export_state(self) -> None:
+        for where, count in self._faults.counts.items():
+            self._metrics.error(where, count - self._counted_faults.get(where, 0))
+            self._counted_faults[where] = count
+        if self._owns_totals:
+            self._metrics.intensity(self._intensity, 0.0)
+
+    def end(self, exchange: Exchange, answered: bool) -> None:
+        """The HTTP side of an exchange is over."""
+        exchange.show()
+        if self.exchanges.close(exchange, answered):
+            self._finish(exchange)
+
+    def _finish(self, exchange: Exchange) -> None:
+        record = self.record(exchange)
+        body = record_json(record)
+        text = json.dumps(body, separators=(",", ":"))
+        ids = (*record.internal_ids, *record.external_ids)
+        self._learn_lengths(exchange)
+        self._metrics.record(record)
+        self.records.put(record.id, ids, text)
+        self._share(record.id, ids, body)
+        if self._log is not None:
+            try:
+                self._log.write(text)
+            except OSError as error:
+                self._faults.note("request_log", error, "The record is in the metrics only.")
+
+    def _learn_lengths(self, exchange: Exchange) -> None:
+        for member in exchange.members.values():
+            energy = member.energy
+            if energy is None or not energy.output_tokens:
+                continue
+            if energy.outcome is Outcome.FINISHED or exchange.answered:
+                self._lengths.observe(energy.output_tokens)
+
+    def record(self, exchange: Exchange) -> RequestRecord:
+        """An exchange as known now; it has at least one engine request."""
+        assert exchange.features is not None
+        energy = exchange.energy
+        if energy is not None and exchange.answered:
+            energy = stopped(energy)
+        return RequestRecord(
+            id=exchange.id,
+            external_ids=exchange.external_ids(),
+            internal_ids=tuple(exchange.members),
+            model=self.model_name,
+            energy=energy,
+            provisional=exchange.provisional,
+            estimate=exchange.estimate,
+            features=dataclasses.replace(exchange.features, num_sequences=len(exchange.members)),
+            intensity_g_per_kwh=self._intensity.grams_per_kwh,
+            intensity_source=self._intensity.provider,
+            zone=self._intensity.zone,
+            pue=self.config.pue,
+        )
+
+    def find(self, request_id: str) -> Mapping[str, str]:
+        """Records under an id of any kind: internal id to JSON text; in flight or finished."""
+        open_records = {
+            exchange.id: json.dumps(record_json(self.record(exchange)), separators=(",", ":"))
+            for exchange in self.exchanges.find(request_id)
+        }
+        return {**self.records.find(request_id), **open_records}
+
+    def stop(self) -> None:
+        """Close the request log."""
+        if self._log is not None:
+            self._log.close()

@@ -1,0 +1,504 @@
+"""The book of joules: settles counter ticks over the steps and idle gaps that they cover.
+
+Steps and readings come in, frozen records go out. No threads, no clock: times are what the events say.
+When a GPU's counter has ticked, its joules are divided over everything since the last tick in
+proportion to expected watts x time, and a step's part among its requests by their shares.
+"""
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import chain, repeat
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_carbon_meter.attribution import CostModel, StepRows, shares, step_watts
+from llm_carbon_meter.records import (
+    REQUEST_ACCOUNTS,
+    Account,
+    EnergyReading,
+    GpuTotals,
+    Quality,
+    RequestEnd,
+    RequestEnergy,
+    Source,
+    Status,
+    StepEvent,
+    StepKind,
+)
+
+Floats = npt.NDArray[np.float64]
+
+STUCK_S: Final = 1.0
+"""A counter that stood still this long is believed: it really counted nothing."""
+LOST_AFTER_S: Final = 10.0
+"""A GPU silent for this long keeps nobody waiting; what it counts meanwhile is unattributed."""
+MAX_WAITING_TICKS: Final = 2048
+"""While a step hangs, ticks wait; beyond this many the last one grows instead."""
+SCALE_MEMORY: Final = 0.9
+"""Weight of the past, per tick, in the ratio of counted to expected joules."""
+
+IDLE_COLUMN: Final = len(REQUEST_ACCOUNTS)
+COLUMNS: Final = IDLE_COLUMN + 1
+
+
+class Window(NamedTuple):
+    """A span in which the GPUs worked, and the power expected of each of them."""
+
+    start_s: float
+    end_s: float
+    watts: float
+
+
+class _Tick(NamedTuple):
+    start_s: float
+    end_s: float
+    joules: float
+    counter_joules: float
+    """The counter itself at the end."""
+    lost: bool
+
+
+@dataclass(slots=True)
+class _Gpu:
+    """One GPU's side of the book."""
+
+    name: str
+    accounts: Floats = field(default_factory=lambda: np.zeros(len(Account)))
+    ticks: deque[_Tick] = field(default_factory=deque)
+    last: EnergyReading | None = None
+    """The reading at which the counter last moved."""
+    settled_until_s: float = -np.inf
+    segment_base_joules: float = 0.0
+    """The counter at the start, or after its last reset."""
+    counted_joules: float = 0.0
+    """Of earlier segments."""
+    settled_joules: float = 0.0
+    """The counter at the last settled tick."""
+    watts: float | None = None
+    scale_counted: float = 0.0
+    scale_expected: float = 0.0
+
+    @property
+    def counter_joules(self) -> float:
+        """The counter's own increments up to the last settled tick."""
+        return self.counted_joules + self.settled_joules - self.segment_base_joules
+
+    @property
+    def scale(self) -> float:
+        """Counted / expected joules of late; 1 before the first tick."""
+        return self.scale_counted / self.scale_expected if self.scale_expected > 0 else 1.0
+
+
+@dataclass(slots=True)
+class _Steps:
+    """Steps not settled on every GPU yet: disjoint, in order; rows of all steps one after another."""
+
+    start: Floats
+    end: Floats
+    watts: Floats
+    overhead: npt.NDArray[np.bool_]
+    counts: npt.NDArray[np.intp]
+    row_key: npt.NDArray[np.intp]
+    """slot x COLUMNS + account"""
+    row_share: Floats
+
+    @classmethod
+    def empty(cls) -> "_Steps":
+        none, whole = np.zeros(0), np.zeros(0, np.intp)
+        return cls(none, none, none, np.zeros(0, np.bool_), whole, whole, none)
+
+    @property
+    def first_row(self) -> npt.NDArray[np.intp]:
+        """First row of each step, and the number of rows behind the last."""
+        return np.concatenate(([0], np.cumsum(self.counts)))
+
+    def rows(self, steps: slice) -> slice:
+        """The rows of a range of steps."""
+        first_row = self.first_row
+        return slice(int(first_row[steps.start]), int(first_row[steps.stop]))
+
+    def append(self, other: "_Steps") -> "_Steps":
+        return _Steps(
+            *(np.concatenate((getattr(self, f), getattr(other, f))) for f in _Steps.__slots__)
+        )
+
+    def after(self, time_s: float) -> "_Steps":
+        """Drop the steps that ended by then."""
+        first = int(np.searchsorted(self.end, time_s, side="right"))
+        row = int(self.counts[:first].sum())
+        per_step = (self.start, self.end, self.watts, self.overhead, self.counts)
+        return _Steps(
+            *(column[first:] for column in per_step), self.row_key[row:], self.row_share[row:]
+        )
+
+
+class EnergyLedger:
+    """Accounts of one engine's GPUs and open requests; one thread at a time.
+
+    Args:
+        gpus: names as in the readings.
+        model: physics behind the proportions.
+        source: of the readings.
+        quality: of the readings.
+        engine: index of the engine, for the records.
+        policy: a key of `attribution.POLICIES`.
+        idle_by_time: spread idle joules over the requests in the system.
+        lag_s: how much later than the power was drawn a counter shows it.
+    """
+
+    def __init__(
+        self,
+        gpus: Sequence[str],
+        model: CostModel,
+        source: Source,
+        quality: Quality,
+        *,
+        engine: int = 0,
+        policy: str = "shapley",
+        idle_by_time: bool = False,
+        lag_s: float = 0.0,
+    ) -> None:
+        self._gpus = {name: _Gpu(name) for name in gpus}
+        self._model = model
+        self._source = source
+        self._quality = quality
+        self._engine = engine
+        self._policy = policy
+        self._idle_by_time = idle_by_time
+        self._lag_s = lag_s
+        self._steps = _Steps.empty()
+        self._last_done_s = -np.inf
+        self._slots: dict[str, int] = {}
+        self._free: list[int] = []
+        self._closed: dict[int, RequestEnd] = {}
+        self.grams_per_joule = 0.0
+        """gCO2eq per joule for what is settled from now on."""
+        self.account_grams = np.zeros(len(Account))
+        self._joules = np.zeros(0)
+        self._grams = np.zeros(0)
+        self._num_steps = np.zeros(0)
+        self._running = np.zeros(0)
+        self._opened_s = np.zeros(0)
+        self._closed_s = np.zeros(0)
+        self._last_step_s = np.zeros(0)
+        self._damaged = np.zeros(0, np.bool_)
+        self.num_settled_ticks = 0
+        self.step_counts = {"prefill": 0, "decode": 0, "mixed": 0}
+        self.token_counts = {account.label: 0 for account in REQUEST_ACCOUNTS}
+
+    # Steps
+
+    def observe_steps(self, events: Sequence[StepEvent]) -> list[Window]:
+        """Enter finished steps, in the order in which they were dispatched.
+
+        Returns:
+            The spans that they occupied, with the power expected of each GPU.
+        """
+        # An empty serving step did nothing: its time is idle.
+        events = [event for event in events if event.request_ids or event.kind is StepKind.OVERHEAD]
+        if not events:
+            return []
+        start, end = self._occupancy(events)
+        serving = np.array([bool(event.request_ids) for event in events])
+        counts = np.array([len(event.request_ids) for event in events], np.intp)
+        watts = np.full(len(events), self._model.gpu.idle_watts)
+        keys, row_shares = np.zeros(0, np.intp), np.zeros(0)
+        if serving.any():
+            rows = _rows([event for event in events if event.request_ids])
+            watts[serving] = step_watts(rows, self._model)
+            row_shares = shares(self._policy, rows, (end - start)[serving], self._model)
+            keys = self._enter_rows(events, rows, start[serving], end[serving])
+        overhead = np.array([event.kind is StepKind.OVERHEAD for event in events])
+        self._steps = self._steps.append(
+            _Steps(start, end, watts, overhead, counts, keys, row_shares)
+        )
+        return [
+            Window(*row) for row in zip(start.tolist(), end.tolist(), watts.tolist(), strict=True)
+        ]
+
+    def _occupancy(self, events: Sequence[StepEvent]) -> tuple[Floats, Floats]:
+        """Step N has the GPUs from its dispatch or the end of N-1, whichever is later."""
+        end = np.maximum.accumulate([max(event.done_s, self._last_done_s) for event in events])
+        before = np.concatenate(([self._last_done_s], end[:-1]))
+        start = np.clip([event.dispatched_s for event in events], before, end)
+        self._last_done_s = float(end[-1])
+        return start, end
+
+    def _enter_rows(
+        self, events: Sequence[StepEvent], rows: StepRows, start: Floats, end: Floats
+    ) -> npt.NDArray[np.intp]:
+        ids = list(chain.from_iterable(event.request_ids for event in events))
+        first_seen = chain.from_iterable(map(repeat, start.tolist(), rows.counts.tolist()))
+        try:
+            slots = list(map(self._slots.__getitem__, ids))
+        except KeyError:
+            slots = [self._slot(name, at) for name, at in zip(ids, first_seen, strict=True)]
+        slot = np.array(slots, np.intp)
+        account = _column(events, "accounts", np.intp)
+        np.add.at(self._num_steps, slot, 1)
+        np.add.at(self._running, slot, rows.per_row(rows.counts.astype(np.float64)))
+        self._last_step_s[slot] = rows.per_row(end)
+        self._count(rows, account)
+        return slot * COLUMNS + account
+
+    def _count(self, rows: StepRows, account: npt.NDArray[np.intp]) -> None:
+        filling = np.isin(account, (Account.PREFILL, Account.RECOMPUTE)).astype(np.float64)
+        fills = rows.per_step(filling)
+        self.step_counts["prefill"] += int((fills == rows.counts).sum())
+        self.step_counts["decode"] += int((fills == 0).sum())
+        self.step_counts["mixed"] += int(((fills > 0) & (fills < rows.counts)).sum())
+        tokens = np.bincount(account, rows.new_tokens, len(REQUEST_ACCOUNTS))
+        for kind in REQUEST_ACCOUNTS:
+            self.token_counts[kind.label] += int(tokens[kind])
+
+    # Requests
+
+    def _slot(self, request_id: str, at_s: float) -> int:
+        slot = self._slots.get(request_id)
+        if slot is None:
+            if not self._free:
+                self._grow()
+            slot = self._slots[request_id] = self._free.pop()
+            self._joules[slot * COLUMNS : (slot + 1) * COLUMNS] = 0.0
+            self._num_steps[slot] = self._running[slot] = self._grams[slot] = 0.0
+            self._opened_s[slot], self._closed_s[slot] = at_s, np.inf
+            self._last_step_s[slot] = -np.inf
+            self._damaged[slot] = False
+        return slot
+
+    def _grow(self) -> None:
+        old, new = len(self._num_steps), max(2 * len(self._num_steps), 64)
+        self._free.extend(range(new - 1, old - 1, -1))
+        self._joules = np.resize(self._joules, new * COLUMNS)
+        for name in ("_grams", "_num_steps", "_running", "_last_step_s", "_damaged"):
+            setattr(self, name, np.resize(getattr(self, name), new))
+        # A free slot was opened at the end of time: it takes no part in anything.
+        grown = np.full(new - old, np.inf)
+        self._opened_s = np.concatenate((self._opened_s, grown))
+        self._closed_s = np.concatenate((self._closed_s, grown))
+
+    @property
+    def num_open(self) -> int:
+        """Requests that have not ended."""
+        return len(self._slots)
+
+    @property
+    def num_closed(self) -> int:
+        """Requests that have ended and wait for their last tick."""
+        return len(self._closed)
+
+    def open_requests(self) -> list[str]:
+        """Ids of the requests that have not ended."""
+        return list(self._slots)
+
+    def close(self, end: RequestEnd) -> RequestEnergy:
+        """A request ended, and every step that it was in has been entered.
+
+        Returns:
+            Its figure as known now: what is settled, and the rest filled from the power model.
+        """
+        slot = self._slot(end.request_id, end.monotonic_s)
+        del self._slots[end.request_id]
+        self._closed[slot] = end
+        self._closed_s[slot] = end.monotonic_s
+        unsettled = self._unsettled(slot)
+        grams = self._grams[slot] + float(unsettled.sum()) * self.grams_per_joule
+        return self._record(slot, end, self._row(slot) + unsettled, grams, Status.PROVISIONAL)
+
+    def _row(self, slot: int) -> Floats:
+        return self._joules[slot * COLUMNS : (slot + 1) * COLUMNS].copy()
+
+    def _unsettled(self, slot: int) -> Floats:
+        """Expected joules of the request's steps, or parts of steps, that no tick has covered."""
+        steps = self._steps
+        rows = np.flatnonzero(steps.row_key // COLUMNS == slot)
+        step = np.searchsorted(steps.first_row, rows, side="right") - 1
+        expected = np.zeros(len(rows))
+        for gpu in self._gpus.values():
+            left_s = steps.end[step] - np.maximum(steps.start[step], gpu.settled_until_s)
+            expected += np.maximum(left_s, 0) * steps.watts[step] * gpu.scale
+        return np.bincount(steps.row_key[rows] % COLUMNS, expected * steps.row_share[rows], COLUMNS)
+
+    def _record(
+        self, slot: int, end: RequestEnd, joules: Floats, grams: float, status: Status
+    ) -> RequestEnergy:
+        steps = int(self._num_steps[slot])
+        return RequestEnergy(
+            request_id=end.request_id,
+            engine=self._engine,
+            status=status,
+            source=self._source,
+            quality=Quality.RESET if self._damaged[slot] else self._quality,
+            outcome=end.outcome,
+            prefill_joules=float(joules[Account.PREFILL]),
+            decode_joules=float(joules[Account.DECODE]),
+            recompute_joules=float(joules[Account.RECOMPUTE]),
+            waste_joules=float(joules[Account.WASTE]),
+            idle_joules=float(joules[IDLE_COLUMN]),
+            operational_grams=float(grams),
+            prompt_tokens=end.prompt_tokens,
+            cached_tokens=end.cached_tokens,
+            output_tokens=end.output_tokens,
+            num_steps=steps,
+            mean_running=float(self._running[slot]) / steps if steps else 0.0,
+            first_step_s=float(self._opened_s[slot]),
+            last_step_s=float(self._last_step_s[slot]) if steps else end.monotonic_s,
+        )
+
+    # Readings
+
+    def observe_reading(self, reading: EnergyReading) -> None:
+        """Enter what a GPU's counter says; readings of a GPU come in the order of their times."""
+        gpu = self._gpus[reading.gpu]
+        gpu.watts = reading.watts
+        at_s = reading.monotonic_s - self._lag_s
+        last = gpu.last
+        if last is None:
+            gpu.segment_base_joules = gpu.settled_joules = reading.joules
+            gpu.settled_until_s = at_s
+        elif at_s <= last.monotonic_s:
+            return
+        elif reading.joules == last.joules and at_s - last.monotonic_s < STUCK_S:
+            return
+        else:
+            lost = reading.joules < last.joules
+            joules = 0.0 if lost else reading.joules - last.joules
+            self._wait(gpu, _Tick(last.monotonic_s, at_s, joules, reading.joules, lost))
+        gpu.last = EnergyReading(at_s, reading.gpu, reading.joules)
+
+    @staticmethod
+    def _wait(gpu: _Gpu, tick: _Tick) -> None:
+        if len(gpu.ticks) >= MAX_WAITING_TICKS and not (tick.lost or gpu.ticks[-1].lost):
+            before = gpu.ticks.pop()
+            tick = tick._replace(start_s=before.start_s, joules=before.joules + tick.joules)
+        gpu.ticks.append(tick)
+
+    # Settling
+
+    def settle(self, known_until_s: float) -> list[RequestEnergy]:
+        """Settle every tick up to a time until which all steps have been entered.
+
+        Returns:
+            Final figures of the requests whose last piece was settled.
+        """
+        for gpu in self._gpus.values():
+            if gpu.last is None:
+                continue
+            while gpu.ticks and gpu.ticks[0].end_s <= known_until_s:
+                self._settle_tick(gpu, gpu.ticks.popleft())
+            if not gpu.ticks and known_until_s - gpu.settled_until_s > LOST_AFTER_S:
+                self._damage(gpu.settled_until_s, known_until_s)
+                gpu.settled_until_s = known_until_s
+        settled_s = min(gpu.settled_until_s for gpu in self._gpus.values())
+        if len(self._steps.end) and self._steps.end[0] <= settled_s:
+            self._steps = self._steps.after(settled_s)
+        return self._finish(settled_s)
+
+    def _settle_tick(self, gpu: _Gpu, tick: _Tick) -> None:
+        before = gpu.accounts.copy()
+        self.num_settled_ticks += 1
+        if tick.lost:
+            gpu.counted_joules += gpu.settled_joules - gpu.segment_base_joules
+            gpu.segment_base_joules = tick.counter_joules
+            self._damage(tick.start_s, tick.end_s)
+        elif tick.start_s < gpu.settled_until_s:  # the GPU had been given up for lost
+            gpu.accounts[Account.UNATTRIBUTED] += tick.joules
+        else:
+            self._divide(gpu, tick)
+        self.account_grams += (gpu.accounts - before) * self.grams_per_joule
+        gpu.settled_joules = tick.counter_joules
+        gpu.settled_until_s = max(gpu.settled_until_s, tick.end_s)
+
+    def _divide(self, gpu: _Gpu, tick: _Tick) -> None:
+        steps, part = self._steps, self._within(tick.start_s, tick.end_s)
+        busy_s = np.minimum(steps.end[part], tick.end_s) - np.maximum(
+            steps.start[part], tick.start_s
+        )
+        expected = steps.watts[part] * busy_s
+        idle_s = max(tick.end_s - tick.start_s - float(busy_s.sum()), 0.0)
+        idle_expected = self._model.gpu.idle_watts * idle_s
+        total = float(expected.sum()) + idle_expected
+        gpu.scale_counted = SCALE_MEMORY * gpu.scale_counted + tick.joules
+        gpu.scale_expected = SCALE_MEMORY * gpu.scale_expected + total
+        step_joules = tick.joules * expected / total
+        overhead = steps.overhead[part]
+        gpu.accounts[Account.OVERHEAD] += step_joules[overhead].sum()
+        rows = steps.rows(part)
+        keys = steps.row_key[rows]
+        row_joules = np.repeat(step_joules, steps.counts[part]) * steps.row_share[rows]
+        np.add.at(self._joules, keys, row_joules)
+        np.add.at(self._grams, keys // COLUMNS, row_joules * self.grams_per_joule)
+        gpu.accounts[: len(REQUEST_ACCOUNTS)] += np.bincount(
+            keys % COLUMNS, row_joules, len(REQUEST_ACCOUNTS)
+        )
+        idle_joules = tick.joules * idle_expected / total
+        gpu.accounts[Account.IDLE] += idle_joules
+        if self._idle_by_time:
+            self._spread_idle(tick, idle_joules)
+
+    def _spread_idle(self, tick: _Tick, idle_joules: float) -> None:
+        present_s = np.minimum(self._closed_s, tick.end_s) - np.maximum(
+            self._opened_s, tick.start_s
+        )
+        present_s = np.maximum(present_s, 0.0)
+        total_s = float(present_s.sum())
+        if total_s > 0:
+            spread = idle_joules * present_s / total_s
+            self._joules[IDLE_COLUMN::COLUMNS] += spread
+            self._grams += spread * self.grams_per_joule
+
+    def _within(self, start_s: float, end_s: float) -> slice:
+        """The steps that overlap a span."""
+        first = int(np.searchsorted(self._steps.end, start_s, side="right"))
+        last = int(np.searchsorted(self._steps.start, end_s, side="left"))
+        return slice(first, max(first, last))
+
+    def _damage(self, start_s: float, end_s: float) -> None:
+        """Joules of this span are not known: say so on every request that ran in it."""
+        rows = self._steps.rows(self._within(start_s, end_s))
+        self._damaged[self._steps.row_key[rows] // COLUMNS] = True
+
+    def _finish(self, settled_s: float) -> list[RequestEnergy]:
+        done = [
+            slot
+            for slot, end in self._closed.items()
+            if self._last_step_s[slot] <= settled_s
+            and (not self._idle_by_time or end.monotonic_s <= settled_s)
+        ]
+        finals = []
+        for slot in done:
+            end = self._closed.pop(slot)
+            finals.append(self._record(slot, end, self._row(slot), self._grams[slot], Status.FINAL))
+            self._opened_s[slot] = np.inf
+            self._free.append(slot)
+        return finals
+
+    def give_up(self, at_s: float) -> list[RequestEnergy]:
+        """No tick will come any more: what is still unsettled stays unknown, and is labelled so."""
+        for gpu in self._gpus.values():
+            self._damage(gpu.settled_until_s, at_s)
+            gpu.settled_until_s = max(gpu.settled_until_s, at_s)
+        return self.settle(at_s)
+
+    def totals(self) -> list[GpuTotals]:
+        """Each GPU's accounts up to its last settled tick."""
+        return [
+            GpuTotals(gpu.name, gpu.counter_joules, tuple(gpu.accounts.tolist()), gpu.watts)
+            for gpu in self._gpus.values()
+        ]
+
+
+def _rows(events: Sequence[StepEvent]) -> StepRows:
+    return StepRows(
+        counts=np.array([len(event.request_ids) for event in events], np.intp),
+        new_tokens=_column(events, "num_scheduled_tokens", np.float64),
+        cached_tokens=_column(events, "num_computed_tokens", np.float64),
+        sampled=_column(events, "num_sampled", np.float64),
+    )
+
+
+def _column(events: Sequence[StepEvent], name: str, kind: Any) -> npt.NDArray[Any]:
+    return np.array(list(chain.from_iterable(getattr(event, name) for event in events)), kind)

@@ -1,0 +1,243 @@
+"""Wires everything of one engine together: events and readings in, finished records out.
+
+The joule's way: sampler thread -> readings -> ledger (this thread) -> publish.
+"""
+
+import dataclasses
+import threading
+import time
+import uuid
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Final, Protocol
+
+from llm_carbon_meter.attribution import CostModel
+from llm_carbon_meter.carbon import CarbonIntensity, operational_grams
+from llm_carbon_meter.config import Config
+from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.kernels import step_costs
+from llm_carbon_meter.ledger import EnergyLedger
+from llm_carbon_meter.power.meter import PowerMeter
+from llm_carbon_meter.power.modelled import ModelledMeter
+from llm_carbon_meter.power.nvml import open_nvml
+from llm_carbon_meter.power.replay import ReplayMeter
+from llm_carbon_meter.power.sampler import PowerSampler
+from llm_carbon_meter.records import (
+    EnergyReading,
+    EngineTotals,
+    EventBatch,
+    MeterError,
+    Outcome,
+    PowerError,
+    RequestEnd,
+    RequestEnergy,
+    SpecError,
+)
+from llm_carbon_meter.specs import GpuSpec, ModelSpec, gpu_spec
+
+SLICE_ROWS: Final = 512
+"""Requests x steps entered at a time: some 0.3 ms, so that the interpreter lock is not felt."""
+PAUSE_S: Final = 0.0005
+"""Between two slices: the engine's thread goes first."""
+LAST_TICK_S: Final = 0.5
+"""How long a stopping meter waits for the tick that covers the last step."""
+
+Publish = Callable[[RequestEnergy | EngineTotals], None]
+
+
+class EventSource(Protocol):
+    """A serving engine's side: what it did, decoded into records on the meter's thread."""
+
+    wake: threading.Event
+    """Set when a request ended, so that its provisional figure leaves at once."""
+
+    def drain(self, max_rows: int) -> EventBatch:
+        """Hand over what happened, at most about ``max_rows`` request-steps."""
+        ...
+
+
+def grid(config: Config) -> CarbonIntensity:
+    """The grid's intensity as configured."""
+    return CarbonIntensity(config.carbon_intensity, config.zone, "static")
+
+
+def open_power(
+    config: Config,
+    devices: Callable[[], Sequence[str]],
+    count: int,
+    start_s: float,
+    faults: Faults,
+) -> PowerMeter:
+    """Open the power source of the settings.
+
+    Args:
+        devices: gives the NVML indices or UUIDs of the engine's GPUs.
+        count: how many GPUs the engine has.
+        start_s: monotonic time from which modelled joules count.
+        faults: where a sensor is noted that ``auto`` looked for and did not find.
+
+    Raises:
+        PowerError: it cannot be opened; with ``auto`` the modelled one is taken instead.
+        SpecError: the assumed GPU is not known.
+    """
+    if config.power.startswith("replay:"):
+        return ReplayMeter(Path(config.power.removeprefix("replay:")), count)
+    if config.power in ("auto", "nvml"):
+        try:
+            return open_nvml(devices())
+        except PowerError as error:
+            if config.power == "nvml":
+                raise
+            faults.note("power", error, "Power is modelled instead.")
+    return ModelledMeter(gpu_spec(config.assume_gpu), count, start_s)
+
+
+def physics_gpu(config: Config, gpu_name: str) -> GpuSpec:
+    """The data sheet for proportions: the host's GPU if it is in the table, else the assumed one."""
+    try:
+        return gpu_spec(gpu_name)
+    except SpecError:
+        return gpu_spec(config.assume_gpu)
+
+
+def cost_model(gpu: GpuSpec, model: ModelSpec | None, tensor_parallel: int) -> CostModel:
+    """Physics of a model on one GPU of a tensor-parallel group."""
+    return CostModel(gpu, step_costs(model, tensor_parallel) if model else None)
+
+
+class EngineMeter:
+    """Meters one engine: a sampler thread and a thread that keeps the ledger.
+
+    Args:
+        config: settings.
+        power: opened source; closed by `stop`.
+        source: the engine's events.
+        model: physics behind the proportions.
+        engine: index of the engine (data parallel rank).
+        publish: receives every record, on the meter's thread.
+        faults: counts of what went wrong.
+        begun: readings taken before the engine started up, to book its start-up.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        power: PowerMeter,
+        source: EventSource,
+        model: CostModel,
+        engine: int,
+        publish: Publish,
+        faults: Faults,
+        begun: Sequence[EnergyReading] = (),
+    ) -> None:
+        self._power = power
+        self._source = source
+        self._engine = engine
+        self._publish = publish
+        self._faults = faults
+        self._session = uuid.uuid4().hex
+        self._ledger = EnergyLedger(
+            power.gpus,
+            model,
+            power.source,
+            power.quality,
+            engine=engine,
+            policy=config.policy,
+            idle_by_time=config.idle == "by_time",
+            lag_s=config.counter_lag_s,
+        )
+        self._ledger.grams_per_joule = operational_grams(1.0, grid(config), config.pue)
+        self._readings: deque[EnergyReading] = deque(begun)
+        self._sampler = PowerSampler(power, 1 / config.sample_hz, self._receive, faults)
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="llm-carbon-meter", daemon=True)
+
+    def start(self) -> None:
+        """Take the first reading and start both threads.
+
+        Raises:
+            PowerError: a GPU does not answer.
+        """
+        first = self._power.read()
+        silent = set(self._power.gpus) - {reading.gpu for reading in first}
+        if silent:
+            raise PowerError(f"no first reading from {', '.join(sorted(silent))}")
+        self._receive(first)
+        self._sampler.start()
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Settle the last tick, close what is open, publish it, and end both threads."""
+        self._sampler.stop()
+        self._stop.set()
+        self._source.wake.set()
+        self._thread.join(timeout=5)
+        try:
+            self._settle_the_rest()
+            self._power.close()
+        except MeterError as error:
+            self._faults.note("stop", error)
+
+    def _receive(self, readings: Sequence[EnergyReading]) -> None:
+        self._readings.extend(readings)
+        self._source.wake.set()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            self._source.wake.wait(timeout=1.0)
+            self._source.wake.clear()
+            try:
+                while self._turn():
+                    time.sleep(PAUSE_S)
+            except Exception as error:  # noqa: BLE001 - boundary: the thread lives as long as the engine
+                self._faults.note("meter", error, "Figures of this moment are incomplete.")
+
+    def _turn(self) -> bool:
+        """One slice of work; True where more is waiting."""
+        batch = self._source.drain(SLICE_ROWS)
+        windows = self._ledger.observe_steps(batch.steps)
+        if isinstance(self._power, ModelledMeter):
+            self._power.add_load(windows, batch.known_until_s)
+        for end in batch.ends:
+            self._publish(self._ledger.close(end))
+        self._settle(batch.known_until_s)
+        return batch.more
+
+    def _settle(self, known_until_s: float) -> None:
+        before = self._ledger.num_settled_ticks
+        while self._readings:
+            self._ledger.observe_reading(self._readings.popleft())
+        for record in self._ledger.settle(known_until_s):
+            self._publish(record)
+        if self._ledger.num_settled_ticks != before:
+            self._publish(self._totals())
+
+    def _settle_the_rest(self) -> None:
+        while self._turn():
+            pass
+        now_s = time.monotonic()
+        for request_id in self._ledger.open_requests():
+            end = RequestEnd(request_id, Outcome.ABORTED, 0, 0, 0, now_s)
+            self._publish(self._ledger.close(end))
+        while self._ledger.num_closed and time.monotonic() < now_s + LAST_TICK_S:
+            self._receive(self._power.read())
+            self._turn()
+            time.sleep(0.02)
+        for record in self._ledger.give_up(time.monotonic()):
+            self._publish(record)
+        self._publish(self._totals())
+
+    def _totals(self) -> EngineTotals:
+        return EngineTotals(
+            session=self._session,
+            engine=self._engine,
+            source=self._power.source,
+            gpus=self._ledger.totals(),
+            account_grams=tuple(self._ledger.account_grams.tolist()),
+            steps=dict(self._ledger.step_counts),
+            tokens=dict(self._ledger.token_counts),
+            errors=dict(self._faults.counts),
+            sampler_gap_s=self._sampler.gap_s,
+            open_requests=self._ledger.num_open,
+        )

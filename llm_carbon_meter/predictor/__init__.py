@@ -1,0 +1,1 @@
+"""Estimates before execution."""

@@ -1,0 +1,63 @@
+"""How long answers are: the distribution that this deployment has served, and a prior before that."""
+
+from collections import deque
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+
+MEMORY: Final = 2048
+"""Answers remembered."""
+PRIOR_WEIGHT: Final = 101
+"""The prior counts as this many answers, and is forgotten as real ones come."""
+REFRESH: Final = 32
+"""The sorted copy is renewed after this many new answers."""
+
+
+class LengthForecast(NamedTuple):
+    """Tokens an answer will have."""
+
+    mean: float
+    low: float
+    """10 % of answers are shorter."""
+    high: float
+    """10 % of answers are longer."""
+
+
+class OutputLengths:
+    """The lengths of recent answers of one model.
+
+    Args:
+        prior: quantiles at equal steps, believed until answers have been seen.
+    """
+
+    def __init__(self, prior: Sequence[float]) -> None:
+        points = np.linspace(0, 1, PRIOR_WEIGHT)
+        self._prior = np.quantile(np.asarray(prior, np.float64), points)
+        self._served: deque[int] = deque(maxlen=MEMORY)
+        self._sorted = np.sort(self._prior)
+        self._unseen = 0
+
+    def observe(self, output_tokens: int) -> None:
+        """Remember the length of an answer that ended by itself or at its limit."""
+        self._served.append(output_tokens)
+        self._unseen += 1
+        if self._unseen >= REFRESH:
+            self._unseen = 0
+            kept = self._prior[:: 1 + len(self._served) // REFRESH]
+            self._sorted = np.sort(np.concatenate((kept, np.array(self._served, np.float64))))
+
+    def forecast(self, max_tokens: int | None) -> LengthForecast:
+        """Mean and 10 % and 90 % quantiles, cut at ``max_tokens``."""
+        known = self._sorted if max_tokens is None else np.minimum(self._sorted, max_tokens)
+        last = len(known) - 1
+        mean = float(known.mean())
+        low, high = float(known[round(0.1 * last)]), float(known[round(0.9 * last)])
+        # Cut hard, the mean can lie below the 10 % quantile: an interval holds its own estimate.
+        return LengthForecast(mean, min(low, mean), max(high, mean))
+
+
+def exact_length(output_tokens: int) -> LengthForecast:
+    """The forecast of an answer whose length is known."""
+    length = float(output_tokens)
+    return LengthForecast(length, length, length)

@@ -1,0 +1,313 @@
+"""READ FIRST: the frozen records that flow through the meter, from a counter tick to /metrics.
+
+    EnergyReading + StepEvent -> ledger -> RequestEnergy, EngineTotals -> channel -> RequestRecord -> exporters
+
+Joules, watts, seconds of the monotonic clock. Nobody changes a record after it was made.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import IntEnum, StrEnum
+from typing import NamedTuple
+
+
+class MeterError(Exception):
+    """What was tried, what was found, and what to do."""
+
+
+class ConfigError(MeterError):
+    """A setting has a value that cannot be used."""
+
+
+class PowerError(MeterError):
+    """A power source cannot be opened or read."""
+
+
+class SpecError(MeterError):
+    """A model or GPU is not known, or its description contradicts itself."""
+
+
+class Account(IntEnum):
+    """Where joules are booked; every joule of a counter is in exactly one account.
+
+    The first four are charged to requests. The numbers are column indices in the ledger.
+    """
+
+    PREFILL = 0
+    DECODE = 1
+    RECOMPUTE = 2
+    """Work repeated after a preemption."""
+    WASTE = 3
+    """A step whose result the engine dropped (stop token under async scheduling, abort)."""
+    OVERHEAD = 4
+    """Dummy batches, start-up, sleep and wake-up: no request."""
+    IDLE = 5
+    UNATTRIBUTED = 6
+    """What the meter truly could not place, for example over a gap in the readings."""
+
+    @property
+    def label(self) -> str:
+        """The value of the metric label ``account``."""
+        return self.name.lower()
+
+
+REQUEST_ACCOUNTS = (Account.PREFILL, Account.DECODE, Account.RECOMPUTE, Account.WASTE)
+
+
+class Source(StrEnum):
+    """Where a number comes from; numbers of different sources are never added."""
+
+    MEASURED = "measured"
+    MODELLED = "modelled"
+    ESTIMATED = "estimated"
+
+
+class Quality(StrEnum):
+    """How far to trust a figure, best first; a request gets the worst that it met."""
+
+    COUNTER = "counter"
+    POWER = "power"
+    CONTENDED = "contended"
+    MODULE_SCOPE = "module_scope"
+    MIG_PARENT = "mig_parent"
+    RESET = "reset"
+    """A counter jumped back or a GPU stopped answering: some of its joules are missing."""
+    OUTSIDE = "outside"
+    MODELLED = "modelled"
+
+    @property
+    def rank(self) -> int:
+        """0 for the best."""
+        return list(Quality).index(self)
+
+
+class Status(StrEnum):
+    """Whether the last counter tick of a request is in the figure."""
+
+    PROVISIONAL = "provisional"
+    FINAL = "final"
+
+
+class Outcome(StrEnum):
+    """How a request ended."""
+
+    FINISHED = "finished"
+    STOPPED = "stopped"
+    """A stop string: the frontend found it and aborted the engine's request."""
+    ABORTED = "aborted"
+    FAILED = "failed"
+
+
+class EventBatch(NamedTuple):
+    """What a serving engine reported since it was last asked, in order."""
+
+    steps: list["StepEvent"]
+    ends: list["RequestEnd"]
+    """Every step of these requests is in this batch or an earlier one."""
+    known_until_s: float
+    """No step that starts before this is still to come."""
+    more: bool
+    """Asked for too little: the rest waits."""
+
+
+class StepKind(IntEnum):
+    """What occupied the GPUs."""
+
+    SERVING = 0
+    OVERHEAD = 1
+
+
+@dataclass(frozen=True, slots=True)
+class EnergyReading:
+    """One GPU's energy counter, as read."""
+
+    monotonic_s: float
+    gpu: str
+    """UUID, or ``modelled-0`` … where there is no sensor."""
+    joules: float
+    """Cumulative; only differences mean anything."""
+    watts: float | None = None
+    """Power at that moment, for display only."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepEvent:
+    """One engine step: when it was on the GPUs, and its requests as parallel columns.
+
+    Under async scheduling steps are dispatched before the last one is done: the ledger places
+    step N at [max(dispatched_N, done_N-1), done_N].
+    """
+
+    step_id: int
+    dispatched_s: float
+    done_s: float
+    request_ids: Sequence[str] = ()
+    accounts: Sequence[int] = ()
+    """PREFILL, DECODE, RECOMPUTE or WASTE per request."""
+    num_scheduled_tokens: Sequence[int] = ()
+    num_computed_tokens: Sequence[int] = ()
+    """Tokens already in the KV cache before the step."""
+    num_sampled: Sequence[int] = ()
+    """Positions whose logits the step computes: 0 in early prefill chunks, drafts included."""
+    kind: StepKind = StepKind.SERVING
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEnd:
+    """The engine's last word about a request."""
+
+    request_id: str
+    outcome: Outcome
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    monotonic_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEnergy:
+    """What one engine request used: its fair share of every step that it was in."""
+
+    request_id: str
+    engine: int
+    """Index of the engine (data parallel rank)."""
+    status: Status
+    source: Source
+    quality: Quality
+    outcome: Outcome
+    prefill_joules: float
+    decode_joules: float
+    recompute_joules: float
+    waste_joules: float
+    idle_joules: float
+    """0 unless idle is spread over requests (``idle="by_time"``)."""
+    operational_grams: float
+    """gCO2eq: joules / 3.6e6 x PUE x intensity (Eq 1 of the LLMCO2 paper)."""
+    prompt_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    num_steps: int
+    mean_running: float
+    """Requests in its steps, averaged: the batch it shared."""
+    first_step_s: float
+    last_step_s: float
+
+    @property
+    def joules(self) -> float:
+        """All accounts together."""
+        return (
+            self.prefill_joules
+            + self.decode_joules
+            + self.recompute_joules
+            + self.waste_joules
+            + self.idle_joules
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class GpuTotals:
+    """One GPU's accounts since the meter started, cumulative."""
+
+    gpu: str
+    counter_joules: float
+    """Sum of the counter's own increments."""
+    account_joules: Sequence[float]
+    """Indexed by Account; they add up to counter_joules."""
+    watts: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineTotals:
+    """Everything engine-wide, cumulative, so that a lost message loses no joules."""
+
+    session: str
+    """A new one for every start of an engine: cumulative figures begin at 0 again."""
+    engine: int
+    source: Source
+    gpus: Sequence[GpuTotals]
+    account_grams: Sequence[float]
+    """gCO2eq, indexed by Account."""
+    steps: Mapping[str, int] = field(default_factory=dict)
+    """prefill, decode, mixed."""
+    tokens: Mapping[str, int] = field(default_factory=dict)
+    """prefill, decode, recompute."""
+    errors: Mapping[str, int] = field(default_factory=dict)
+    sampler_gap_s: float = 0.0
+    open_requests: int = 0
+
+    @property
+    def accounted_ratio(self) -> float | None:
+        """Sum of all accounts / the counters' increments; None before the first tick."""
+        counted = sum(gpu.counter_joules for gpu in self.gpus)
+        booked = sum(sum(gpu.account_joules) for gpu in self.gpus)
+        return booked / counted if counted > 0 else None
+
+
+@dataclass(frozen=True, slots=True)
+class EstimateQuery:
+    """What is known of a request before it runs."""
+
+    prompt_tokens: int
+    max_tokens: int | None
+    """Upper bound of the output; None where only the context length bounds it."""
+    num_sequences: int = 1
+    concurrency: int = 1
+    """Requests in the system, this one included."""
+    output_tokens: int | None = None
+    """Exactly, where it is known."""
+
+
+@dataclass(frozen=True, slots=True)
+class EnergyEstimate:
+    """Energy of a request before it runs."""
+
+    method: str
+    prefill_joules: float
+    decode_joules: float
+    low_joules: float
+    high_joules: float
+    """Interval of the total over the distribution of output lengths (10 % to 90 %)."""
+    output_tokens: float
+    """Expected number of generated tokens."""
+    facility: bool
+    """True where the figure already contains the data centre's overhead: no PUE on top."""
+    operational_grams: float
+
+    @property
+    def joules(self) -> float:
+        """Prefill and decode together."""
+        return self.prefill_joules + self.decode_joules
+
+
+@dataclass(frozen=True, slots=True)
+class Features:
+    """What a request looked like when it came and how it ran; never any text or token."""
+
+    arrived_unix_s: float
+    """Wall clock, a label only."""
+    max_tokens: int | None
+    num_sequences: int
+    concurrency: int
+    """Engine requests in the system when it came, its own included."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """One HTTP exchange, all its engine requests (n > 1, prompt lists) summed."""
+
+    id: str
+    """Internal id of its first engine request."""
+    external_ids: Sequence[str]
+    """As clients know it; they choose them and may repeat them."""
+    internal_ids: Sequence[str]
+    model: str
+    energy: RequestEnergy | None
+    """None while nothing is known yet."""
+    provisional: RequestEnergy | None
+    """What was known, and shown in headers, when the answer left."""
+    estimate: EnergyEstimate | None
+    features: Features
+    intensity_g_per_kwh: float
+    intensity_source: str
+    zone: str
+    pue: float

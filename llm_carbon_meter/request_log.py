@@ -1,0 +1,112 @@
+"""One JSON line per finished request, rotated by size; read back by ``llm-carbon-meter replay``."""
+
+import json
+import logging
+import logging.handlers
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from llm_carbon_meter.records import REQUEST_ACCOUNTS, MeterError
+from llm_carbon_meter.units import watt_hours
+
+
+class RequestLog:
+    """Appends records to a file.
+
+    Args:
+        path: of the current file; older ones get ``.1`` and up.
+        max_bytes: size at which the file is rotated.
+        files: rotated files that are kept.
+
+    Raises:
+        MeterError: the file cannot be opened.
+    """
+
+    def __init__(self, path: str, max_bytes: int, files: int) -> None:
+        try:
+            self._handler = logging.handlers.RotatingFileHandler(
+                path, maxBytes=max_bytes, backupCount=files, encoding="utf-8"
+            )
+        except OSError as error:
+            raise MeterError(
+                f"the request log {path!r} cannot be opened: {error}; "
+                "set LLM_CARBON_METER_REQUEST_LOG to a writable file"
+            ) from error
+        self._handler.setFormatter(logging.Formatter("%(message)s"))
+        self._handler.handleError = _raise  # type: ignore[method-assign]
+
+    def write(self, text: str) -> None:
+        """Append one record.
+
+        Raises:
+            OSError: the disk is full or gone.
+        """
+        self._handler.emit(logging.LogRecord("", logging.INFO, "", 0, text, None, None))
+
+    def close(self) -> None:
+        """Close the file."""
+        self._handler.close()
+
+
+def _raise(_record: logging.LogRecord) -> None:
+    """Logging prints errors of its own files; ours are counted."""
+    raise  # noqa: PLE0704 - called from logging's except block
+
+
+def read(path: Path) -> Iterable[Mapping[str, Any]]:
+    """The records of a log, in order.
+
+    Raises:
+        MeterError: a line is not a record; names the line.
+    """
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                yield _parse(path, number, line)
+    except OSError as error:
+        raise MeterError(f"the request log {str(path)!r} cannot be read: {error}") from error
+
+
+def _parse(path: Path, number: int, line: bytes) -> Mapping[str, Any]:
+    try:
+        record = json.loads(line)
+        float(record["energy_joules"])
+        str(record["source"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise MeterError(
+            f"{path}, line {number}: not a record of the request log ({error!r}); "
+            "cut the line out or give another file"
+        ) from error
+    return record  # type: ignore[no-any-return]
+
+
+ACCOUNTS: Final = tuple(account.label for account in REQUEST_ACCOUNTS)
+
+
+def ledger_table(records: Iterable[Mapping[str, Any]]) -> str:
+    """The accounts of a log's requests; measured and modelled joules are never added up."""
+    books: dict[str, Counter[str]] = {}
+    for record in records:
+        book = books.setdefault(str(record["source"]), Counter())
+        for name in (*ACCOUNTS, "energy"):
+            book[name] += float(record.get(f"{name}_joules", 0.0))  # type: ignore[assignment]
+        book["grams"] += float(record.get("operational_grams", 0.0))  # type: ignore[assignment]
+        book["requests"] += 1
+    if not books:
+        return "no finished requests"
+    return "\n\n".join(_book_text(source, book) for source, book in books.items())
+
+
+def _book_text(source: str, book: Counter[str]) -> str:
+    total = book["energy"]
+    rows = [f"{book['requests']} requests, {source}"]
+    rows += [
+        f"{name:<10} {book[name]:>14.6g} J {watt_hours(book[name]):>14.6g} Wh"
+        f" {book[name] / total if total else 0.0:>8.2%}"
+        for name in ACCOUNTS
+    ]
+    rows.append(f"{'total':<10} {total:>14.6g} J {watt_hours(total):>14.6g} Wh")
+    rows.append(f"{'emissions':<10} {book['grams']:>14.6g} gCO2eq")
+    return "\n".join(rows)

@@ -1,0 +1,1 @@
+"""Adapters to serving engines: the only place that knows vLLM's internals."""

@@ -1,0 +1,233 @@
+"""Records between processes: versioned JSON over zmq PUB/SUB, sockets in a private directory.
+
+Engines publish records and totals, API servers publish their finished exchanges to each other;
+every API server hears everybody. A publisher never waits: what nobody reads is dropped, and
+cumulative totals make that harmless.
+"""
+
+import collections.abc
+import contextlib
+import dataclasses
+import json
+import os
+import stat
+import tempfile
+import threading
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+
+import zmq
+
+from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.records import EngineTotals, MeterError, RequestEnergy
+
+VERSION: Final = 1
+HIGH_WATER_MARK: Final = 100_000
+"""Messages kept for a slow subscriber before new ones are dropped."""
+MAX_SOCKET_PATH: Final = 107
+"""Of a Unix domain socket (sys/un.h)."""
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class SharedRecord:
+    """An exchange that another API server answered, for look-ups here."""
+
+    frontend: int
+    key: str
+    ids: Sequence[str]
+    """Every id under which it can be looked up."""
+    record: Mapping[str, Any]
+
+
+Message = RequestEnergy | EngineTotals | SharedRecord
+KINDS: Final[Mapping[str, type]] = {
+    "request": RequestEnergy,
+    "totals": EngineTotals,
+    "record": SharedRecord,
+}
+
+
+def encode(message: Message) -> bytes:
+    """A record as one line of JSON, with the version and kind in front."""
+    kind = next(name for name, known in KINDS.items() if isinstance(message, known))
+    body = {"v": VERSION, "kind": kind, "body": dataclasses.asdict(message)}
+    return json.dumps(body, separators=(",", ":")).encode()
+
+
+def decode(data: bytes) -> Message:
+    """The inverse of `encode`.
+
+    Raises:
+        MeterError: not JSON, another version, an unknown kind, or fields that do not fit.
+    """
+    try:
+        outer = json.loads(data)
+        if outer["v"] != VERSION:
+            raise MeterError(f"message has version {outer['v']!r}, expected {VERSION}")
+        return _build(KINDS[outer["kind"]], outer["body"])  # type: ignore[no-any-return]
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise MeterError(f"a message of {len(data)} bytes cannot be read: {error!r}") from error
+
+
+def _build(kind: Any, value: Any) -> Any:
+    """Make a dataclass, enum, sequence or number of the annotated type."""
+    origin = typing.get_origin(kind)
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        names = {field.name for field in dataclasses.fields(kind)}
+        if set(value) != names:
+            raise TypeError(f"fields {sorted(set(value) ^ names)} do not fit")
+        return kind(**{name: _build(hints[name], value[name]) for name in names})  # type: ignore[operator]
+    if origin is types.UnionType:
+        return None if value is None else _build(typing.get_args(kind)[0], value)
+    if origin is collections.abc.Sequence:
+        (item,) = typing.get_args(kind)
+        if not isinstance(value, list):
+            raise TypeError(f"expected a list, found {value!r}")
+        return tuple(_build(item, entry) for entry in value)
+    if origin is collections.abc.Mapping:
+        return {str(key): entry for key, entry in value.items()}
+    if kind is float:
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise TypeError(f"expected a number, found {value!r}")
+        return float(value)
+    if isinstance(kind, type) and issubclass(kind, Enum):
+        return kind(value)
+    if kind is Any or (isinstance(value, kind) and not (kind is int and value is True)):
+        return value
+    raise TypeError(f"expected {kind}, found {value!r}")
+
+
+def choose_directory() -> str:
+    """A name for a private directory; it is made when the first socket is bound."""
+    return os.path.join(
+        tempfile.gettempdir(), f"llm-carbon-meter-{os.getpid()}-{os.urandom(4).hex()}"
+    )
+
+
+def _address(directory: str, name: str) -> str:
+    path = os.path.join(directory, name + ".ipc")
+    if len(path.encode()) > MAX_SOCKET_PATH:
+        raise MeterError(
+            f"socket path {path!r} is longer than {MAX_SOCKET_PATH} bytes; "
+            "set LLM_CARBON_METER_CHANNEL_DIR to a shorter directory"
+        )
+    return "ipc://" + path
+
+
+def _private(directory: str) -> None:
+    """Make the directory, readable by this user alone.
+
+    Raises:
+        MeterError: it cannot be made, or belongs to or is open to others.
+    """
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        found = os.stat(directory)
+    except OSError as error:
+        raise MeterError(
+            f"the channel directory {directory!r} cannot be made: {error}; "
+            "set LLM_CARBON_METER_CHANNEL_DIR to a writable directory"
+        ) from error
+    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+        raise MeterError(
+            f"the channel directory {directory!r} is not private to this user; "
+            "remove it or make it mode 0700"
+        )
+
+
+class Publisher:
+    """A PUB socket under a name; publishing never blocks and never raises."""
+
+    def __init__(self, directory: str, name: str, faults: Faults) -> None:
+        self._faults = faults
+        self._lock = threading.Lock()
+        self._path = Path(directory, name + ".ipc")
+        address = _address(directory, name)
+        _private(directory)
+        self._socket = zmq.Context.instance().socket(zmq.PUB)
+        self._socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
+        self._socket.setsockopt(zmq.LINGER, 500)  # ms: the last records of a stopping engine
+        try:
+            self._path.unlink(missing_ok=True)
+            self._socket.bind(address)
+        except (zmq.ZMQError, OSError) as error:
+            self._socket.close(linger=0)
+            raise MeterError(
+                f"the channel {address} cannot be bound: {error}; "
+                "free space there or set LLM_CARBON_METER_CHANNEL_DIR"
+            ) from error
+
+    def publish(self, message: Message) -> None:
+        """Send to whoever listens; safe from any thread."""
+        try:
+            with self._lock:
+                self._socket.send(encode(message), zmq.NOBLOCK)
+        except (zmq.ZMQError, TypeError, ValueError) as error:
+            self._faults.note("channel", error, "A record was not published.")
+
+    def close(self) -> None:
+        """Send what is waiting, remove the socket, and the directory with the last one."""
+        self._socket.close()
+        with contextlib.suppress(OSError):
+            self._path.unlink(missing_ok=True)
+            self._path.parent.rmdir()
+
+
+class Subscriber:
+    """A thread that hears engines and other API servers.
+
+    Args:
+        directory: of the sockets; those that do not exist yet are waited for.
+        names: sockets to hear.
+        receive: called with each message, on this thread.
+        faults: where messages that cannot be read are counted.
+    """
+
+    def __init__(
+        self,
+        directory: str,
+        names: Sequence[str],
+        receive: Callable[[Message], None],
+        faults: Faults,
+    ) -> None:
+        self._receive = receive
+        self._faults = faults
+        self._stop = threading.Event()
+        self._socket = zmq.Context.instance().socket(zmq.SUB)
+        self._socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
+        self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
+        self._socket.setsockopt(zmq.SUBSCRIBE, b"")
+        for name in names:
+            self._socket.connect(_address(directory, name))
+        self._thread = threading.Thread(target=self._run, name="llm-carbon-channel", daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            if not self._socket.poll(200):
+                continue
+            try:
+                self._receive(decode(self._socket.recv()))
+            except Exception as error:  # noqa: BLE001 - boundary: one bad message is one lost message
+                self._faults.note("channel", error)
+        self._socket.close(linger=0)
+
+    def close(self) -> None:
+        """Stop hearing."""
+        self._stop.set()
+        self._thread.join(timeout=5)
+
+
+def engine_name(index: int) -> str:
+    """Socket name of an engine."""
+    return f"engine-{index}"
+
+
+def frontend_name(index: int) -> str:
+    """Socket name of an API server."""
+    return f"frontend-{index}"

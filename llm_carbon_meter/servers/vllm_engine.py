@@ -1,0 +1,211 @@
+"""Hooks into vLLM's EngineCore process: wraps the scheduler, never replaces it.
+
+An error of ours is counted and metering goes silent, serving goes on. Names wrapped: Scheduler.__init__, schedule, update_from_output, _free_request,
+shutdown; EngineCore.execute_dummy_batch, sleep, wake_up; Executor.__init__.
+"""
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Sequence
+from typing import Any, Final
+
+from llm_carbon_meter.config import Config, cuda_visible_devices
+from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.meter import EngineMeter, cost_model, open_power, physics_gpu
+from llm_carbon_meter.power.nvml import open_nvml, visible_devices
+from llm_carbon_meter.records import EnergyReading, MeterError, PowerError, SpecError
+from llm_carbon_meter.servers.channel import Publisher, engine_name
+from llm_carbon_meter.servers.vllm_capture import StepCapture, request_end
+from llm_carbon_meter.servers.wrapping import wrap
+from llm_carbon_meter.specs import ModelSpec, model_spec
+
+# Bytes per weight of vLLM's quantisation methods, scales included (EQUATIONS 5.6).
+QUANTISED_BYTES: Final = {
+    "fp8": 1.0,
+    "compressed-tensors": 1.0,
+    "modelopt": 1.0,
+    "awq": 0.51953125,
+    "awq_marlin": 0.51953125,
+    "gptq": 0.51953125,
+    "gptq_marlin": 0.51953125,
+    "mxfp4": 0.53125,
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Engine:
+    """What hangs on one scheduler object."""
+
+    capture: StepCapture
+    meter: EngineMeter
+    publisher: Publisher
+
+
+class EngineHooks:
+    """The wrappers of one EngineCore process, and the meters that they feed.
+
+    Args:
+        config: settings.
+        faults: counts of what went wrong in this process.
+    """
+
+    def __init__(self, config: Config, faults: Faults) -> None:
+        self._config = config
+        self._faults = faults
+        self._engines: dict[int, _Engine] = {}
+        self._begun: Sequence[EnergyReading] = ()
+        self._begun_s: float | None = None
+        self._overhead_from_s = 0.0
+
+    def install(self, scheduler: type, engine_core: type, executor: type) -> None:
+        """Wrap vLLM's classes; nothing starts until a scheduler is made.
+
+        Raises:
+            AttributeError: a method to wrap does not exist in this vLLM; nothing is wrapped then.
+        """
+        overheads = ("execute_dummy_batch", "sleep", "wake_up")
+        for owner, names in (
+            (scheduler, ("schedule", "update_from_output", "_free_request", "shutdown")),
+            (engine_core, overheads),
+        ):
+            for name in names:
+                getattr(owner, name)
+        wrap(executor, "__init__", before=self._before_executor, on_error=self._start_failed)
+        wrap(scheduler, "__init__", after=self._after_init, on_error=self._start_failed)
+        wrap(scheduler, "schedule", after=self._after_schedule, on_error=self._drop)
+        wrap(scheduler, "update_from_output", before=self._before_update, on_error=self._drop)
+        wrap(scheduler, "_free_request", before=self._before_free, on_error=self._drop)
+        wrap(scheduler, "shutdown", before=self._before_shutdown, on_error=self._drop)
+        for name in overheads:
+            wrap(
+                engine_core,
+                name,
+                before=self._before_overhead,
+                after=self._after_overhead,
+                on_error=self._drop,
+            )
+
+    # The engine's thread: copies, nothing else.
+
+    def _after_schedule(self, scheduler: Any, output: Any, *_: Any, **__: Any) -> None:
+        engine = self._engines.get(id(scheduler))
+        if engine is not None:
+            engine.capture.scheduled(output)
+
+    def _before_update(self, scheduler: Any, output: Any, *_: Any, **__: Any) -> None:
+        engine = self._engines.get(id(scheduler))
+        if engine is not None:
+            engine.capture.done(output)
+
+    def _before_free(self, scheduler: Any, request: Any, *_: Any, **__: Any) -> None:
+        engine = self._engines.get(id(scheduler))
+        if engine is not None:
+            engine.capture.ended(request_end(request))
+
+    def _before_overhead(self, *_: Any, **__: Any) -> None:
+        self._overhead_from_s = time.monotonic()
+
+    def _after_overhead(self, engine_core: Any, *_: Any, **__: Any) -> None:
+        engine = self._engines.get(id(engine_core.scheduler))
+        if engine is not None:
+            engine.capture.overhead(self._overhead_from_s, time.monotonic())
+
+    def _drop(self, owner: Any, error: Exception) -> None:
+        """Stop metering an engine whose internals are not what we know."""
+        scheduler = getattr(owner, "scheduler", owner)
+        self._engines.pop(id(scheduler), None)
+        self._faults.note(
+            "engine", error, "This vLLM's internals do not fit; it is no longer metered."
+        )
+
+    # Start and stop.
+
+    def _before_executor(self, _executor: Any, vllm_config: Any, *_: Any, **__: Any) -> None:
+        """Before the workers start: one reading, so that loading the model can be booked."""
+        self._begun_s = time.monotonic()
+        if self._config.power in ("auto", "nvml"):
+            with contextlib.suppress(PowerError):  # the scheduler's own opening reports it
+                power = open_nvml(engine_devices(vllm_config.parallel_config))
+                self._begun = power.read()
+                power.close()  # workers may be forked: nothing of NVML may be open
+
+    def _after_init(self, scheduler: Any, *_: Any, **__: Any) -> None:
+        config, vllm_config = self._config, scheduler.vllm_config
+        parallel = vllm_config.parallel_config
+        index = int(getattr(parallel, "data_parallel_index", 0) or 0)
+        power = open_power(
+            config,
+            lambda: engine_devices(parallel),
+            int(parallel.world_size),
+            self._begun_s or time.monotonic(),
+            self._faults,
+        )
+        gpu = physics_gpu(config, _gpu_name())
+        model = cost_model(gpu, self._model(vllm_config), parallel.tensor_parallel_size)
+        publisher = Publisher(config.channel_dir, engine_name(index), self._faults)
+        begun = [reading for reading in self._begun if reading.gpu in power.gpus]
+        capture = StepCapture(self._faults)
+        capture.overhead(self._begun_s or time.monotonic(), time.monotonic())
+        meter = EngineMeter(
+            config, power, capture, model, index, publisher.publish, self._faults, begun
+        )
+        meter.start()
+        self._engines[id(scheduler)] = _Engine(capture, meter, publisher)
+
+    def _start_failed(self, _owner: Any, error: Exception) -> None:
+        """Serving goes on unmetered, unless the settings are strict and the fault is theirs."""
+        if self._config.strict and isinstance(error, MeterError):
+            raise error
+        self._faults.note("start", error, "This engine is not metered.")
+
+    def _before_shutdown(self, scheduler: Any) -> None:
+        engine = self._engines.pop(id(scheduler), None)
+        if engine is not None:
+            engine.meter.stop()
+            engine.publisher.close()
+
+    def _model(self, vllm_config: Any) -> ModelSpec | None:
+        try:
+            return engine_model(vllm_config)
+        except SpecError as error:
+            self._faults.note("model", error)
+            return None
+
+
+def engine_devices(parallel: Any) -> Sequence[str]:
+    """NVML identifiers of an engine's GPUs, in rank order (vLLM's `ParallelConfig`).
+
+    Raises:
+        PowerError: CUDA_VISIBLE_DEVICES has fewer.
+    """
+    assigned = getattr(parallel, "assigned_physical_gpu_ids", None)
+    if assigned:
+        return [str(device) for device in assigned]
+    count = int(parallel.world_size)
+    first = int(parallel.data_parallel_rank_local or 0) * count
+    return visible_devices(cuda_visible_devices(), first, count)
+
+
+def engine_model(vllm_config: Any) -> ModelSpec:
+    """The served model's shape, in the number formats that the engine runs it in.
+
+    Raises:
+        SpecError: its architecture is not known.
+    """
+    model = vllm_config.model_config
+    element = float(model.dtype.itemsize)
+    cache_dtype = str(vllm_config.cache_config.cache_dtype)
+    return dataclasses.replace(
+        model_spec(model.hf_text_config.to_dict(), str(model.served_model_name or model.model)),
+        weight_bytes=QUANTISED_BYTES.get(str(model.quantization), element),
+        activation_bytes=element,
+        kv_bytes=1.0 if cache_dtype.startswith("fp8") else element,
+    )
+
+
+def _gpu_name() -> str:
+    """The name of the engine's GPU as CUDA gives it; empty on a host without one."""
+    from vllm.platforms import current_platform
+
+    return str(current_platform.get_device_name()) if current_platform.is_cuda() else ""

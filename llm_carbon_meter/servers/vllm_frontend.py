@@ -1,0 +1,266 @@
+"""Hooks into vLLM's API server process: estimates, ids, routes and spans.
+
+Names wrapped: AsyncLLM.__init__ and shutdown; OutputProcessor.add_request (it sees every engine
+request with its internal id before it is sent, children of n > 1 included) and do_tracing;
+vllm.entrypoints.serve.register_vllm_serve_api_routers (the application, before its middleware).
+"""
+
+import functools
+import time
+from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
+from typing import Any, Final
+
+from llm_carbon_meter.config import Config
+from llm_carbon_meter.exporters.otel import estimate_attributes
+from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.frontend import FrontendMeter
+from llm_carbon_meter.records import EngineTotals, MeterError, RequestEnergy, SpecError
+from llm_carbon_meter.registry import Exchange, current_exchange
+from llm_carbon_meter.servers.channel import (
+    Message,
+    Publisher,
+    SharedRecord,
+    Subscriber,
+    engine_name,
+    frontend_name,
+)
+from llm_carbon_meter.servers.middleware import STATE_NAME, ExchangeMiddleware
+from llm_carbon_meter.servers.routes import CarbonRoutes, Refusal
+from llm_carbon_meter.servers.vllm_engine import engine_model
+from llm_carbon_meter.servers.wrapping import OnError, wrap
+
+LAST_WORDS_S: Final = 0.5
+"""After the engines have ended, for what they published last."""
+
+_traced_request: ContextVar[str | None] = ContextVar("llm_carbon_traced_request", default=None)
+
+
+class FrontendHooks:
+    """The wrappers of one API server process, and the meter that they feed.
+
+    Args:
+        config: settings.
+        faults: counts of what went wrong in this process.
+    """
+
+    def __init__(self, config: Config, faults: Faults) -> None:
+        self._config = config
+        self._faults = faults
+        self._meter: FrontendMeter | None = None
+        self._subscriber: Subscriber | None = None
+        self._publisher: Publisher | None = None
+        self._index = 0
+
+    def install(self, async_llm: type, output_processor: type, serve: Any) -> None:
+        """Wrap vLLM's classes; nothing starts until an `AsyncLLM` is made.
+
+        Raises:
+            AttributeError: a name to wrap does not exist in this vLLM.
+        """
+        serve.register_vllm_serve_api_routers  # noqa: B018 - raises where it does not exist
+        wrap(async_llm, "__init__", after=self._after_init, on_error=self._start_failed)
+        wrap(async_llm, "shutdown", after=self._after_shutdown, on_error=self._note("stop"))
+        wrap(
+            output_processor, "add_request", before=self._before_add, on_error=self._note("request")
+        )
+        wrap(
+            output_processor,
+            "do_tracing",
+            before=self._before_tracing,
+            after=self._after_tracing,
+            on_error=self._note("spans"),
+        )
+        register = serve.register_vllm_serve_api_routers
+
+        @functools.wraps(register)
+        def register_with_ours(app: Any) -> None:
+            register(app)
+            self._attach(app)
+
+        serve.register_vllm_serve_api_routers = register_with_ours
+
+    def _note(self, where: str) -> OnError:
+        return lambda _owner, error: self._faults.note(where, error)
+
+    # Start and stop
+
+    def _after_init(self, async_llm: Any, *_: Any, **named: Any) -> None:
+        index, count = int(named.get("client_index", 0)), int(named.get("client_count", 1))
+        self._start(async_llm.vllm_config, index, count)
+
+    def _start_failed(self, _owner: Any, error: Exception) -> None:
+        if self._config.strict and isinstance(error, MeterError):
+            raise error
+        self._faults.note("start", error, "This server exports nothing of the meter.")
+
+    def _start(self, vllm_config: Any, index: int, count: int) -> None:
+        self._index = index
+        tracing = vllm_config.observability_config.otlp_traces_endpoint is not None
+        name = vllm_config.model_config.served_model_name
+        meter = FrontendMeter(
+            self._config,
+            str(name),
+            self._model(vllm_config),
+            index,
+            tracing,
+            self._share,
+            self._faults,
+        )
+        if tracing:
+            self._add_span_processor()
+        directory = self._config.channel_dir
+        engines = [engine_name(i) for i in range(vllm_config.parallel_config.data_parallel_size)]
+        others = [frontend_name(i) for i in range(count) if i != index]
+        self._meter = meter
+        self._publisher = Publisher(directory, frontend_name(index), self._faults)
+        self._subscriber = Subscriber(directory, engines + others, self._receive, self._faults)
+
+    def _model(self, vllm_config: Any) -> Any:
+        try:
+            return engine_model(vllm_config)
+        except SpecError as error:
+            self._faults.note("model", error, "Requests have no estimate.")
+            return None
+
+    def _after_shutdown(self, *_: Any, **__: Any) -> None:
+        if self._subscriber is not None:
+            time.sleep(LAST_WORDS_S)
+            self._subscriber.close()
+        if self._publisher is not None:
+            self._publisher.close()
+        if self._meter is not None:
+            self._meter.stop()
+        self._subscriber = self._publisher = self._meter = None
+
+    # The channel
+
+    def _receive(self, message: Message) -> None:
+        meter = self._meter
+        if meter is None:
+            return
+        match message:
+            case RequestEnergy():
+                meter.receive_energy(message)
+            case EngineTotals():
+                meter.receive_totals(message)
+            case SharedRecord():
+                meter.receive_record(message.key, message.ids, message.record)
+
+    def _share(self, key: str, ids: Sequence[str], record: Mapping[str, Any]) -> None:
+        if self._publisher is not None:
+            self._publisher.publish(SharedRecord(self._index, key, tuple(ids), record))
+
+    # Requests
+
+    def _before_add(self, processor: Any, request: Any, *_: Any, **__: Any) -> None:
+        # A request that is known already is a session's next turn.
+        if self._meter is not None and request.request_id not in processor.request_states:
+            _begin(self._meter, request)
+
+    # The application
+
+    def _attach(self, app: Any) -> None:
+        meter = self._meter
+        if meter is None:
+            return
+        try:
+            setattr(app.state, STATE_NAME, meter)
+            app.add_middleware(ExchangeMiddleware)
+            routes = CarbonRoutes(meter, count_tokens)
+            app.router.add_route("/v1/carbon/requests/{request_id}", routes.request, ["GET"])
+            app.router.add_route("/v1/carbon/estimate", routes.estimate, ["POST"])
+        except Exception as error:  # noqa: BLE001 - boundary: the server starts without us
+            self._faults.note("routes", error, "/v1/carbon is not served.")
+
+    # Spans
+
+    def _before_tracing(self, _processor: Any, _output: Any, state: Any, *_: Any) -> None:
+        _traced_request.set(state.request_id)
+
+    def _after_tracing(self, *_: Any, **__: Any) -> None:
+        _traced_request.set(None)
+
+    def _add_span_processor(self) -> None:
+        from opentelemetry import trace
+
+        provider = trace.get_tracer_provider()
+        add = getattr(provider, "add_span_processor", None)
+        if add is None:
+            self._faults.note("spans", "the tracer provider takes no span processors")
+        else:
+            add(_span_processor(self))
+
+    def on_request_span(self, span: Any) -> None:
+        """vLLM made the span of a request: add the estimate, remember it as parent."""
+        request_id, meter = _traced_request.get(), self._meter
+        if request_id is None or meter is None or meter.spans is None:
+            return
+        exchanges = meter.exchanges.find(request_id)
+        member = exchanges[0].members.get(request_id) if exchanges else None
+        if member is not None and member.estimate is not None:
+            span.set_attributes(estimate_attributes(member.estimate))
+        meter.spans.parent(request_id, span.get_span_context(), span.start_time)
+
+
+def _span_processor(hooks: FrontendHooks) -> Any:
+    from opentelemetry.sdk.trace import SpanProcessor
+
+    class RequestSpans(SpanProcessor):
+        """Sees vLLM's ``llm_request`` spans start."""
+
+        def on_start(self, span: Any, parent_context: Any = None) -> None:
+            """Only spans made inside ``do_tracing`` are of a request."""
+            hooks.on_request_span(span)
+
+    return RequestSpans()
+
+
+def _begin(meter: FrontendMeter, request: Any) -> None:
+    exchange = current_exchange.get()
+    alone = exchange is None
+    exchange = exchange or Exchange()
+    tokens = request.prompt_token_ids
+    prompt_tokens = len(tokens) if tokens is not None else len(request.prompt_embeds)
+    sampling = request.sampling_params
+    meter.begin(
+        exchange,
+        request.request_id,
+        request.external_req_id or request.request_id,
+        prompt_tokens,
+        sampling.max_tokens if sampling is not None else 0,
+    )
+    if alone:  # no HTTP around it: nothing more can come
+        meter.end(exchange, answered=False)
+
+
+async def count_tokens(request: Any, body: Mapping[str, Any]) -> list[int]:
+    """Prompt lengths of a chat or completion body, by the server's own tokeniser, off the event loop."""
+    if "messages" in body:
+        return [
+            await _tokenize(request, {"messages": body["messages"], "tools": body.get("tools")})
+        ]
+    prompt = body["prompt"]
+    if isinstance(prompt, str):
+        return [await _tokenize(request, {"prompt": prompt})]
+    if isinstance(prompt, list) and prompt and all(type(entry) is int for entry in prompt):
+        return [len(prompt)]
+    if isinstance(prompt, list) and prompt:
+        return [sum(await count_tokens(request, {"prompt": entry})) for entry in prompt]
+    raise Refusal(400, "`prompt` is empty; expected text, token ids, or a list of them")
+
+
+async def _tokenize(request: Any, body: Mapping[str, Any]) -> int:
+    from pydantic import TypeAdapter, ValidationError
+    from vllm.entrypoints.serve.tokenize.protocol import TokenizeRequest
+
+    state = request.app.state
+    serving = getattr(state, "serving_tokenization", None) or state.openai_serving_tokenization
+    try:
+        query = TypeAdapter(TokenizeRequest).validate_python(dict(body))
+    except ValidationError as error:
+        raise Refusal(400, f"the body does not fit: {error.errors()[0]['msg']}") from error
+    answer = await serving.create_tokenize(query, request)
+    if not hasattr(answer, "count"):
+        raise Refusal(400, str(answer.error.message))
+    return int(answer.count)

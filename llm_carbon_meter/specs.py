@@ -1,0 +1,300 @@
+"""What the physics needs to know of a model (from its Hugging Face ``config.json``) and of a GPU (``data/gpus.toml``)."""
+
+import difflib
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from llm_carbon_meter.records import SpecError
+
+GIGA = 1e9
+TERA = 1e12
+
+
+@dataclass(frozen=True, slots=True)
+class GpuSpec:
+    """A data sheet: peaks per second, watts. Tensor peak is dense FP16/BF16."""
+
+    name: str
+    compute_ops_per_s: float
+    vector_ops_per_s: float
+    bandwidth_bytes_per_s: float
+    link_bytes_per_s: float
+    """One direction."""
+    board_watts: float
+    idle_watts: float
+
+
+@cache
+def gpu_specs() -> Mapping[str, GpuSpec]:
+    """Every GPU of the table, under its short name and NVML's names, case folded."""
+    text = resources.files("llm_carbon_meter.data").joinpath("gpus.toml").read_text("utf-8")
+    specs: dict[str, GpuSpec] = {}
+    for name, row in tomllib.loads(text).items():
+        spec = GpuSpec(
+            name=name,
+            compute_ops_per_s=row["compute_tflops"] * TERA,
+            vector_ops_per_s=row["vector_tflops"] * TERA,
+            bandwidth_bytes_per_s=row["bandwidth_gb_s"] * GIGA,
+            link_bytes_per_s=row["link_gb_s"] * GIGA,
+            board_watts=float(row["board_watts"]),
+            idle_watts=float(row["idle_watts"]),
+        )
+        for alias in (name, *row["names"]):
+            specs[alias.casefold()] = spec
+    return specs
+
+
+def gpu_spec(name: str) -> GpuSpec:
+    """Look a GPU up by short name (``H100``) or as NVML names it (``NVIDIA H100 80GB HBM3``).
+
+    Raises:
+        SpecError: not in the table; names the nearest.
+    """
+    specs = gpu_specs()
+    if name.casefold() in specs:
+        return specs[name.casefold()]
+    near = difflib.get_close_matches(name.casefold(), specs, n=1, cutoff=0.0)
+    known = ", ".join(dict.fromkeys(spec.name for spec in specs.values()))
+    raise SpecError(
+        f"GPU {name!r} is not in data/gpus.toml; nearest is {specs[near[0]].name}; known: {known}"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A decoder-only transformer; symbols of EQUATIONS are in brackets."""
+
+    name: str
+    hidden_size: int
+    """[h]"""
+    intermediate_size: int
+    """[f], of one expert where there are experts"""
+    num_layers: int
+    num_heads: int
+    """[n_h]"""
+    num_kv_heads: int
+    """[n_kv]"""
+    head_dim: int
+    """[d]"""
+    vocab_size: int
+    """[V]"""
+    tied_head: bool
+    gated_mlp: bool = True
+    activation_ops: float = 5.0
+    """[c_act] operations per element"""
+    layer_norm: bool = False
+    """LayerNorm with bias instead of RMSNorm"""
+    norms_per_layer: int = 2
+    embedding_norm: bool = False
+    rope: bool = True
+    softmax_ops: float = 5.0
+    """[c_soft]"""
+    logit_softcap: bool = False
+    qkv_bias: bool = False
+    linear_bias: bool = False
+    """bias on every other linear kernel"""
+    sliding_window: int | None = None
+    """[W] of every second layer"""
+    num_experts: int = 0
+    """[E]"""
+    experts_per_token: int = 0
+    """[k]"""
+    max_context: int = 0
+    weight_bytes: float = 2.0
+    """[D_W] per element"""
+    activation_bytes: float = 2.0
+    """[D_A]"""
+    kv_bytes: float = 2.0
+    """[D_KV]"""
+
+    @property
+    def parameters(self) -> int:
+        """All weights, biases and embeddings (EQUATIONS 2)."""
+        return self._count(self.num_experts or 1, embeddings=1 if self.tied_head else 2)
+
+    @property
+    def active_parameters(self) -> int:
+        """Parameters that a token meets, both embeddings always counted, as the note of seed 000 does."""
+        return self._count(self.experts_per_token or 1, embeddings=2)
+
+    def _count(self, experts: int, embeddings: int) -> int:
+        h, f = self.hidden_size, self.intermediate_size
+        query, key = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        attention = 2 * h * query + 2 * h * key
+        mlp = experts * (3 if self.gated_mlp else 2) * h * f + h * self.num_experts
+        norm = h * (2 if self.layer_norm else 1)
+        bias = (query + 2 * key if self.qkv_bias else 0) + (2 * h + f if self.linear_bias else 0)
+        layer = attention + mlp + self.norms_per_layer * norm + bias
+        model_norms = norm * (2 if self.embedding_norm else 1)
+        return self.num_layers * layer + model_norms + embeddings * self.vocab_size * h
+
+
+# What a family does beyond its config fields. Sources: the Hugging Face model code of each type.
+_FAMILIES: Mapping[str, Mapping[str, Any]] = {
+    "llama": {},
+    "mistral": {},
+    "qwen2": {"qkv_bias": True},
+    "qwen3": {},
+    "phi3": {},
+    "mixtral": {},
+    "qwen3_moe": {},
+    "gemma": {"activation_ops": 9.0},
+    "gemma2": {
+        "activation_ops": 9.0,
+        "norms_per_layer": 4,
+        "softmax_ops": 8.0,
+        "logit_softcap": True,
+    },
+    "bloom": {
+        "activation_ops": 8.0,
+        "gated_mlp": False,
+        "layer_norm": True,
+        "embedding_norm": True,
+        "rope": False,
+        "softmax_ops": 6.0,
+        "qkv_bias": True,
+        "linear_bias": True,
+    },
+}
+_TIED_BY_DEFAULT = {"gemma", "gemma2", "bloom"}
+_DTYPE_BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "float8_e4m3fn": 1.0}
+
+
+def model_spec(config: Mapping[str, Any], name: str = "") -> ModelSpec:
+    """Read a Hugging Face ``config.json``.
+
+    Raises:
+        SpecError: unknown architecture, or a field is missing or contradicts another.
+    """
+    family = str(config.get("model_type", ""))
+    if family not in _FAMILIES:
+        raise SpecError(
+            f"model type {family!r} is not known; known: {', '.join(sorted(_FAMILIES))}. "
+            "Requests are metered all the same: steps are then divided by tokens"
+        )
+    heads = _whole(config, "num_attention_heads", "n_head")
+    hidden = _whole(config, "hidden_size", "n_embed")
+    experts = int(_first(config, 0, "num_local_experts", "num_experts"))
+    width = "moe_intermediate_size" if config.get("moe_intermediate_size") else "intermediate_size"
+    element = _DTYPE_BYTES.get(str(_first(config, "bfloat16", "torch_dtype", "dtype")), 2.0)
+    return ModelSpec(
+        name=name or str(config.get("_name_or_path") or family),
+        hidden_size=hidden,
+        intermediate_size=4 * hidden if family == "bloom" else _whole(config, width),
+        num_layers=_whole(config, "num_hidden_layers", "n_layer"),
+        num_heads=heads,
+        num_kv_heads=int(_first(config, heads, "num_key_value_heads")),
+        head_dim=int(_first(config, hidden // heads, "head_dim")),
+        vocab_size=_whole(config, "vocab_size"),
+        tied_head=bool(_first(config, family in _TIED_BY_DEFAULT, "tie_word_embeddings")),
+        sliding_window=int(_first(config, 4096, "sliding_window")) if family == "gemma2" else None,
+        num_experts=experts,
+        experts_per_token=int(_first(config, 0, "num_experts_per_tok")),
+        max_context=int(_first(config, 0, "max_position_embeddings", "seq_length")),
+        weight_bytes=element,
+        activation_bytes=element,
+        kv_bytes=element,
+        **_FAMILIES[family],
+    )
+
+
+def _first(config: Mapping[str, Any], default: Any, *names: str) -> Any:
+    return next((config[name] for name in names if config.get(name) is not None), default)
+
+
+def _whole(config: Mapping[str, Any], *names: str) -> int:
+    value = _first(config, None, *names)
+    if not isinstance(value, int) or value <= 0:
+        raise SpecError(
+            f"config.json: {' or '.join(names)} is {value!r}, expected a whole number > 0"
+        )
+    return value
+
+
+# Shapes of models that `estimate --model NAME` knows without a config.json (public configurations).
+BUILT_IN: Mapping[str, Mapping[str, Any]] = {
+    "Llama-3.1-8B": {
+        "model_type": "llama",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "tie_word_embeddings": False,
+        "max_position_embeddings": 131072,
+    },
+    "Llama-3.1-70B": {
+        "model_type": "llama",
+        "hidden_size": 8192,
+        "intermediate_size": 28672,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+        "tie_word_embeddings": False,
+        "max_position_embeddings": 131072,
+    },
+    "Mixtral-8x7B": {
+        "model_type": "mixtral",
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 32000,
+        "tie_word_embeddings": False,
+        "num_local_experts": 8,
+        "num_experts_per_tok": 2,
+        "max_position_embeddings": 32768,
+    },
+    "Gemma2-2b": {
+        "model_type": "gemma2",
+        "hidden_size": 2304,
+        "intermediate_size": 9216,
+        "num_hidden_layers": 26,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "head_dim": 256,
+        "vocab_size": 256000,
+        "sliding_window": 4096,
+        "max_position_embeddings": 8192,
+    },
+    "Qwen2-0.5b": {
+        "model_type": "qwen2",
+        "hidden_size": 896,
+        "intermediate_size": 4864,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 14,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "tie_word_embeddings": True,
+        "max_position_embeddings": 131072,
+    },
+    "Bloom-560m": {
+        "model_type": "bloom",
+        "hidden_size": 1024,
+        "n_layer": 24,
+        "n_head": 16,
+        "vocab_size": 250880,
+        "seq_length": 2048,
+    },
+}
+
+
+def built_in_model(name: str) -> ModelSpec:
+    """A model of the built-in list.
+
+    Raises:
+        SpecError: not in the list.
+    """
+    for known, config in BUILT_IN.items():
+        if known.casefold() == name.casefold():
+            return model_spec(config, known)
+    raise SpecError(
+        f"model {name!r} is not built in ({', '.join(BUILT_IN)}); give the path of its config.json"
+    )
