@@ -1,4 +1,4 @@
-"""All settings, and the only reader of ``os.environ``. README's table is made from the fields below."""
+"""All settings, and the only reader of ``os.environ``. README's table is made from these fields."""
 
 import os
 from collections.abc import Callable, Mapping

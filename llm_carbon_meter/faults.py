@@ -3,6 +3,8 @@
 import logging
 from collections import Counter
 
+from llm_carbon_meter.records import MeterError
+
 logger = logging.getLogger("llm_carbon_meter")
 
 
@@ -16,11 +18,14 @@ class Faults:
         """Count an error; log the first of its place."""
         self.counts[where] += 1
         if self.counts[where] == 1:
-            text = f"{error}" if isinstance(error, str) else f"{type(error).__name__}: {error}"
+            text = str(error)
+            if not isinstance(error, str | MeterError):
+                text = f"{type(error).__name__}: {error}"
             logger.warning(
-                "llm_carbon_meter: %s: %s %s Serving goes on; further errors here are only counted.",
+                "llm_carbon_meter: %s: %s %s Serving goes on; more errors here are only counted.",
                 where,
                 text.rstrip(".") + ".",
                 advice,
-                exc_info=None if isinstance(error, str) else error,
+                # Our own errors explain themselves; others need their traceback.
+                exc_info=None if isinstance(error, str | MeterError) else error,
             )

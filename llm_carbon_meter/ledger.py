@@ -1,6 +1,6 @@
 """The book of joules: settles counter ticks over the steps and idle gaps that they cover.
 
-Steps and readings come in, frozen records go out. No threads, no clock: times are what the events say.
+Steps and readings come in, frozen records go out. No threads, no clock: the events have the times.
 When a GPU's counter has ticked, its joules are divided over everything since the last tick in
 proportion to expected watts x time, and a step's part among its requests by their shares.
 """
@@ -30,6 +30,7 @@ from llm_carbon_meter.records import (
 )
 
 Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.intp]
 
 STUCK_S: Final = 1.0
 """A counter that stood still this long is believed: it really counted nothing."""
@@ -71,6 +72,10 @@ class _Gpu:
     last: EnergyReading | None = None
     """The reading at which the counter last moved."""
     settled_until_s: float = -np.inf
+    heard: bool = False
+    """A reading came since the last settling."""
+    heard_s: float = -np.inf
+    """Until when all steps were known at that settling."""
     segment_base_joules: float = 0.0
     """The counter at the start, or after its last reset."""
     counted_joules: float = 0.0
@@ -92,9 +97,8 @@ class _Gpu:
         return self.scale_counted / self.scale_expected if self.scale_expected > 0 else 1.0
 
 
-@dataclass(slots=True)
-class _Steps:
-    """Steps not settled on every GPU yet: disjoint, in order; rows of all steps one after another."""
+class _Steps(NamedTuple):
+    """Steps not settled on every GPU yet: disjoint, in order; their rows one after another."""
 
     start: Floats
     end: Floats
@@ -121,17 +125,22 @@ class _Steps:
         return slice(int(first_row[steps.start]), int(first_row[steps.stop]))
 
     def append(self, other: "_Steps") -> "_Steps":
-        return _Steps(
-            *(np.concatenate((getattr(self, f), getattr(other, f))) for f in _Steps.__slots__)
-        )
+        """These steps and later ones."""
+        pairs: Any = zip(self, other, strict=True)
+        return _Steps(*(np.concatenate(pair) for pair in pairs))
 
     def after(self, time_s: float) -> "_Steps":
         """Drop the steps that ended by then."""
         first = int(np.searchsorted(self.end, time_s, side="right"))
         row = int(self.counts[:first].sum())
-        per_step = (self.start, self.end, self.watts, self.overhead, self.counts)
         return _Steps(
-            *(column[first:] for column in per_step), self.row_key[row:], self.row_share[row:]
+            self.start[first:],
+            self.end[first:],
+            self.watts[first:],
+            self.overhead[first:],
+            self.counts[first:],
+            self.row_key[row:],
+            self.row_share[row:],
         )
 
 
@@ -229,7 +238,7 @@ class EnergyLedger:
 
     def _enter_rows(
         self, events: Sequence[StepEvent], rows: StepRows, start: Floats, end: Floats
-    ) -> npt.NDArray[np.intp]:
+    ) -> Ints:
         ids = list(chain.from_iterable(event.request_ids for event in events))
         first_seen = chain.from_iterable(map(repeat, start.tolist(), rows.counts.tolist()))
         try:
@@ -242,10 +251,11 @@ class EnergyLedger:
         np.add.at(self._running, slot, rows.per_row(rows.counts.astype(np.float64)))
         self._last_step_s[slot] = rows.per_row(end)
         self._count(rows, account)
-        return slot * COLUMNS + account
+        keys: Ints = slot * COLUMNS + account
+        return keys
 
     def _count(self, rows: StepRows, account: npt.NDArray[np.intp]) -> None:
-        filling = np.isin(account, (Account.PREFILL, Account.RECOMPUTE)).astype(np.float64)
+        filling = ((account == Account.PREFILL) | (account == Account.RECOMPUTE)).astype(np.float64)
         fills = rows.per_step(filling)
         self.step_counts["prefill"] += int((fills == rows.counts).sum())
         self.step_counts["decode"] += int((fills == 0).sum())
@@ -320,7 +330,8 @@ class EnergyLedger:
         for gpu in self._gpus.values():
             left_s = steps.end[step] - np.maximum(steps.start[step], gpu.settled_until_s)
             expected += np.maximum(left_s, 0) * steps.watts[step] * gpu.scale
-        return np.bincount(steps.row_key[rows] % COLUMNS, expected * steps.row_share[rows], COLUMNS)
+        weights = expected * steps.row_share[rows]
+        return np.bincount(steps.row_key[rows] % COLUMNS, weights, COLUMNS).astype(np.float64)
 
     def _record(
         self, slot: int, end: RequestEnd, joules: Floats, grams: float, status: Status
@@ -353,15 +364,13 @@ class EnergyLedger:
     def observe_reading(self, reading: EnergyReading) -> None:
         """Enter what a GPU's counter says; readings of a GPU come in the order of their times."""
         gpu = self._gpus[reading.gpu]
-        gpu.watts = reading.watts
+        gpu.watts, gpu.heard = reading.watts, True
         at_s = reading.monotonic_s - self._lag_s
         last = gpu.last
         if last is None:
             gpu.segment_base_joules = gpu.settled_joules = reading.joules
             gpu.settled_until_s = at_s
-        elif at_s <= last.monotonic_s:
-            return
-        elif reading.joules == last.joules and at_s - last.monotonic_s < STUCK_S:
+        elif at_s <= last.monotonic_s or _stands_still(last, reading.joules, at_s):
             return
         else:
             lost = reading.joules < last.joules
@@ -389,9 +398,10 @@ class EnergyLedger:
                 continue
             while gpu.ticks and gpu.ticks[0].end_s <= known_until_s:
                 self._settle_tick(gpu, gpu.ticks.popleft())
-            if not gpu.ticks and known_until_s - gpu.settled_until_s > LOST_AFTER_S:
-                self._damage(gpu.settled_until_s, known_until_s)
-                gpu.settled_until_s = known_until_s
+            if gpu.heard:
+                gpu.heard, gpu.heard_s = False, known_until_s
+            elif not gpu.ticks and known_until_s - gpu.heard_s > LOST_AFTER_S:
+                self._lose(gpu, known_until_s)
         settled_s = min(gpu.settled_until_s for gpu in self._gpus.values())
         if len(self._steps.end) and self._steps.end[0] <= settled_s:
             self._steps = self._steps.after(settled_s)
@@ -478,10 +488,15 @@ class EnergyLedger:
 
     def give_up(self, at_s: float) -> list[RequestEnergy]:
         """No tick will come any more: what is still unsettled stays unknown, and is labelled so."""
+        finals = self.settle(at_s)
         for gpu in self._gpus.values():
-            self._damage(gpu.settled_until_s, at_s)
-            gpu.settled_until_s = max(gpu.settled_until_s, at_s)
-        return self.settle(at_s)
+            self._lose(gpu, at_s)
+        return finals + self.settle(at_s)
+
+    def _lose(self, gpu: _Gpu, until_s: float) -> None:
+        """Wait no longer for what a GPU counted up to a time."""
+        self._damage(gpu.settled_until_s, until_s)
+        gpu.settled_until_s = max(gpu.settled_until_s, until_s)
 
     def totals(self) -> list[GpuTotals]:
         """Each GPU's accounts up to its last settled tick."""
@@ -489,6 +504,10 @@ class EnergyLedger:
             GpuTotals(gpu.name, gpu.counter_joules, tuple(gpu.accounts.tolist()), gpu.watts)
             for gpu in self._gpus.values()
         ]
+
+
+def _stands_still(last: EnergyReading, joules: float, at_s: float) -> bool:
+    return joules == last.joules and at_s - last.monotonic_s < STUCK_S
 
 
 def _rows(events: Sequence[StepEvent]) -> StepRows:

@@ -3,7 +3,6 @@
 The joule's way: sampler thread -> readings -> ledger (this thread) -> publish.
 """
 
-import dataclasses
 import threading
 import time
 import uuid
@@ -94,7 +93,7 @@ def open_power(
 
 
 def physics_gpu(config: Config, gpu_name: str) -> GpuSpec:
-    """The data sheet for proportions: the host's GPU if it is in the table, else the assumed one."""
+    """The data sheet for proportions: the host's GPU if the table has it, else the assumed."""
     try:
         return gpu_spec(gpu_name)
     except SpecError:

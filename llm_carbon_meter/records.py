@@ -1,6 +1,7 @@
 """READ FIRST: the frozen records that flow through the meter, from a counter tick to /metrics.
 
-    EnergyReading + StepEvent -> ledger -> RequestEnergy, EngineTotals -> channel -> RequestRecord -> exporters
+    EnergyReading, StepEvent -> ledger -> RequestEnergy, EngineTotals -> channel
+        -> RequestRecord -> exporters
 
 Joules, watts, seconds of the monotonic clock. Nobody changes a record after it was made.
 """

@@ -1,7 +1,7 @@
 """Joins what the HTTP side knows (exchanges, ids, estimates) with what the engines measured.
 
 An exchange is one HTTP request; it has one or more engine requests (members). Records live under
-internal ids, which are unique; an external id can lead to several records, and never overwrites one.
+internal ids, which are unique; an external id can lead to several, and never overwrites one.
 """
 
 import asyncio

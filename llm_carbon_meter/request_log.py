@@ -35,7 +35,7 @@ class RequestLog:
                 "set LLM_CARBON_METER_REQUEST_LOG to a writable file"
             ) from error
         self._handler.setFormatter(logging.Formatter("%(message)s"))
-        self._handler.handleError = _raise  # type: ignore[method-assign]
+        self._handler.handleError = _raise  # type: ignore[method-assign, assignment]
 
     def write(self, text: str) -> None:
         """Append one record.
@@ -52,7 +52,7 @@ class RequestLog:
 
 def _raise(_record: logging.LogRecord) -> None:
     """Logging prints errors of its own files; ours are counted."""
-    raise  # noqa: PLE0704 - called from logging's except block
+    raise
 
 
 def read(path: Path) -> Iterable[Mapping[str, Any]]:

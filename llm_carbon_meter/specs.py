@@ -1,4 +1,4 @@
-"""What the physics needs to know of a model (from its Hugging Face ``config.json``) and of a GPU (``data/gpus.toml``)."""
+"""What the physics needs of a model (Hugging Face ``config.json``) and a GPU (data/gpus.toml)."""
 
 import difflib
 import tomllib
@@ -118,7 +118,7 @@ class ModelSpec:
 
     @property
     def active_parameters(self) -> int:
-        """Parameters that a token meets, both embeddings always counted, as the note of seed 000 does."""
+        """Parameters that a token meets, both embeddings counted, as the note of seed 000 does."""
         return self._count(self.experts_per_token or 1, embeddings=2)
 
     def _count(self, experts: int, embeddings: int) -> int:

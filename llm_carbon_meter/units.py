@@ -1,4 +1,4 @@
-"""Every conversion factor, exact. SI inside the package; conversions only here and at the NVML edge."""
+"""Every conversion factor, exact. SI inside; conversions only here and at the NVML edge."""
 
 from typing import Final
 

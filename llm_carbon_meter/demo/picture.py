@@ -62,8 +62,8 @@ def _draw_power(axes: Any, scrapes: Sequence[Scrape], zero: float) -> None:
                 floor + watts, edges, baseline=floor, fill=True, label=layer, color=LAYERS[layer][1]
             )
         floor = floor + watts
-    axes.set_ylim(bottom=0.0)
-    axes.legend(loc="upper right", fontsize="small", reverse=True)
+    axes.set_ylim(0.0, 1.2 * axes.get_ylim()[1])
+    axes.legend(loc="upper center", ncols=len(LAYERS), fontsize="small")
 
 
 def _draw_lives(axes: Any, answers: Sequence[Answer], zero: float) -> None:

@@ -43,15 +43,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--requests", type=int, default=MIN_REQUESTS, help=f"at least {MIN_REQUESTS} (the default)"
     )
     parser.add_argument(
-        "--pace", type=float, default=1.0, help="times the trace's own pace (default: 1)"
+        "--pace", type=_positive, default=1.0, help="times the trace's own pace (default: 1)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the traffic (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder of the results")
     parser.add_argument("--keep", action="store_true", help="leave the server running until Ctrl-C")
 
 
+def _positive(text: str) -> float:
+    value = float(text)
+    if not 0.0 < value < float("inf"):
+        raise argparse.ArgumentTypeError("expected a number above 0")
+    return value
+
+
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Result:
     """Everything the demo saw."""
 
     answers: Sequence[Answer]
@@ -75,11 +82,14 @@ def run_demo(options: argparse.Namespace) -> int:
     stub = StubPower.prepare(options.out / "nvml-stub") if options.power == "stub" else None
     print("making the tiny model …", flush=True)
     model = make_tiny_model(options.out / MODEL_NAME)
-    with _ended_by_sigterm(), _server(options, model, stub) as server:
-        outcome = _drive(server.url, model, options)
-        failures = _show(outcome, stub, options)
-        if options.keep:
-            _keep(server, outcome)
+    try:
+        with _ended_by_sigterm(), _server(options, model, stub) as server:
+            result = _drive(server.url, model, options)
+            failures = _show(result, stub, options)
+            if options.keep:
+                _keep(server, result)
+    except KeyboardInterrupt:
+        return 130  # as a shell reports Ctrl-C
     return 1 if failures else 0
 
 
@@ -106,7 +116,7 @@ def _show_wait(elapsed_s: float) -> None:
         print(f"waiting for the server: {elapsed_s:.0f} s", file=sys.stderr, flush=True)
 
 
-def _drive(url: str, model: Path, options: argparse.Namespace) -> Outcome:
+def _drive(url: str, model: Path, options: argparse.Namespace) -> Result:
     requests = draw(max(options.requests, MIN_REQUESTS), options.seed, MAX_PROMPT, MAX_OUTPUT)
     trace = conversation_quantiles()
     print(
@@ -124,23 +134,24 @@ def _drive(url: str, model: Path, options: argparse.Namespace) -> Outcome:
         None if answer.response_id is None else fetch_record(url, answer.response_id)
         for answer in answers
     ]
-    return Outcome(answers, records, [*watch.scrapes, scrape(url)], seconds)
+    return Result(answers, records, [*watch.scrapes, scrape(url)], seconds)
 
 
-def _show(outcome: Outcome, stub: StubPower | None, options: argparse.Namespace) -> list[str]:
-    last = outcome.last
-    print(f"\n{table.request_table(outcome.answers, outcome.records)}\n")
+def _show(result: Result, stub: StubPower | None, options: argparse.Namespace) -> list[str]:
+    last = result.last
+    print(f"\n{table.request_table(result.answers, result.records)}")
+    print(f"{table.error_note(result.records)}\n")
     print(f"{table.account_table(last)}\n")
-    print(f"{len(outcome.answers)} requests in {outcome.seconds:.1f} s")
-    print(table.headers_line(outcome.answers))
-    print(table.records_line(outcome.records, last))
-    failures = table.problems(outcome.answers, outcome.records, last)
+    print(f"{len(result.answers)} requests in {result.seconds:.1f} s")
+    print(table.headers_line(result.answers))
+    print(table.records_line(result.records, last))
+    failures = table.problems(result.answers, result.records, last)
     if stub is not None:
         lines, wrong = stub.compare(last)
         print("\n".join(lines))
         failures += wrong
     image = options.out / "power.png"
-    picture.draw(image, outcome.scrapes, outcome.answers, _title(last, options))
+    picture.draw(image, result.scrapes, result.answers, _title(last, options))
     print(f"picture: {image}")
     print(table.balance_line(last))
     for failure in failures:
@@ -151,11 +162,11 @@ def _show(outcome: Outcome, stub: StubPower | None, options: argparse.Namespace)
 def _title(last: Scrape, options: argparse.Namespace) -> str:
     source = "/".join(last.sources) or "unknown"
     gpus = ", ".join(last.gpus) or "no GPU"
-    return f"GPU power ({source}, power {options.power}) of {gpus}: {MODEL_NAME} on real vLLM"
+    return f"{MODEL_NAME} on real vLLM: power of {gpus}, {source} (--power {options.power})"
 
 
-def _keep(server: VllmServer, outcome: Outcome) -> None:
-    print(_invitation(server.url, outcome), flush=True)
+def _keep(server: VllmServer, result: Result) -> None:
+    print(_invitation(server.url, result), flush=True)
     try:
         server.process.wait()
         print(f"the server ended by itself; see {server.log}", file=sys.stderr)
@@ -163,8 +174,8 @@ def _keep(server: VllmServer, outcome: Outcome) -> None:
         print("\nstopping the server")
 
 
-def _invitation(url: str, outcome: Outcome) -> str:
-    known = [answer.response_id for answer in outcome.answers if answer.response_id]
+def _invitation(url: str, result: Result) -> str:
+    known = [answer.response_id for answer in result.answers if answer.response_id]
     chat = {
         "model": MODEL_NAME,
         "messages": [{"role": "user", "content": "Hello"}],

@@ -88,8 +88,9 @@ class VllmServer:
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
-                # Ctrl-C is for us; we then end the server in order.
-                start_new_session=True,
+                # Ctrl-C is for us; we then end the server in order. Not a new session: Linux
+                # groups its scheduling by session, and vLLM's busy waiting starves the others.
+                process_group=0,
             )
         try:
             self._wait_until_healthy()

@@ -33,6 +33,8 @@ GPU_NAME: Final = "NVIDIA H100 80GB HBM3"
 # The counter shows whole millijoules; a meter that adds its increments loses no more.
 TOLERANCE_JOULES: Final = 0.01
 
+SETTLED_WITHIN_S: Final = 1.0
+
 
 @dataclass(frozen=True, slots=True)
 class StubPower:
@@ -80,7 +82,7 @@ class StubPower:
         wrong = [] if last.gpus else ["the meter read no GPU of the stub"]
         for gpu in last.gpus:
             booked = last.total(gpu=gpu)
-            played = self._played(_number(gpu), reads, booked)
+            played = self._played(_number(gpu), reads, booked, last.monotonic_s)
             lines.append(
                 f"{gpu}: meter {booked:.3f} J, the stub's own integral between the same readings "
                 f"{played:.3f} J, difference {booked - played:+.3f} J"
@@ -89,13 +91,16 @@ class StubPower:
                 wrong.append(f"{gpu}: the meter's joules are not the stub's")
         return lines, wrong
 
-    def _played(self, gpu: int, reads: Sequence[CounterRead], booked: float) -> float:
+    def _played(
+        self, gpu: int, reads: Sequence[CounterRead], booked: float, scraped_s: float
+    ) -> float:
         """The script's joules from the first reading to the last that the meter has settled."""
         own = [read for read in reads if read.gpu == gpu]
-        if not own:
+        recent = [read for read in own if 0.0 <= scraped_s - read.monotonic_s <= SETTLED_WITHIN_S]
+        if not recent:
             return math.nan
-        # Reading goes on after the scrape: the last one settled is known by what it showed.
-        last = min(own, key=lambda read: abs(_joules_between(own[0], read) - booked))
+        # Which of the last readings is settled is not told: it is known by what it showed.
+        last = min(recent, key=lambda read: abs(_joules_between(own[0], read) - booked))
         return self.script.counter_joules(gpu, last.monotonic_s) - self.script.counter_joules(
             gpu, own[0].monotonic_s
         )

@@ -26,6 +26,18 @@ def request_table(answers: Sequence[Answer], records: Sequence[Record | None]) -
     return _aligned(rows, left={1, 2})
 
 
+def error_note(records: Sequence[Record | None]) -> str:
+    """What the column of errors means for this model."""
+    found = [record for record in records if record is not None and record.get("estimate")]
+    if not any(record["estimate"]["method"] == "flop" for record in found):
+        return ""
+    return (
+        "The estimate (method flop) counts the operations of a model. This one has hardly any, and "
+        "its steps\nare the CPU's overhead: an error near -100 % is expected, and says nothing "
+        "of a real model."
+    )
+
+
 def account_table(last: Scrape) -> str:
     """Joules, watt-hours and share of every account, each GPU and source apart."""
     rows = [["GPU", "source", "account", "J", "Wh", "share"]]

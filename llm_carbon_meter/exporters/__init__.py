@@ -1,1 +1,1 @@
-"""Formatting of finished records: Prometheus, OpenTelemetry, HTTP headers. No arithmetic of energy here."""
+"""Formatting of finished records for Prometheus, OpenTelemetry and HTTP; no energy arithmetic."""

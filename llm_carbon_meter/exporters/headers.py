@@ -1,4 +1,4 @@
-"""Response headers, the SSE comment and the JSON of a record: names and formats of what clients see."""
+"""Response headers, the SSE comment and the JSON of a record: what clients see, by name."""
 
 import dataclasses
 import json

@@ -12,8 +12,8 @@ from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histo
 from llm_carbon_meter.carbon import CarbonIntensity
 from llm_carbon_meter.records import (
     Account,
-    EngineTotals,
     EnergyEstimate,
+    EngineTotals,
     RequestEnergy,
     RequestRecord,
     Source,
@@ -22,11 +22,17 @@ from llm_carbon_meter.units import JOULES_PER_WATT_HOUR, watt_hours
 
 PREFIX: Final = "llm_carbon_meter_"
 COMMON: Final = ("model_name", "engine")
-ENERGY_BUCKETS: Final = tuple(
-    base * 10.0**power for power in range(-7, 1) for base in (1, 2, 5)
-) + (10.0,)
-"""Wh: 1e-7 to 10, three a decade."""
-GRAM_BUCKETS: Final = tuple(base * 10.0**power for power in range(-8, 1) for base in (1, 2, 5))
+
+
+def _decades(low: int, high: int) -> tuple[float, ...]:
+    """1, 2, 5 of every decade from 10^low to 10^high."""
+    steps = (float(f"{base}e{power}") for power in range(low, high) for base in (1, 2, 5))
+    return (*steps, 10.0**high)
+
+
+ENERGY_BUCKETS: Final = _decades(-7, 1)
+"""Wh"""
+GRAM_BUCKETS: Final = _decades(-8, 1)
 
 
 class PrometheusExporter:
@@ -169,9 +175,9 @@ class PrometheusExporter:
             if gpu.watts is not None:
                 self._watts.labels(*common, gpu.gpu, totals.source).set(gpu.watts)
         for account in Account:
-            labels = (*common, "operational", account.label, totals.source)
-            grown = self._growth(session, ("grams", *labels), totals.account_grams[account])
-            self._grams.labels(*labels).inc(grown)
+            series = (*common, "operational", account.label, totals.source)
+            grown = self._growth(session, ("grams", *series), totals.account_grams[account])
+            self._grams.labels(*series).inc(grown)
         self._grow(self._steps, session, common, totals.steps)
         self._grow(self._tokens, session, common, totals.tokens)
         self._grow(self._errors, session, common, totals.errors)

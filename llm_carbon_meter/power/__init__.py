@@ -1,1 +1,1 @@
-"""Power sources: one protocol (meter.py), one file each for NVML, a recorded trace and the data sheet."""
+"""Power sources: one protocol (meter.py), one file each for NVML, a trace, a data sheet."""

@@ -1,4 +1,4 @@
-"""No sensor: load x data sheet of an assumed GPU. Says ``modelled`` everywhere, never ``measured``."""
+"""No sensor: load x data sheet of an assumed GPU. Says ``modelled``, never ``measured``."""
 
 import threading
 from collections.abc import Sequence

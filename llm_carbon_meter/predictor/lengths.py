@@ -1,4 +1,4 @@
-"""How long answers are: the distribution that this deployment has served, and a prior before that."""
+"""How long answers are: the distribution that was served here, and a prior before that."""
 
 from collections import deque
 from collections.abc import Sequence

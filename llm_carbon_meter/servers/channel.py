@@ -149,7 +149,7 @@ class Publisher:
         self._path = Path(directory, name + ".ipc")
         address = _address(directory, name)
         _private(directory)
-        self._socket = zmq.Context.instance().socket(zmq.PUB)
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUB)
         self._socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.LINGER, 500)  # ms: the last records of a stopping engine
         try:
@@ -198,7 +198,7 @@ class Subscriber:
         self._receive = receive
         self._faults = faults
         self._stop = threading.Event()
-        self._socket = zmq.Context.instance().socket(zmq.SUB)
+        self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
         self._socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
         self._socket.setsockopt(zmq.SUBSCRIBE, b"")

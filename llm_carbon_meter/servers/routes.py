@@ -20,7 +20,7 @@ CountTokens = Callable[[Request, Mapping[str, Any]], Awaitable[list[int]]]
 """Gives the token count of each prompt of a chat or completion body."""
 
 
-class Refusal(Exception):
+class RefusedError(Exception):
     """An answer with an error status."""
 
     def __init__(self, status: int, message: str, kind: str = "invalid_request_error") -> None:
@@ -50,20 +50,20 @@ class CarbonRoutes:
         """Look a record up by an internal or external id."""
         try:
             return self._found(request.path_params["request_id"])
-        except Refusal as refusal:
+        except RefusedError as refusal:
             return refusal.response()
 
     def _found(self, request_id: str) -> Response:
         found = self._meter.find(request_id)
         if not found:
-            raise Refusal(
+            raise RefusedError(
                 404,
                 f"no record of request {request_id!r}: not known, or older than the "
                 f"{self._meter.config.records} that are kept",
                 "not_found_error",
             )
         if len(found) > 1:
-            raise Refusal(
+            raise RefusedError(
                 409,
                 f"{len(found)} requests have the id {request_id!r}; ask for one of "
                 + ", ".join(found),
@@ -78,13 +78,13 @@ class CarbonRoutes:
             estimates = [
                 self._meter.estimate(query) for query in await self._queries(request, body)
             ]
-        except Refusal as refusal:
+        except RefusedError as refusal:
             return refusal.response()
         except MeterError as error:
-            return Refusal(400, str(error)).response()
+            return RefusedError(400, str(error)).response()
         known = [estimate for estimate in estimates if estimate is not None]
         if not known:
-            return Refusal(501, "this model's architecture has no estimate").response()
+            return RefusedError(501, "this model's architecture has no estimate").response()
         return JSONResponse(
             {"model": self._meter.model_name, "estimate": estimate_json(sum_estimates(known))}
         )
@@ -97,9 +97,9 @@ class CarbonRoutes:
         elif "messages" in body or "prompt" in body:
             prompts = await self._count_tokens(request, body)
         else:
-            raise Refusal(
+            raise RefusedError(
                 400,
-                "give `messages`, `prompt` or `prompt_tokens` (and `max_tokens` or `output_tokens`)",
+                "give `messages`, `prompt` or `prompt_tokens`, and `max_tokens` or `output_tokens`",
             )
         return [
             EstimateQuery(
@@ -133,7 +133,7 @@ def _output_tokens(body: Mapping[str, Any]) -> _Output:
 def _whole(body: Mapping[str, Any], name: str, default: int | None = None) -> int:
     value = body.get(name, default)
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise Refusal(400, f"`{name}` is {value!r}; expected a whole number of at least 1")
+        raise RefusedError(400, f"`{name}` is {value!r}; expected a whole number of at least 1")
     return value
 
 
@@ -142,7 +142,7 @@ async def _read(request: Request) -> bytes:
     async for chunk in request.stream():
         body += chunk
         if len(body) > MAX_BODY:
-            raise Refusal(413, f"the body is larger than {MAX_BODY} bytes")
+            raise RefusedError(413, f"the body is larger than {MAX_BODY} bytes")
     return bytes(body)
 
 
@@ -150,7 +150,7 @@ def _parse(data: bytes) -> Mapping[str, Any]:
     try:
         body = json.loads(data)
     except (ValueError, RecursionError) as error:
-        raise Refusal(400, f"the body is no JSON: {error}") from error
+        raise RefusedError(400, f"the body is no JSON: {error}") from error
     if not isinstance(body, dict):
-        raise Refusal(400, f"the body is a {type(body).__name__}; expected an object")
+        raise RefusedError(400, f"the body is a {type(body).__name__}; expected an object")
     return body

@@ -1,4 +1,4 @@
-"""What vLLM's scheduler did, step by step: shallow copies on the engine's thread, decoded elsewhere.
+"""What vLLM's scheduler did: shallow copies on the engine's thread, decoded on the meter's.
 
 `StepCapture` is called by the wrappers of vllm_engine.py and only appends; `drain` runs on the
 meter's thread, pairs steps first in, first out, and decides the phase of every request.
@@ -171,22 +171,11 @@ class StepCapture:
         ids = [row.request_id for row in event.new] + event.request_ids
         computed = [row.computed_tokens for row in event.new] + event.computed_tokens
         outputs = [row.output_tokens for row in event.new] + event.output_tokens
-        scheduled = list(map(event.num_scheduled_tokens.get, ids))
-        if None in scheduled:  # a request can be in the cached list without tokens of this step
-            present = [index for index, count in enumerate(scheduled) if count is not None]
-            ids, computed, outputs, scheduled = (
-                [column[index] for index in present]
-                for column in (ids, computed, outputs, scheduled)
-            )
+        scheduled = [event.num_scheduled_tokens[name] for name in ids]
         prompts = map(self._prompt_tokens.__getitem__, ids)
-        rows = [
-            phase(prompt, output, cached, new)  # type: ignore[arg-type]
-            for prompt, output, cached, new in zip(
-                prompts, outputs, computed, scheduled, strict=True
-            )
-        ]
-        accounts = [account for account, _ in rows]
-        sampled = [count for _, count in rows]
+        phases = list(map(phase, prompts, outputs, computed, scheduled))
+        accounts = [account for account, _ in phases]
+        sampled = [count for _, count in phases]
         if self._ended:
             accounts = [
                 Account.WASTE if name in self._ended else account
@@ -198,14 +187,7 @@ class StepCapture:
                 for name, count in zip(ids, sampled, strict=True)
             ]
         return StepEvent(
-            self._step_id,
-            event.at_s,
-            done_s,
-            ids,
-            accounts,
-            scheduled,
-            computed,
-            sampled,  # type: ignore[arg-type]
+            self._step_id, event.at_s, done_s, ids, accounts, scheduled, computed, sampled
         )
 
     def _end(self, end: RequestEnd) -> Iterable[RequestEnd]:

@@ -1,7 +1,8 @@
 """Hooks into vLLM's EngineCore process: wraps the scheduler, never replaces it.
 
-An error of ours is counted and metering goes silent, serving goes on. Names wrapped: Scheduler.__init__, schedule, update_from_output, _free_request,
-shutdown; EngineCore.execute_dummy_batch, sleep, wake_up; Executor.__init__.
+An error of ours is counted and metering goes silent, serving goes on. Names wrapped:
+Scheduler.__init__, schedule, update_from_output, _free_request, shutdown;
+EngineCore.execute_dummy_batch, sleep, wake_up; Executor.__init__.
 """
 
 import contextlib

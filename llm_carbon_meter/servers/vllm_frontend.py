@@ -26,7 +26,7 @@ from llm_carbon_meter.servers.channel import (
     frontend_name,
 )
 from llm_carbon_meter.servers.middleware import STATE_NAME, ExchangeMiddleware
-from llm_carbon_meter.servers.routes import CarbonRoutes, Refusal
+from llm_carbon_meter.servers.routes import CarbonRoutes, RefusedError
 from llm_carbon_meter.servers.vllm_engine import engine_model
 from llm_carbon_meter.servers.wrapping import OnError, wrap
 
@@ -235,7 +235,7 @@ def _begin(meter: FrontendMeter, request: Any) -> None:
 
 
 async def count_tokens(request: Any, body: Mapping[str, Any]) -> list[int]:
-    """Prompt lengths of a chat or completion body, by the server's own tokeniser, off the event loop."""
+    """Prompt lengths of a chat or completion body, by the server's own tokeniser."""
     if "messages" in body:
         return [
             await _tokenize(request, {"messages": body["messages"], "tools": body.get("tools")})
@@ -247,7 +247,7 @@ async def count_tokens(request: Any, body: Mapping[str, Any]) -> list[int]:
         return [len(prompt)]
     if isinstance(prompt, list) and prompt:
         return [sum(await count_tokens(request, {"prompt": entry})) for entry in prompt]
-    raise Refusal(400, "`prompt` is empty; expected text, token ids, or a list of them")
+    raise RefusedError(400, "`prompt` is empty; expected text, token ids, or a list of them")
 
 
 async def _tokenize(request: Any, body: Mapping[str, Any]) -> int:
@@ -259,8 +259,8 @@ async def _tokenize(request: Any, body: Mapping[str, Any]) -> int:
     try:
         query = TypeAdapter(TokenizeRequest).validate_python(dict(body))
     except ValidationError as error:
-        raise Refusal(400, f"the body does not fit: {error.errors()[0]['msg']}") from error
+        raise RefusedError(400, f"the body does not fit: {error.errors()[0]['msg']}") from error
     answer = await serving.create_tokenize(query, request)
     if not hasattr(answer, "count"):
-        raise Refusal(400, str(answer.error.message))
+        raise RefusedError(400, str(answer.error.message))
     return int(answer.count)

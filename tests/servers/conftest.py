@@ -1,0 +1,245 @@
+"""Real vLLM servers with the plugin, power from the compiled stub, and a real OTLP receiver."""
+
+import dataclasses
+import json
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
+from pathlib import Path
+from typing import Any
+
+import grpc
+import openai
+import pytest
+from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
+from prometheus_client.parser import text_string_to_metric_families
+
+from llm_carbon_meter.demo.nvml_stub import (
+    LOG_VARIABLE,
+    SCRIPT_VARIABLE,
+    StubScript,
+    build,
+    read_log,
+)
+from llm_carbon_meter.demo.server import MODEL_NAME, VllmServer
+from llm_carbon_meter.demo.tiny_model import make_tiny_model
+
+MIDDLEWARE = ("--middleware", "llm_carbon_meter.CarbonHeadersMiddleware")
+KEY = "secret-of-the-test"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model that starts in seconds."""
+    return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny-qwen2")
+
+
+@pytest.fixture(scope="session")
+def stub_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the compiled NVML stub."""
+    return build(tmp_path_factory.mktemp("nvml"))
+
+
+class OtlpReceiver(trace_service_pb2_grpc.TraceServiceServicer):
+    """Collects the spans that a server exports over gRPC."""
+
+    def __init__(self) -> None:
+        self.spans: list[Any] = []
+        self._server = grpc.server(futures.ThreadPoolExecutor(2))
+        trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self._server)
+        self.port = self._server.add_insecure_port("127.0.0.1:0")
+        self._server.start()
+
+    def Export(self, request: Any, context: Any) -> Any:  # noqa: N802 - the protocol's name
+        for resource in request.resource_spans:
+            for scope in resource.scope_spans:
+                self.spans += scope.spans
+        return trace_service_pb2.ExportTraceServiceResponse()
+
+    def named(self, name: str) -> list[Any]:
+        return [span for span in self.spans if span.name == name]
+
+    def close(self) -> None:
+        self._server.stop(grace=None)
+
+
+def attributes(span: Any) -> dict[str, Any]:
+    """A span's attributes as Python values."""
+    return {
+        item.key: getattr(item.value, item.value.WhichOneof("value")) for item in span.attributes
+    }
+
+
+@dataclasses.dataclass
+class Metered:
+    """A running server with its stub and receiver."""
+
+    server: VllmServer
+    script: StubScript
+    log: Path
+    request_log: Path
+    spans: OtlpReceiver
+    key: str
+
+    @property
+    def url(self) -> str:
+        return self.server.url
+
+    def client(self) -> openai.OpenAI:
+        return openai.OpenAI(base_url=self.url + "/v1", api_key=self.key, max_retries=0)
+
+    def async_client(self) -> openai.AsyncOpenAI:
+        return openai.AsyncOpenAI(base_url=self.url + "/v1", api_key=self.key, max_retries=0)
+
+    def http(
+        self,
+        path: str,
+        body: bytes | Mapping[str, Any] | None = None,
+        headers: Mapping[str, str] | None = None,
+        authorised: bool = True,
+    ) -> tuple[int, Mapping[str, str], bytes]:
+        """One exchange; errors are answers too."""
+        data = json.dumps(body).encode() if isinstance(body, Mapping) else body
+        request = urllib.request.Request(self.url + path, data, dict(headers or {}))
+        request.add_header("Content-Type", "application/json")
+        if authorised:
+            request.add_header("Authorization", f"Bearer {self.key}")
+        try:
+            with urllib.request.urlopen(request, timeout=60) as answer:
+                return answer.status, dict(answer.headers), answer.read()
+        except urllib.error.HTTPError as error:
+            return error.code, dict(error.headers), error.read()
+
+    def record(self, request_id: str) -> dict[str, Any]:
+        """The record of a request, once it is final."""
+        return eventually(lambda: self._final(request_id), f"a final record of {request_id}")
+
+    def _final(self, request_id: str) -> dict[str, Any] | None:
+        status, _, body = self.http(f"/v1/carbon/requests/{request_id}")
+        record = json.loads(body)
+        return record if status == 200 and record["status"] == "final" else None
+
+    def metric(self, name: str, **labels: str) -> float:
+        """Sum of the samples of a metric that carry some labels."""
+        return sum(
+            sample.value
+            for sample in self.samples()
+            if sample.name == name and labels.items() <= sample.labels.items()
+        )
+
+    def samples(self) -> Sequence[Any]:
+        text = self.http("/metrics")[2].decode()
+        return [s for family in text_string_to_metric_families(text) for s in family.samples]
+
+    def accounts(self, **labels: str) -> dict[str, float]:
+        """Joules by account, idle server or not, from one scrape."""
+        totals: dict[str, float] = {}
+        for sample in self.samples():
+            if sample.name != "llm_carbon_meter_energy_joules_total":
+                continue
+            if labels.items() <= sample.labels.items():
+                account = sample.labels["account"]
+                totals[account] = totals.get(account, 0.0) + sample.value
+        return totals
+
+    def logged(self) -> list[dict[str, Any]]:
+        """The request log so far."""
+        if not self.request_log.exists():
+            return []
+        return [json.loads(line) for line in self.request_log.read_text().splitlines()]
+
+
+def eventually(ask: Callable[[], Any], what: str, timeout_s: float = 15.0) -> Any:
+    """Ask until there is an answer."""
+    deadline = time.monotonic() + timeout_s
+    while time.monotonic() < deadline:
+        answer = ask()
+        if answer:
+            return answer
+        time.sleep(0.05)
+    raise AssertionError(f"waited {timeout_s} s in vain for {what}")
+
+
+StartServer = Callable[..., Iterator[Metered]]
+
+
+@pytest.fixture(scope="session")
+def start_server(
+    tiny_model: Path, stub_library: Path, tmp_path_factory: pytest.TempPathFactory
+) -> StartServer:
+    """Starts a server; use with ``yield from``."""
+
+    def start(
+        *arguments: str,
+        power: Mapping[int, Sequence[tuple[float, float]]] | None = None,
+        cycle_s: float | None = None,
+        environment: Mapping[str, str] | None = None,
+        key: str = "",
+        model: Path | None = None,
+        extra: Sequence[str] = (),
+    ) -> Iterator[Metered]:
+        folder = tmp_path_factory.mktemp("server")
+        power = power or {0: [(0, 300.0)]}
+        script = StubScript(len(power), power, period_ms=20, cycle_s=cycle_s, extra=tuple(extra))
+        receiver = OtlpReceiver()
+        variables = {
+            "LLM_CARBON_METER_POWER": "nvml",
+            "LLM_CARBON_METER_REQUEST_LOG": str(folder / "requests.jsonl"),
+            "LD_LIBRARY_PATH": str(stub_library),
+            SCRIPT_VARIABLE: str(script.write(folder / "script")),
+            LOG_VARIABLE: str(folder / "log"),
+            "OTEL_EXPORTER_OTLP_TRACES_INSECURE": "true",
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            **(environment or {}),
+        }
+        tracing = ("--otlp-traces-endpoint", f"http://127.0.0.1:{receiver.port}")
+        keys = ("--api-key", key) if key else ()
+        server = VllmServer(
+            model or tiny_model,
+            log=folder / "server.log",
+            extra_args=(*tracing, *keys, *arguments),
+            environment=variables,
+        )
+        try:
+            with server:
+                yield Metered(
+                    server,
+                    script,
+                    folder / "log",
+                    folder / "requests.jsonl",
+                    receiver,
+                    key or "none",
+                )
+        finally:
+            receiver.close()
+
+    return start
+
+
+def assert_balanced(metered: Metered, gpu: int | None = None) -> dict[str, float]:
+    """The accounts add up to what the stub's counter said between two of its readings.
+
+    Returns:
+        Joules by account.
+    """
+    uuid = "" if gpu is None else f"GPU-00000000-0000-0000-0000-{gpu:012d}"
+    reads = [read for read in read_log(metered.log) if read.gpu == (gpu or 0)]
+    labels = {"gpu": uuid} if uuid else {}
+    accounts = metered.accounts(source="measured", **labels)
+    total = sum(accounts.values())
+    first = reads[0]
+    reads = [read for read in read_log(metered.log) if read.gpu == (gpu or 0)]
+    last = min(
+        reads, key=lambda read: abs((read.millijoules - first.millijoules) / 1000 - total)
+    )
+    assert total == pytest.approx((last.millijoules - first.millijoules) / 1000, rel=1e-9)
+    period = metered.script.period_ms / 1000
+    truth = metered.script.integral_joules(
+        gpu or 0, first.monotonic_s - period, last.monotonic_s - period
+    )
+    # One tick of the counter at either end, at no more than a kilowatt.
+    assert total == pytest.approx(truth, abs=2 * period * 1000)
+    assert accounts["unattributed"] <= 0.01 * total
+    return accounts

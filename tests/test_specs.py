@@ -1,0 +1,245 @@
+"""Model shapes from config.json and GPU data sheets, against the public parameter counts."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_carbon_meter.records import SpecError
+from llm_carbon_meter.specs import BUILT_IN, built_in_model, gpu_spec, gpu_specs, model_spec
+
+
+def tiny_config(**changes: Any) -> dict[str, Any]:
+    """A small valid Llama config.json with some fields changed; None removes a field."""
+    config: dict[str, Any] = {
+        "model_type": "llama",
+        "hidden_size": 64,
+        "intermediate_size": 160,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 100,
+        "tie_word_embeddings": False,
+        "max_position_embeddings": 512,
+    }
+    config.update(changes)
+    return {name: value for name, value in config.items() if value is not None}
+
+
+# name, published parameters (EQUATIONS 2), weights read per step in parameters
+PUBLISHED = [
+    ("Llama-3.1-8B", 8030261248),
+    ("Llama-3.1-70B", 70553706496),
+    ("Mixtral-8x7B", 46702792704),
+    ("Gemma2-2b", 2614341888),
+    ("Qwen2-0.5b", 494032768),
+    ("Bloom-560m", 559214592),
+]
+
+# Not built in (EQUATIONS 2): type, h, f, layers, n_h, n_kv, d, V, tied, parameters.
+MORE_SHAPES = [
+    ("bloom", 4096, 16384, 30, 32, 32, 128, 250880, True, 7069016064),
+    ("bloom", 2560, 10240, 30, 32, 32, 80, 250880, True, 3002557440),
+    ("gemma", 2048, 16384, 18, 8, 1, 256, 256000, True, 2506172416),
+    ("gemma", 3072, 24576, 28, 16, 16, 256, 256000, True, 8537680896),
+    ("gemma2", 3584, 14336, 42, 16, 8, 256, 256000, True, 9241705984),
+    ("gemma2", 4608, 36864, 46, 32, 16, 128, 256000, True, 27227128320),
+    ("qwen2", 1536, 8960, 28, 12, 2, 128, 151936, True, 1543714304),
+    ("qwen2", 3584, 18944, 28, 28, 4, 128, 152064, False, 7615616512),
+    ("qwen2", 8192, 29568, 80, 64, 8, 128, 152064, False, 72706203648),
+]
+
+
+@pytest.mark.parametrize(("name", "parameters"), PUBLISHED)
+def test_built_in_models_have_the_published_parameter_counts(name: str, parameters: int) -> None:
+    """The closed form gives every published count exactly."""
+    assert built_in_model(name).parameters == parameters
+
+
+@pytest.mark.parametrize(
+    ("family", "h", "f", "layers", "heads", "kv", "d", "vocab", "tied", "parameters"), MORE_SHAPES
+)
+def test_other_configs_have_the_published_parameter_counts(
+    family: str,
+    h: int,
+    f: int,
+    layers: int,
+    heads: int,
+    kv: int,
+    d: int,
+    vocab: int,
+    tied: bool,
+    parameters: int,
+) -> None:
+    """A config.json of the paper's other models leads to the published count as well."""
+    spec = model_spec(
+        {
+            "model_type": family,
+            "hidden_size": h,
+            "intermediate_size": f,
+            "num_hidden_layers": layers,
+            "num_attention_heads": heads,
+            "num_key_value_heads": kv,
+            "head_dim": d,
+            "vocab_size": vocab,
+            "tie_word_embeddings": tied,
+        }
+    )
+    assert spec.parameters == parameters
+
+
+def test_every_built_in_model_is_checked() -> None:
+    """A model that joins the list joins the table of published counts."""
+    assert {name for name, _ in PUBLISHED} == set(BUILT_IN)
+
+
+def test_active_parameters_count_both_embeddings_and_only_the_chosen_experts() -> None:
+    """As the note of seed 000 does, tied or not."""
+    llama, qwen = built_in_model("Llama-3.1-8B"), built_in_model("Qwen2-0.5b")
+    mixtral = built_in_model("Mixtral-8x7B")
+    assert llama.active_parameters == llama.parameters
+    assert qwen.active_parameters == qwen.parameters + 151936 * 896
+    assert mixtral.parameters - mixtral.active_parameters == 6 * 3 * 4096 * 14336 * 32
+
+
+def test_built_in_models_are_found_in_any_case_under_their_own_name() -> None:
+    """Case does not matter, and the spec carries the listed name."""
+    assert built_in_model("llama-3.1-8b").name == "Llama-3.1-8B"
+
+
+def test_unknown_built_in_model_lists_the_known_ones() -> None:
+    """The error says what is there and what else can be given."""
+    with pytest.raises(SpecError, match=r"'GPT-5'.*Llama-3\.1-8B.*config\.json"):
+        built_in_model("GPT-5")
+
+
+def test_head_dim_of_the_config_wins_over_the_quotient() -> None:
+    """Gemma2 has d = 256 although h / n_h is 288; without the field the quotient is taken."""
+    assert built_in_model("Gemma2-2b").head_dim == 256
+    assert model_spec(tiny_config()).head_dim == 16
+    assert model_spec(tiny_config(head_dim=32)).head_dim == 32
+
+
+def test_missing_fields_have_the_defaults_of_transformers() -> None:
+    """No KV heads means as many as heads; embeddings are tied only where the family ties them."""
+    spec = model_spec(tiny_config(num_key_value_heads=None, tie_word_embeddings=None))
+    assert spec.num_kv_heads == spec.num_heads
+    assert not spec.tied_head
+    assert built_in_model("Gemma2-2b").tied_head
+    assert built_in_model("Bloom-560m").tied_head
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"),
+    [("float32", 4.0), ("float16", 2.0), ("bfloat16", 2.0), ("float8_e4m3fn", 1.0)],
+)
+@pytest.mark.parametrize("field", ["torch_dtype", "dtype"])
+def test_element_size_follows_the_dtype(field: str, dtype: str, size: float) -> None:
+    """Weights, activations and KV cache have the size of the config's type, old name or new."""
+    spec = model_spec(tiny_config(**{field: dtype}))
+    assert (spec.weight_bytes, spec.activation_bytes, spec.kv_bytes) == (size, size, size)
+
+
+def test_bloom_uses_its_own_field_names() -> None:
+    """n_layer, n_head and seq_length are read, the MLP is four times the hidden size."""
+    bloom = built_in_model("Bloom-560m")
+    assert (bloom.num_layers, bloom.num_heads, bloom.num_kv_heads) == (24, 16, 16)
+    assert (bloom.intermediate_size, bloom.max_context) == (4096, 2048)
+    old_name = {**BUILT_IN["Bloom-560m"], "n_embed": 1024}
+    del old_name["hidden_size"]
+    assert model_spec(old_name, "Bloom-560m") == bloom
+
+
+def test_only_gemma2_has_a_window() -> None:
+    """Qwen2 and Mistral configs carry the field although it is off."""
+    assert built_in_model("Gemma2-2b").sliding_window == 4096
+    assert model_spec(tiny_config(model_type="mistral", sliding_window=64)).sliding_window is None
+
+
+def test_width_of_one_expert_is_taken_where_it_is_given() -> None:
+    """Qwen3-MoE names the expert's width apart."""
+    spec = model_spec(
+        tiny_config(
+            model_type="qwen3_moe",
+            moe_intermediate_size=48,
+            num_experts=8,
+            num_experts_per_tok=2,
+        )
+    )
+    assert (spec.intermediate_size, spec.num_experts, spec.experts_per_token) == (48, 8, 2)
+
+
+def test_unknown_architecture_says_that_metering_goes_on() -> None:
+    """The error names the type, the known ones, and what happens instead."""
+    with pytest.raises(SpecError, match=r"'mamba'.*llama.*divided by tokens"):
+        model_spec(tiny_config(model_type="mamba"))
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "vocab_size",
+    ],
+)
+@pytest.mark.parametrize("value", [None, 0, -3, "64", 1.5])
+def test_bad_sizes_are_named(field: str, value: object) -> None:
+    """A size that is missing or no whole number above 0 is named with its value."""
+    with pytest.raises(SpecError, match=rf"{field}.* is .*expected a whole number > 0"):
+        model_spec(tiny_config(**{field: value}))
+
+
+def test_config_without_a_type_is_unknown() -> None:
+    """An empty config.json is an error with a text, not a KeyError."""
+    with pytest.raises(SpecError, match="model type ''"):
+        model_spec({})
+
+
+def test_gpus_are_found_by_short_and_by_nvml_name_in_any_case() -> None:
+    """Both lead to the same data sheet."""
+    assert gpu_spec("h100") is gpu_spec("NVIDIA H100 80GB HBM3")
+    assert gpu_spec("Tesla T4").name == "T4"
+    assert gpu_spec("NVIDIA A100-SXM4-80GB").name == "A100"
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [("NVIDIA H100 80GB", "H100"), ("L40", "L40S"), ("NVIDIA A100-SXM4-40GB", "A100")],
+)
+def test_unknown_gpu_suggests_the_nearest(name: str, nearest: str) -> None:
+    """The error names the GPU, the nearest one and all known ones."""
+    with pytest.raises(SpecError, match=rf"nearest is {nearest}; known: .*T4.*H200"):
+        gpu_spec(name)
+
+
+@given(st.text())
+def test_any_gpu_name_is_found_or_refused(name: str) -> None:
+    """No name leads to anything but a data sheet or a SpecError."""
+    if name.casefold() in gpu_specs():
+        assert gpu_spec(name) in gpu_specs().values()
+    else:
+        with pytest.raises(SpecError, match="nearest is"):
+            gpu_spec(name)
+
+
+@pytest.mark.parametrize("name", sorted({spec.name for spec in gpu_specs().values()}))
+def test_data_sheets_are_in_si_units(name: str) -> None:
+    """Peaks per second lie where they must, and a GPU idles below its board power."""
+    gpu = gpu_spec(name)
+    assert 1e13 < gpu.vector_ops_per_s * 10 < 1e15
+    assert gpu.vector_ops_per_s < gpu.compute_ops_per_s < 1e16
+    assert 1e11 < gpu.bandwidth_bytes_per_s < 1e13
+    assert 1e10 < gpu.link_bytes_per_s < 1e12
+    assert 0 < gpu.idle_watts < gpu.board_watts < 2000
+
+
+def test_h100_data_sheet() -> None:
+    """The assumed GPU of hosts without one, figure by figure (EQUATIONS 6)."""
+    gpu = gpu_spec("H100")
+    assert (gpu.compute_ops_per_s, gpu.vector_ops_per_s) == (989e12, 67e12)
+    assert (gpu.bandwidth_bytes_per_s, gpu.link_bytes_per_s) == (3350e9, 450e9)
+    assert gpu.board_watts == 700
