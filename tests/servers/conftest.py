@@ -177,7 +177,7 @@ def start_server(
         cycle_s: float | None = None,
         environment: Mapping[str, str] | None = None,
         key: str = "",
-        model: Path | None = None,
+        program: Sequence[str] = (),
         extra: Sequence[str] = (),
     ) -> Iterator[Metered]:
         folder = tmp_path_factory.mktemp("server")
@@ -197,8 +197,9 @@ def start_server(
         tracing = ("--otlp-traces-endpoint", f"http://127.0.0.1:{receiver.port}")
         keys = ("--api-key", key) if key else ()
         server = VllmServer(
-            model or tiny_model,
+            tiny_model,
             log=folder / "server.log",
+            program=program,
             extra_args=(*tracing, *keys, *arguments),
             environment=variables,
         )

@@ -1,0 +1,314 @@
+"""vLLM's own scheduler classes under our hooks, driven by hand: a script stands for the model."""
+
+import contextlib
+import os
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+from unittest.mock import create_autospec
+
+import torch
+from vllm import SamplingParams
+from vllm.config import VllmConfig
+from vllm.engine.arg_utils import EngineArgs
+from vllm.pooling_params import PoolingParams
+from vllm.utils.hashing import get_hash_fn_by_name
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.outputs import DraftTokenIds, ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+from vllm.v1.structured_output import StructuredOutputManager
+
+from llm_carbon_meter.config import Config
+from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.meter import EngineMeter
+from llm_carbon_meter.records import Account, RequestEnd, StepEvent
+from llm_carbon_meter.servers import vllm_engine
+from llm_carbon_meter.servers.channel import Publisher
+from llm_carbon_meter.servers.vllm_capture import StepCapture
+
+BLOCK: Final = 16
+STOP_TOKEN: Final = 7
+DRAFT_TOKEN: Final = 9
+ALL_ROWS: Final = 1_000_000
+
+
+class Row(NamedTuple):
+    """One request's part of one step, as the meter sees it."""
+
+    account: Account
+    scheduled: int
+    computed: int
+    sampled: int
+
+
+class BareHooks(vllm_engine.EngineHooks):
+    """The hooks without threads and sockets: a new scheduler gets a capture and nothing else."""
+
+    def _after_init(self, scheduler: Any, *_: Any, **__: Any) -> None:
+        self._engines[id(scheduler)] = vllm_engine._Engine(
+            StepCapture(self._faults),
+            create_autospec(EngineMeter, instance=True),
+            create_autospec(Publisher, instance=True),
+        )
+
+    def engine(self, scheduler: Scheduler) -> Any:
+        """What hangs on a scheduler; None once it is no longer metered."""
+        return self._engines.get(id(scheduler))
+
+    def attach(self, scheduler: Scheduler, capture: Any) -> None:
+        """Give a scheduler another capture."""
+        engine = self._engines[id(scheduler)]
+        self._engines[id(scheduler)] = vllm_engine._Engine(
+            capture, engine.meter, engine.publisher
+        )
+
+
+def bare_hooks() -> BareHooks:
+    """Hooks with a count of faults of their own."""
+    return BareHooks(Config(), Faults())
+
+
+@contextlib.contextmanager
+def restored(*owners: type) -> Iterator[None]:
+    """Put back whatever is set on some classes meanwhile."""
+    before = [(owner, dict(vars(owner))) for owner in owners]
+    try:
+        yield
+    finally:
+        for owner, names in before:
+            for name, value in list(vars(owner).items()):
+                if name not in names:
+                    delattr(owner, name)
+                elif value is not names[name]:
+                    setattr(owner, name, names[name])
+
+
+@contextlib.contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    """Set variables, and undo that and what vLLM sets by itself."""
+    before = os.environ.copy()
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def engine_config(model: Path, **arguments: Any) -> VllmConfig:
+    """vLLM's configuration; the plugins of this machine, our own included, are not loaded."""
+    arguments = {"max_model_len": 256, "max_num_seqs": 16, "seed": 0} | arguments
+    with environment(VLLM_PLUGINS="none", VLLM_CPU_KVCACHE_SPACE="1", HF_HUB_OFFLINE="1"):
+        return EngineArgs(
+            model=str(model),
+            dtype="float32",
+            block_size=BLOCK,
+            enforce_eager=True,
+            **arguments,
+        ).create_engine_config()
+
+
+def make_scheduler(
+    config: VllmConfig, *, overlapped: bool = False, v2: bool = False, blocks: int = 100
+) -> Scheduler:
+    """A scheduler as EngineCore makes it, for one group of layers with full attention.
+
+    Args:
+        overlapped: async scheduling, which vLLM itself would not choose on a CPU.
+        v2: the records are those for the V2 model runner.
+    """
+    config.scheduler_config.async_scheduling = overlapped
+    config.cache_config.num_gpu_blocks = blocks
+    kind = config.scheduler_config.get_scheduler_cls()
+    assert issubclass(kind, AsyncScheduler) == overlapped
+    spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=1, dtype=torch.float32)
+    cache = KVCacheConfig(blocks, [], [KVCacheGroupSpec(["layer"], spec)])
+    manager = create_autospec(StructuredOutputManager, instance=True)
+    manager.accept_tokens.return_value = True
+    manager.validate_tokens.side_effect = lambda _, tokens: tokens
+    scheduler = kind(config, cache, manager, block_size=BLOCK)
+    scheduler.use_v2_model_runner = v2
+    return scheduler
+
+
+@dataclass
+class Flight:
+    """A step between its schedule and its update."""
+
+    output: SchedulerOutput
+    sampling: set[str]
+    """Requests whose newest position is in the step; the others are unfinished prefills."""
+
+
+@dataclass
+class Drive:
+    """EngineCore's part: schedules, lets the scripted model answer, updates, and drains."""
+
+    scheduler: Scheduler
+    capture: StepCapture
+    timeline: list[StepEvent | RequestEnd] = field(default_factory=list)
+    """What the meter has been told, in the order in which the ledger enters it."""
+    flights: deque[Flight] = field(default_factory=deque)
+    scheduled: list[dict[str, int]] = field(default_factory=list)
+    """Tokens by request of every step that vLLM made."""
+    stop_at: dict[str, int] = field(default_factory=dict)
+    """Requests that end on a stop token, and which of their output tokens that is."""
+    drafts: int = 0
+    """Draft tokens per request and step that a sync engine proposes."""
+    accepted: int = 0
+    """How many of the drafts of a step turn out right."""
+    requests: dict[str, Request] = field(default_factory=dict)
+
+    # What a client does
+
+    def add(
+        self, name: str, prompt: int | Sequence[int], output: int, stop_at: int = 0, **more: Any
+    ) -> Request:
+        """A request of so many prompt tokens, its own unless given, and output tokens."""
+        if isinstance(prompt, int):
+            prompt = [1000 * (len(self.requests) + 1) + place for place in range(prompt)]
+        parameters = SamplingParams(max_tokens=output, stop_token_ids=[STOP_TOKEN])
+        if stop_at:
+            self.stop_at[name] = stop_at
+        return self._add(name, prompt, sampling_params=parameters, pooling_params=None, **more)
+
+    def add_pooling(self, name: str, prompt: int) -> Request:
+        """A request for an embedding."""
+        parameters = PoolingParams(task="embed")
+        return self._add(name, range(prompt), sampling_params=None, pooling_params=parameters)
+
+    def _add(self, name: str, prompt: Sequence[int], **more: Any) -> Request:
+        hashing = get_hash_fn_by_name("sha256")
+        init_none_hash(hashing)
+        request = Request(
+            name, list(prompt), block_hasher=get_request_block_hasher(BLOCK, hashing), **more
+        )
+        self.requests[name] = request
+        self.scheduler.add_request(request)
+        return request
+
+    def abort(self, *names: str) -> None:
+        self.scheduler.finish_requests(names, RequestStatus.FINISHED_ABORTED)
+        self.drain()
+
+    # What EngineCore does
+
+    def schedule(self) -> Flight:
+        """Called as EngineCore calls it."""
+        output = self.scheduler.schedule(False)
+        requests = [self.scheduler.requests[name] for name in output.num_scheduled_tokens]
+        sampling = {request.request_id for request in requests if not request.is_prefill_chunk}
+        self.flights.append(Flight(output, sampling))
+        self.scheduled.append(dict(output.num_scheduled_tokens))
+        self.drain()
+        return self.flights[-1]
+
+    def update(self) -> dict[int, Any]:
+        """The oldest step in flight comes back."""
+        flight = self.flights.popleft()
+        outputs = self.scheduler.update_from_output(flight.output, self._run(flight))
+        if self.drafts:
+            names = list(flight.output.num_scheduled_tokens)
+            drafts = [[DRAFT_TOKEN] * self.drafts for _ in names]
+            self.scheduler.update_draft_token_ids(DraftTokenIds(names, drafts))
+        self.drain()
+        return outputs
+
+    def turn(self, depth: int = 1) -> None:
+        """`EngineCore.step`, or `step_with_batch_queue` with a queue deeper than one."""
+        if self.scheduler.has_requests():
+            flight = self.schedule()
+            more = flight.output.total_num_scheduled_tokens or self.scheduler.has_requests()
+            if len(self.flights) < depth and more:
+                return
+        if self.flights:
+            self.update()
+
+    def run(self, depth: int = 1) -> None:
+        """Turn until there is nothing left to do."""
+        for _ in range(10_000):
+            if not (self.scheduler.has_requests() or self.flights):
+                return
+            self.turn(depth)
+        raise AssertionError("the scheduler makes no progress")
+
+    def _run(self, flight: Flight) -> ModelRunnerOutput:
+        names = list(flight.output.num_scheduled_tokens)
+        pooling = any(self.requests[name].pooling_params for name in names)
+        return ModelRunnerOutput(
+            req_ids=names,
+            req_id_to_index={name: index for index, name in enumerate(names)},
+            sampled_token_ids=[] if pooling else [self._sample(name, flight) for name in names],
+            pooler_output=[torch.zeros(1) if name in flight.sampling else None for name in names]
+            if pooling
+            else None,
+        )
+
+    def _sample(self, name: str, flight: Flight) -> list[int]:
+        if name not in flight.sampling:
+            return []
+        drafts = len(flight.output.scheduled_spec_decode_tokens.get(name, ()))
+        first = self.requests[name].num_output_tokens + 1
+        stop = self.stop_at.get(name)
+        count = 1 + min(self.accepted, drafts)
+        return [STOP_TOKEN if n == stop else 100 + n for n in range(first, first + count)]
+
+    # What the meter's thread does
+
+    def drain(self, max_rows: int = ALL_ROWS) -> None:
+        more = True
+        while more:
+            steps, ends, _, more = self.capture.drain(max_rows)
+            self.timeline += steps
+            self.timeline += ends
+
+    # What came out
+
+    @property
+    def steps(self) -> list[StepEvent]:
+        """Steps in which something ran."""
+        steps = [event for event in self.timeline if isinstance(event, StepEvent)]
+        return [step for step in steps if step.request_ids]
+
+    @property
+    def ends(self) -> dict[str, RequestEnd]:
+        """By request; each has one only."""
+        ends = [event for event in self.timeline if isinstance(event, RequestEnd)]
+        names = {end.request_id: end for end in ends}
+        assert len(names) == len(ends)
+        return names
+
+    def rows(self, name: str) -> list[Row]:
+        """A request's parts, step by step."""
+        return [rows[name] for rows in map(rows_of, self.steps) if name in rows]
+
+    def tokens(self, name: str, account: Account) -> int:
+        return sum(row.scheduled for row in self.rows(name) if row.account is account)
+
+    @property
+    def leftovers(self) -> dict[str, Any]:
+        """What the capture still remembers."""
+        names = ("_prompt_tokens", "_cached_tokens", "_pooling", "_ended", "_closing")
+        state = {name: getattr(self.capture, name) for name in (*names, "_in_flight", "_events")}
+        return {name: value for name, value in state.items() if value}
+
+
+def rows_of(step: StepEvent) -> dict[str, Row]:
+    """A step's columns by request; no request is in a step twice."""
+    columns = zip(
+        step.request_ids,
+        map(Account, step.accounts),
+        step.num_scheduled_tokens,
+        step.num_computed_tokens,
+        step.num_sampled,
+        strict=True,
+    )
+    rows = {name: Row(*rest) for name, *rest in columns}
+    assert len(rows) == len(step.request_ids)
+    return rows

@@ -1,0 +1,286 @@
+"""Shares of a step, against the Shapley value by its definition, and the watts of a step."""
+
+import math
+from collections.abc import Sequence
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_carbon_meter.attribution import (
+    MEMORY_BOUND_LOAD,
+    POLICIES,
+    CostModel,
+    Floats,
+    StepRows,
+    shapley_weights,
+    shares,
+    step_watts,
+)
+from llm_carbon_meter.kernels import StepCosts, step_costs
+from llm_carbon_meter.specs import GpuSpec, built_in_model, gpu_spec
+
+H100 = gpu_spec("H100")
+LLAMA = CostModel(H100, step_costs(built_in_model("Llama-3.1-8B")))
+GEMMA = CostModel(gpu_spec("L4"), step_costs(built_in_model("Gemma2-2b")))
+MIXTRAL = CostModel(H100, step_costs(built_in_model("Mixtral-8x7B"), 4))
+UNKNOWN = CostModel(H100, None)
+MODELS = {"dense": LLAMA, "windowed": GEMMA, "experts": MIXTRAL, "unknown": UNKNOWN}
+
+
+class Row(NamedTuple):
+    """A request of a step."""
+
+    new: int
+    cached: int
+    sampled: int
+
+
+def rows_of(*steps: Sequence[Row]) -> StepRows:
+    """Steps as columns."""
+    flat = [row for step in steps for row in step]
+    return StepRows(
+        np.array([len(step) for step in steps], np.intp),
+        np.array([row.new for row in flat], np.float64),
+        np.array([row.cached for row in flat], np.float64),
+        np.array([row.sampled for row in flat], np.float64),
+    )
+
+
+def one_step(policy: str, step: Sequence[Row], model: CostModel, seconds: float = 0.02) -> Floats:
+    """The shares of a single step."""
+    return shares(policy, rows_of(step), np.array([seconds]), model)
+
+
+a_row = st.builds(
+    lambda new, cached, sampled: Row(new, cached, min(new, sampled)),
+    st.integers(1, 4096),
+    st.integers(0, 8192),
+    st.integers(0, 6),
+)
+a_step = st.lists(a_row, min_size=1, max_size=12)
+a_model = st.sampled_from(sorted(MODELS)).map(MODELS.__getitem__)
+a_duration = st.floats(1e-4, 2.0)
+
+
+@given(
+    policy=st.sampled_from(sorted(POLICIES)),
+    model=a_model,
+    timed=st.lists(st.tuples(a_step, a_duration), min_size=1, max_size=5),
+)
+def test_shares_of_every_step_add_up_to_one(
+    policy: str, model: CostModel, timed: list[tuple[list[Row], float]]
+) -> None:
+    """Whatever the policy and the model, a step is divided completely and nobody is paid."""
+    rows = rows_of(*(step for step, _ in timed))
+    divided = shares(policy, rows, np.array([seconds for _, seconds in timed]), model)
+    assert rows.per_step(divided) == pytest.approx(np.ones(len(timed)), rel=1e-12)
+    assert (divided > 0).all()
+
+
+@given(
+    policy=st.sampled_from(sorted(POLICIES)),
+    model=a_model,
+    timed=st.lists(st.tuples(a_step, a_duration), min_size=2, max_size=4),
+)
+def test_steps_do_not_see_each_other(
+    policy: str, model: CostModel, timed: list[tuple[list[Row], float]]
+) -> None:
+    """Many steps at once give what each gives alone."""
+    together = shares(
+        policy,
+        rows_of(*(step for step, _ in timed)),
+        np.array([seconds for _, seconds in timed]),
+        model,
+    )
+    alone = np.concatenate([one_step(policy, step, model, seconds) for step, seconds in timed])
+    assert together == pytest.approx(alone, rel=1e-12)
+
+
+def coalition_joules(model: CostModel, step: Sequence[Row], seconds: float) -> float:
+    """What a set of requests costs, from the terms of the physics one by one."""
+    costs = model.costs
+    if not step or costs is None:
+        return 0.0
+    joules = model.gpu.idle_watts * seconds + model.joules_per_byte * costs.weight_bytes
+    if any(row.sampled for row in step):
+        joules += model.joules_per_byte * costs.head_bytes
+    for row in step:
+        columns = [np.array([float(value)]) for value in row]
+        joules += model.joules_per_operation * float(costs.operations(*columns)[0])
+        joules += model.joules_per_byte * float(costs.own_bytes(*columns)[0])
+    return joules
+
+
+def exact_shapley(model: CostModel, step: Sequence[Row], seconds: float) -> list[float]:
+    """The mean marginal cost over all orders in which the requests could join."""
+    n, values = len(step), []
+    for player in range(n):
+        others = [i for i in range(n) if i != player]
+        value = 0.0
+        for size in range(n):
+            weight = math.factorial(size) * math.factorial(n - size - 1) / math.factorial(n)
+            for members in combinations(others, size):
+                without = [step[i] for i in members]
+                joined = [*without, step[player]]
+                value += weight * (
+                    coalition_joules(model, joined, seconds)
+                    - coalition_joules(model, without, seconds)
+                )
+        values.append(value)
+    return values
+
+
+@given(
+    model=st.sampled_from([LLAMA, GEMMA]),
+    step=st.lists(a_row, min_size=1, max_size=6),
+    seconds=a_duration,
+)
+def test_shapley_equals_its_definition(model: CostModel, step: list[Row], seconds: float) -> None:
+    """The closed form is the Shapley value over all subsets, LM head among those that sample."""
+    closed = shapley_weights(rows_of(step), np.array([seconds]), model)
+    assert closed.tolist() == pytest.approx(exact_shapley(model, step, seconds), rel=1e-9)
+    assert closed.sum() == pytest.approx(coalition_joules(model, step, seconds), rel=1e-9)
+
+
+def plain_costs(**values: float) -> StepCosts:
+    """A model in which everything is free that is not named."""
+    names = [name for name in StepCosts.__slots__ if name not in values]
+    free = dict.fromkeys(names, 0)
+    return StepCosts(**{**free, "sliding_window": None, **values})  # type: ignore[arg-type]
+
+
+def test_vector_of_the_reference() -> None:
+    """PREDICTORS 10.2: F = 10 J and m = (1, 2, 3) J give (4.333333, 5.333333, 6.333333)."""
+    gpu = GpuSpec("one joule per operation", 1.0, 1.0, 1.0, 1.0, board_watts=2.0, idle_watts=1.0)
+    model = CostModel(gpu, plain_costs(ops_per_token=1.0))
+    step = rows_of([Row(1, 0, 0), Row(2, 0, 0), Row(3, 0, 0)])
+    weights = shapley_weights(step, np.array([10.0]), model)
+    assert weights.tolist() == pytest.approx([10 / 3 + 1, 10 / 3 + 2, 10 / 3 + 3])
+    assert weights.sum() == pytest.approx(16)
+
+
+MIXED = [Row(512, 512, 0), Row(1, 100, 1), Row(1, 1000, 1), Row(1, 4000, 1)]
+
+
+def test_mixed_step_of_the_reference_by_tokens_and_by_operations() -> None:
+    """PREDICTORS 10.2: a chunk of 512 beside three decodes pays 512/515, or 99.36 %."""
+    assert one_step("tokens", MIXED, LLAMA)[0] == pytest.approx(512 / 515)
+    assert one_step("flops", MIXED, LLAMA)[0] == pytest.approx(0.9936, abs=5e-5)
+    assert one_step("equal", MIXED, LLAMA).tolist() == [0.25] * 4
+
+
+def test_mixed_step_of_the_reference_by_shapley() -> None:
+    """PREDICTORS 10.2: a quarter of the layers' weights each, the head by the three decodes."""
+    costs = LLAMA.costs
+    assert costs is not None
+    # One joule per byte, no operations, no idle power: what is left are bytes.
+    gpu = GpuSpec("bytes only", math.inf, 1.0, MEMORY_BOUND_LOAD, 1.0, 1.0, idle_watts=0.0)
+    rows = rows_of(MIXED)
+    weights = shapley_weights(rows, np.array([0.02]), CostModel(gpu, costs))
+    own = costs.own_bytes(rows.new_tokens, rows.cached_tokens, rows.sampled)
+    assert (weights - own).tolist() == pytest.approx([3489794048] + [3840018432] * 3)
+
+
+@given(policy=st.sampled_from(sorted(POLICIES)), model=a_model, step=a_step, data=st.data())
+def test_requests_are_treated_alike(
+    policy: str, model: CostModel, step: list[Row], data: st.DataObject
+) -> None:
+    """Twins pay the same, and the order of a step's requests does not matter."""
+    step = [*step, step[0]]
+    divided = one_step(policy, step, model)
+    assert divided[0] == divided[-1]
+    order = data.draw(st.permutations(range(len(step))))
+    moved = one_step(policy, [step[i] for i in order], model)
+    assert moved == pytest.approx(divided[np.array(order)], rel=1e-12)
+
+
+@given(
+    policy=st.sampled_from(["shapley", "flops", "tokens"]),
+    model=st.sampled_from([LLAMA, GEMMA, MIXTRAL]),
+    others=a_step,
+    prompt=st.integers(2, 4096),
+    data=st.data(),
+)
+def test_a_cached_prefix_costs_less_than_computing_it(
+    policy: str, model: CostModel, others: list[Row], prompt: int, data: st.DataObject
+) -> None:
+    """Of two equal prompts in a step, the one with a hit in the prefix cache pays less."""
+    cached = data.draw(st.integers(1, prompt - 1))
+    step = [Row(prompt, 0, 1), Row(prompt - cached, cached, 1), *others]
+    divided = one_step(policy, step, model)
+    assert divided[1] < divided[0]
+
+
+def test_a_cached_prefix_is_still_read() -> None:
+    """A longer context in the cache costs more than a short one, but by its bytes only."""
+    divided = one_step("shapley", [Row(1, 10, 1), Row(1, 8000, 1)], LLAMA)
+    assert divided[0] < divided[1] < 2 * divided[0]
+
+
+@pytest.mark.parametrize("policy", ["shapley", "flops", "tokens"])
+def test_unknown_model_is_divided_by_tokens(policy: str) -> None:
+    """Where the architecture is not known the scheduled tokens decide."""
+    assert one_step(policy, MIXED, UNKNOWN).tolist() == pytest.approx(
+        [512 / 515, 1 / 515, 1 / 515, 1 / 515]
+    )
+
+
+def test_experts_are_shared_per_token() -> None:
+    """The weights of the touched experts are divided in proportion to the tokens."""
+    costs = plain_costs(expert_bytes=1.0, num_experts=8, experts_per_token=2)
+    gpu = GpuSpec("bytes only", math.inf, 1.0, MEMORY_BOUND_LOAD, 1.0, 1.0, idle_watts=0.0)
+    rows = rows_of([Row(3, 0, 0), Row(1, 50, 1)])
+    weights = shapley_weights(rows, np.array([1.0]), CostModel(gpu, costs))
+    assert weights.tolist() == pytest.approx([5.46875 * 3 / 4, 5.46875 / 4])
+
+
+def test_a_longer_step_moves_shares_towards_equal() -> None:
+    """Static power is shared equally, so it weighs more the longer a step lasts."""
+    step = [Row(512, 0, 1), Row(1, 100, 1)]
+    quick, slow = one_step("shapley", step, LLAMA, 0.01), one_step("shapley", step, LLAMA, 1.0)
+    assert 0.5 < slow[0] < quick[0]
+
+
+@given(model=a_model, steps=st.lists(a_step, min_size=1, max_size=4))
+def test_step_watts_lie_between_idle_and_board(model: CostModel, steps: list[list[Row]]) -> None:
+    """A step draws more than an idle GPU and never more than the board's limit."""
+    watts = step_watts(rows_of(*steps), model)
+    assert watts.shape == (len(steps),)
+    assert (watts > model.gpu.idle_watts).all()
+    assert (watts <= model.gpu.board_watts).all()
+
+
+@given(
+    model=st.sampled_from([LLAMA, GEMMA, MIXTRAL]),
+    running=st.integers(1, 16),
+    context=st.integers(64, 4096),
+)
+def test_decode_draws_less_than_prefill(model: CostModel, running: int, context: int) -> None:
+    """Waiting for memory costs less power than computing."""
+    decode = [Row(1, context, 1)] * running
+    prefill = [Row(2048, 0, 1)]
+    watts = step_watts(rows_of(decode, prefill), model)
+    assert watts[0] < watts[1]
+
+
+def test_decode_of_one_request_draws_what_memory_draws() -> None:
+    """Alone, a decode step is bound by memory nearly all of its time."""
+    dynamic = H100.board_watts - H100.idle_watts
+    watts = step_watts(rows_of([Row(1, 100, 1)]), LLAMA)
+    assert watts[0] == pytest.approx(H100.idle_watts + MEMORY_BOUND_LOAD * dynamic, rel=0.01)
+
+
+def test_unknown_model_draws_a_middling_load() -> None:
+    """Without an architecture every step draws the same."""
+    watts = step_watts(rows_of([Row(1, 0, 1)], [Row(4096, 0, 1)]), UNKNOWN)
+    assert watts.tolist() == [70 + 0.6 * 630] * 2
+
+
+def test_the_price_of_operations_and_bytes_comes_from_the_data_sheet() -> None:
+    """Dynamic power at the peak divided by the peak, less while waiting for memory."""
+    assert LLAMA.joules_per_operation == pytest.approx(630 / 989e12)
+    assert LLAMA.joules_per_byte == pytest.approx(0.6 * 630 / 3350e9)

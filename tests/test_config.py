@@ -1,0 +1,184 @@
+"""Settings: defaults, every refusal, and the table in the README."""
+
+import math
+import os
+from dataclasses import fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from llm_carbon_meter.config import (
+    CHANNEL_DIR_VARIABLE,
+    PREFIX,
+    Config,
+    cuda_visible_devices,
+    settings_table,
+    share_channel_dir,
+)
+from llm_carbon_meter.records import ConfigError, MeterError
+
+
+def test_an_empty_environment_gives_the_defaults() -> None:
+    """Without any variable the meter is on, divides by Shapley, and logs no requests."""
+    config, problems = Config.from_environment({})
+    assert config == Config()
+    assert problems == []
+    assert (config.enabled, config.strict, config.power) == (True, False, "auto")
+    assert (config.assume_gpu, config.policy, config.idle) == ("H100", "shapley", "separate")
+    assert (config.final_wait_s, config.request_log) == (0.0, "")
+
+
+def test_foreign_variables_are_left_alone() -> None:
+    """Only our own prefix is read."""
+    config, problems = Config.from_environment({"POLICY": "equal", "VLLM_PORT": "1"})
+    assert (config, problems) == (Config(), [])
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("enabled", "0", False),
+        ("enabled", " True ", True),
+        ("strict", "yes", True),
+        ("strict", "no", False),
+        ("power", "replay:/tmp/trace.csv", "replay:/tmp/trace.csv"),
+        ("power", "nvml", "nvml"),
+        ("power", "modelled", "modelled"),
+        ("sample_hz", "0.1", 0.1),
+        ("sample_hz", "20", 20.0),
+        ("counter_lag_s", "0.25", 0.25),
+        ("policy", "tokens", "tokens"),
+        ("idle", "by_time", "by_time"),
+        ("carbon_intensity", "0", 0.0),
+        ("pue", "1.58", 1.58),
+        ("zone", "DE", "DE"),
+        ("estimator", "none", "none"),
+        ("records", "1", 1),
+        ("request_log_max_bytes", "1000", 1000),
+        ("request_log", "/var/log/requests.jsonl", "/var/log/requests.jsonl"),
+    ],
+)
+def test_settings_are_read(name: str, text: str, value: object) -> None:
+    """A variable sets its field and nothing else."""
+    config, problems = Config.from_environment({PREFIX + name.upper(): text})
+    assert problems == []
+    assert getattr(config, name) == value
+    others = {field.name for field in fields(Config)} - {name}
+    assert all(getattr(config, other) == getattr(Config(), other) for other in others)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "reason"),
+    [
+        ("enabled", "maybe", "expected 1 or 0"),
+        ("strict", "", "expected 1 or 0"),
+        ("power", "stub", "expected auto, nvml, modelled or replay:FILE"),
+        ("power", "replay:", "expected auto, nvml, modelled or replay:FILE"),
+        ("sample_hz", "0", "expected a number from 0.1 to 20"),
+        ("sample_hz", "20.1", "expected a number from 0.1 to 20"),
+        ("sample_hz", "fast", "could not convert"),
+        ("counter_lag_s", "-0.1", "expected a number from 0 to 2"),
+        ("pue", "0.9", "expected a number from 1 to 5"),
+        ("pue", "nan", "expected a number from 1 to 5"),
+        ("carbon_intensity", "inf", "expected a number from 0 to 5000"),
+        ("policy", "fair", "expected one of shapley, tokens, flops, equal"),
+        ("idle", "spread", "expected one of separate, by_time"),
+        ("estimator", "oracle", "expected one of flop, none"),
+        ("records", "0", "expected a whole number from 1"),
+        ("records", "1e3", "invalid literal"),
+        ("request_log_max_bytes", "999", "expected a whole number from 1000"),
+        ("request_log_files", "0", "expected a whole number from 1 to 1000"),
+    ],
+)
+def test_a_wrong_value_is_named_and_its_default_used(name: str, text: str, reason: str) -> None:
+    """The report has the variable, the value, the reason and what is used instead."""
+    variable = PREFIX + name.upper()
+    config, (problem,) = Config.from_environment({variable: text})
+    assert config == Config()
+    assert f"{variable}={text!r}: " in str(problem)
+    assert reason in str(problem)
+    assert f"using {getattr(Config(), name)!r} instead" in str(problem)
+
+
+def test_an_unknown_variable_is_named() -> None:
+    """A typing error is reported rather than silently ignored."""
+    config, (problem,) = Config.from_environment({PREFIX + "POLICE": "tokens"})
+    assert config == Config()
+    assert PREFIX + "POLICE is not a setting" in str(problem)
+
+
+def test_all_problems_are_reported_and_the_good_ones_kept() -> None:
+    """One wrong setting does not spoil the others."""
+    config, problems = Config.from_environment(
+        {PREFIX + "PUE": "0", PREFIX + "POLICY": "equal", PREFIX + "RECORDS": "x", PREFIX + "X": ""}
+    )
+    assert (config.policy, config.pue) == ("equal", 1.0)
+    assert len(problems) == 3
+
+
+def test_strict_raises_with_all_problems() -> None:
+    """With STRICT=1 the first start with a wrong setting is the last."""
+    wrong = {PREFIX + "STRICT": "1", PREFIX + "PUE": "0", PREFIX + "POLICE": "tokens"}
+    with pytest.raises(ConfigError, match=r"PUE='0'.*; .*POLICE is not a setting"):
+        Config.from_environment(wrong)
+
+
+def test_strict_is_content_with_good_settings() -> None:
+    """Nothing wrong, nothing raised."""
+    config, problems = Config.from_environment({PREFIX + "STRICT": "1", PREFIX + "PUE": "1.2"})
+    assert (config.strict, config.pue, problems) == (True, 1.2, [])
+
+
+def test_variables_of_the_demo_and_of_training_are_known() -> None:
+    """What other parts read is not called unknown."""
+    assert Config.from_environment({PREFIX + "DATA": "/data"}) == (Config(), [])
+
+
+@given(
+    name=st.sampled_from([field.name for field in fields(Config) if field.name != "strict"]),
+    text=st.text(),
+)
+def test_any_text_is_a_value_or_a_problem(name: str, text: str) -> None:
+    """No text of any setting raises, and no number leaves its range."""
+    config, problems = Config.from_environment({PREFIX + name.upper(): text})
+    assert len(problems) <= 1
+    value = getattr(config, name)
+    assert not isinstance(value, float) or math.isfinite(value)
+
+
+def test_the_table_lists_every_setting() -> None:
+    """Each field is a row with its variable, default and meaning."""
+    lines = settings_table().splitlines()
+    assert len(lines) == 2 + len(fields(Config))
+    for field, line in zip(fields(Config), lines[2:], strict=True):
+        assert line.startswith(f"| `{PREFIX}{field.name.upper()}` |")
+        assert line.endswith(f"| {field.metadata['doc']} |")
+        assert line.count(" | ") == 2
+    assert "| `LLM_CARBON_METER_ENABLED` | `1` |" in lines[2]
+    assert "| `LLM_CARBON_METER_REQUEST_LOG` |  |" in settings_table()
+
+
+def test_the_channel_directory_travels_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What one process shares, the ones started from it read."""
+    monkeypatch.setenv(CHANNEL_DIR_VARIABLE, "/nowhere")
+    share_channel_dir("/tmp/lcm")
+    assert Config.from_environment(os.environ)[0].channel_dir == "/tmp/lcm"
+
+
+@pytest.mark.parametrize("value", [None, "", "0,1"])
+def test_visible_devices_are_those_of_cuda(
+    monkeypatch: pytest.MonkeyPatch, value: str | None
+) -> None:
+    """Not set and empty are different: all GPUs, and none."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if value is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+    assert cuda_visible_devices() == value
+
+
+def test_a_config_error_is_a_meter_error() -> None:
+    """One class for callers to catch."""
+    assert issubclass(ConfigError, MeterError)
