@@ -218,6 +218,9 @@ class FrontendMeter:
         return {**self.records.find(request_id), **open_records}
 
     def stop(self) -> None:
-        """Close the request log."""
+        """Finish what the engines have settled, answered or not; then close the request log."""
+        for exchange in self.exchanges.unfinished():
+            if exchange.is_final():
+                self.end(exchange, answered=False)
         if self._log is not None:
             self._log.close()

@@ -171,6 +171,7 @@ class Registry:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._members: OrderedDict[str, Exchange] = OrderedDict()
+        self._unfinished: dict[int, Exchange] = {}
 
     @property
     def num_open(self) -> int:
@@ -183,8 +184,10 @@ class Registry:
             exchange.members[member.internal_id] = member
             exchange.features = exchange.features or features
             self._members[member.internal_id] = exchange
+            self._unfinished[id(exchange)] = exchange
             while len(self._members) > MAX_OPEN:
-                self._members.popitem(last=False)
+                _, oldest = self._members.popitem(last=False)
+                self._unfinished.pop(id(oldest), None)
         exchange.notify()
 
     def receive(self, energy: RequestEnergy) -> tuple[Exchange | None, bool]:
@@ -201,16 +204,26 @@ class Registry:
             exchange.members[energy.request_id].energy = energy
             if energy.status is Status.FINAL:
                 del self._members[energy.request_id]
-            finished = exchange.closed and exchange.is_final()
+            finished = self._finished(exchange)
         exchange.notify()
         return exchange, finished
+
+    def _finished(self, exchange: Exchange) -> bool:
+        """Whether an exchange has just become complete; True only once."""
+        complete = exchange.closed and exchange.is_final()
+        return complete and self._unfinished.pop(id(exchange), None) is not None
 
     def close(self, exchange: Exchange, answered: bool) -> bool:
         """The HTTP side of an exchange is over; True if its figures are final already."""
         with self._lock:
             exchange.closed = True
             exchange.answered = answered
-            return exchange.is_final()
+            return self._finished(exchange)
+
+    def unfinished(self) -> list[Exchange]:
+        """Exchanges that wait for their end or their final figures."""
+        with self._lock:
+            return list(self._unfinished.values())
 
     def find(self, request_id: str) -> list[Exchange]:
         """Exchanges in flight under an id of any kind."""

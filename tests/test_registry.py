@@ -251,7 +251,7 @@ def test_an_exchange_finishes_exactly_once_in_any_order(
 
 def test_an_exchange_finishes_exactly_once_with_threads() -> None:
     """The engine's figure and the end of the answer come from two threads at the same moment."""
-    registry, finished = Registry(), 0
+    registry = Registry()
     exchanges = {f"r{number}": begun(registry, f"r{number}") for number in range(500)}
     count = itertools.count()
     meet = threading.Barrier(2)
@@ -273,8 +273,8 @@ def test_an_exchange_finishes_exactly_once_with_threads() -> None:
         thread.start()
     for thread in threads:
         thread.join()
-    finished = next(count)
-    assert finished == 500
+
+    assert next(count) == 500
     assert registry.num_open == 0
 
 
