@@ -194,7 +194,6 @@ class EnergyLedger:
         self._closed_s = np.zeros(0)
         self._last_step_s = np.zeros(0)
         self._damaged = np.zeros(0, np.bool_)
-        self.num_settled_ticks = 0
         self.step_counts = {"prefill": 0, "decode": 0, "mixed": 0}
         self.token_counts = {account.label: 0 for account in REQUEST_ACCOUNTS}
 
@@ -393,11 +392,23 @@ class EnergyLedger:
         Returns:
             Final figures of the requests whose last piece was settled.
         """
+        while self.settle_one(known_until_s):
+            pass
+        return self.finish(known_until_s)
+
+    def settle_one(self, known_until_s: float) -> bool:
+        """Settle one tick of one GPU, if there is one up to that time; True if there was."""
+        for gpu in self._gpus.values():
+            if gpu.ticks and gpu.ticks[0].end_s <= known_until_s:
+                self._settle_tick(gpu, gpu.ticks.popleft())
+                return True
+        return False
+
+    def finish(self, known_until_s: float) -> list[RequestEnergy]:
+        """Give up lost GPUs, and take out the requests whose last piece is settled."""
         for gpu in self._gpus.values():
             if gpu.last is None:
                 continue
-            while gpu.ticks and gpu.ticks[0].end_s <= known_until_s:
-                self._settle_tick(gpu, gpu.ticks.popleft())
             if gpu.heard:
                 gpu.heard, gpu.heard_s = False, known_until_s
             elif not gpu.ticks and known_until_s - gpu.heard_s > LOST_AFTER_S:
@@ -405,11 +416,10 @@ class EnergyLedger:
         settled_s = min(gpu.settled_until_s for gpu in self._gpus.values())
         if len(self._steps.end) and self._steps.end[0] <= settled_s:
             self._steps = self._steps.after(settled_s)
-        return self._finish(settled_s)
+        return self._finals(settled_s)
 
     def _settle_tick(self, gpu: _Gpu, tick: _Tick) -> None:
         before = gpu.accounts.copy()
-        self.num_settled_ticks += 1
         if tick.lost:
             gpu.counted_joules += gpu.settled_joules - gpu.segment_base_joules
             gpu.segment_base_joules = tick.counter_joules
@@ -471,7 +481,7 @@ class EnergyLedger:
         rows = self._steps.rows(self._within(start_s, end_s))
         self._damaged[self._steps.row_key[rows] // COLUMNS] = True
 
-    def _finish(self, settled_s: float) -> list[RequestEnergy]:
+    def _finals(self, settled_s: float) -> list[RequestEnergy]:
         done = [
             slot
             for slot, end in self._closed.items()

@@ -35,7 +35,7 @@ from llm_carbon_meter.records import (
 )
 from llm_carbon_meter.specs import GpuSpec, ModelSpec, gpu_spec
 
-SLICE_ROWS: Final = 512
+SLICE_ROWS: Final = 256
 """Requests x steps entered at a time: some 0.3 ms, so that the interpreter lock is not felt."""
 PAUSE_S: Final = 0.0005
 """Between two slices: the engine's thread goes first."""
@@ -204,12 +204,15 @@ class EngineMeter:
         return batch.more
 
     def _settle(self, known_until_s: float) -> None:
-        before = self._ledger.num_settled_ticks
         while self._readings:
             self._ledger.observe_reading(self._readings.popleft())
-        for record in self._ledger.settle(known_until_s):
+        ticked = False
+        while self._ledger.settle_one(known_until_s):
+            ticked = True
+            time.sleep(PAUSE_S)
+        for record in self._ledger.finish(known_until_s):
             self._publish(record)
-        if self._ledger.num_settled_ticks != before:
+        if ticked:
             self._publish(self._totals())
 
     def _settle_the_rest(self) -> None:

@@ -1,6 +1,5 @@
 """Response headers, the SSE comment and the JSON of a record: what clients see, by name."""
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from decimal import Decimal
@@ -73,8 +72,19 @@ def record_json(record: RequestRecord) -> dict[str, Any]:
         "intensity_source": record.intensity_source,
         "zone": record.zone,
         "pue": record.pue,
-        "features": dataclasses.asdict(record.features)
-        | ({"num_steps": energy.num_steps, "mean_running": energy.mean_running} if energy else {}),
+        "features": _features(record),
+    }
+
+
+def _features(record: RequestRecord) -> dict[str, Any]:
+    features, energy = record.features, record.energy
+    return {
+        "arrived_unix_s": features.arrived_unix_s,
+        "max_tokens": features.max_tokens,
+        "num_sequences": features.num_sequences,
+        "concurrency": features.concurrency,
+        "num_steps": energy.num_steps if energy else 0,
+        "mean_running": energy.mean_running if energy else 0.0,
     }
 
 

@@ -54,8 +54,13 @@ KINDS: Final[Mapping[str, type]] = {
 def encode(message: Message) -> bytes:
     """A record as one line of JSON, with the version and kind in front."""
     kind = next(name for name, known in KINDS.items() if isinstance(message, known))
-    body = {"v": VERSION, "kind": kind, "body": dataclasses.asdict(message)}
-    return json.dumps(body, separators=(",", ":")).encode()
+    outer = {"v": VERSION, "kind": kind, "body": message}
+    return json.dumps(outer, separators=(",", ":"), default=_fields).encode()
+
+
+def _fields(record: Any) -> dict[str, Any]:
+    """A dataclass as JSON sees it; far quicker than `dataclasses.asdict`, which copies deeply."""
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
 
 
 def decode(data: bytes) -> Message:

@@ -172,7 +172,8 @@ class StepCapture:
         computed = [row.computed_tokens for row in event.new] + event.computed_tokens
         outputs = [row.output_tokens for row in event.new] + event.output_tokens
         scheduled = [event.num_scheduled_tokens[name] for name in ids]
-        prompts = map(self._prompt_tokens.__getitem__, ids)
+        # A request whose first step was lost counts as past its prompt.
+        prompts = [self._prompt_tokens.get(name, 0) for name in ids]
         phases = list(map(phase, prompts, outputs, computed, scheduled))
         accounts = [account for account, _ in phases]
         sampled = [count for _, count in phases]

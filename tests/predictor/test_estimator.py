@@ -67,7 +67,7 @@ def test_a_facility_figure_has_no_pue_on_top() -> None:
 
 @given(
     prompt=st.integers(1, 100_000),
-    max_tokens=st.none() | st.integers(1, 5000),
+    max_tokens=st.none() | st.integers(1, 100) | st.integers(100, 5000),
     served=st.lists(st.integers(1, 4000), max_size=40),
 )
 def test_the_interval_holds_the_estimate(

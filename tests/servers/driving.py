@@ -64,9 +64,7 @@ class BareHooks(vllm_engine.EngineHooks):
     def attach(self, scheduler: Scheduler, capture: Any) -> None:
         """Give a scheduler another capture."""
         engine = self._engines[id(scheduler)]
-        self._engines[id(scheduler)] = vllm_engine._Engine(
-            capture, engine.meter, engine.publisher
-        )
+        self._engines[id(scheduler)] = vllm_engine._Engine(capture, engine.meter, engine.publisher)
 
 
 def bare_hooks() -> BareHooks:
@@ -144,6 +142,24 @@ class Flight:
     output: SchedulerOutput
     sampling: set[str]
     """Requests whose newest position is in the step; the others are unfinished prefills."""
+    accounts: dict[str, Account]
+    """Told by which positions of the request were computed before."""
+    dropped: set[str] = field(default_factory=set)
+    """Requests that had ended when the step came back."""
+
+    def drafts(self, name: str) -> int:
+        """Draft tokens of a request, padding included."""
+        return len(self.output.scheduled_spec_decode_tokens.get(name, ()))
+
+    def is_padded(self, name: str) -> bool:
+        """Nothing was drafted: the request has just come (back) to the workers."""
+        known = self.output.scheduled_cached_reqs
+        arrived = name not in known.req_ids or name in known.resumed_req_ids
+        return arrived and self.drafts(name) > 0
+
+    def accepted(self, name: str, most: int) -> int:
+        """How many drafts turn out right."""
+        return 0 if self.is_padded(name) else min(most, self.drafts(name))
 
 
 @dataclass
@@ -155,8 +171,12 @@ class Drive:
     timeline: list[StepEvent | RequestEnd] = field(default_factory=list)
     """What the meter has been told, in the order in which the ledger enters it."""
     flights: deque[Flight] = field(default_factory=deque)
-    scheduled: list[dict[str, int]] = field(default_factory=list)
-    """Tokens by request of every step that vLLM made."""
+    flown: list[Flight] = field(default_factory=list)
+    """Every step that vLLM made, in order."""
+    reached: dict[str, int] = field(default_factory=dict)
+    """First position of each request that was never computed, or was rejected."""
+    lazy: bool = False
+    """The meter's thread comes only when it is called."""
     stop_at: dict[str, int] = field(default_factory=dict)
     """Requests that end on a stop token, and which of their output tokens that is."""
     drafts: int = 0
@@ -189,40 +209,54 @@ class Drive:
         request = Request(
             name, list(prompt), block_hasher=get_request_block_hasher(BLOCK, hashing), **more
         )
-        self.requests[name] = request
         self.scheduler.add_request(request)
-        return request
+        self.requests[name] = self.scheduler.requests[name]  # a session goes on as it was
+        return self.requests[name]
 
     def abort(self, *names: str) -> None:
         self.scheduler.finish_requests(names, RequestStatus.FINISHED_ABORTED)
-        self.drain()
+        self._drain_at_once()
 
     # What EngineCore does
 
     def schedule(self) -> Flight:
         """Called as EngineCore calls it."""
         output = self.scheduler.schedule(False)
-        requests = [self.scheduler.requests[name] for name in output.num_scheduled_tokens]
-        sampling = {request.request_id for request in requests if not request.is_prefill_chunk}
-        self.flights.append(Flight(output, sampling))
-        self.scheduled.append(dict(output.num_scheduled_tokens))
-        self.drain()
-        return self.flights[-1]
+        scheduled = output.num_scheduled_tokens
+        sampling = {name for name in scheduled if not self.requests[name].is_prefill_chunk}
+        accounts = {name: self._account(name, count) for name, count in scheduled.items()}
+        flight = Flight(output, sampling, accounts)
+        self.flights.append(flight)
+        self.flown.append(flight)
+        self._drain_at_once()
+        return flight
+
+    def _account(self, name: str, scheduled: int) -> Account:
+        """What the step does for a request, told by its positions."""
+        request, reached = self.requests[name], self.reached.get(name, 0)
+        first = request.num_computed_tokens - scheduled
+        self.reached[name] = max(reached, request.num_computed_tokens)
+        if first < reached:
+            return Account.RECOMPUTE
+        return Account.PREFILL if first < request.num_prompt_tokens else Account.DECODE
 
     def update(self) -> dict[int, Any]:
         """The oldest step in flight comes back."""
         flight = self.flights.popleft()
-        outputs = self.scheduler.update_from_output(flight.output, self._run(flight))
+        names = list(flight.output.num_scheduled_tokens)
+        flight.dropped = {name for name in names if name not in self.scheduler.requests}
+        outputs = self.scheduler.update_from_output(flight.output, self.run_model(flight))
+        for name in flight.sampling:
+            self.reached[name] -= flight.drafts(name) - flight.accepted(name, self.accepted)
         if self.drafts:
-            names = list(flight.output.num_scheduled_tokens)
             drafts = [[DRAFT_TOKEN] * self.drafts for _ in names]
             self.scheduler.update_draft_token_ids(DraftTokenIds(names, drafts))
-        self.drain()
+        self._drain_at_once()
         return outputs
 
     def turn(self, depth: int = 1) -> None:
         """`EngineCore.step`, or `step_with_batch_queue` with a queue deeper than one."""
-        if self.scheduler.has_requests():
+        if self.scheduler.has_requests() and len(self.flights) < depth:
             flight = self.schedule()
             more = flight.output.total_num_scheduled_tokens or self.scheduler.has_requests()
             if len(self.flights) < depth and more:
@@ -238,7 +272,8 @@ class Drive:
             self.turn(depth)
         raise AssertionError("the scheduler makes no progress")
 
-    def _run(self, flight: Flight) -> ModelRunnerOutput:
+    def run_model(self, flight: Flight) -> ModelRunnerOutput:
+        """What the worker would answer."""
         names = list(flight.output.num_scheduled_tokens)
         pooling = any(self.requests[name].pooling_params for name in names)
         return ModelRunnerOutput(
@@ -253,20 +288,28 @@ class Drive:
     def _sample(self, name: str, flight: Flight) -> list[int]:
         if name not in flight.sampling:
             return []
-        drafts = len(flight.output.scheduled_spec_decode_tokens.get(name, ()))
         first = self.requests[name].num_output_tokens + 1
         stop = self.stop_at.get(name)
-        count = 1 + min(self.accepted, drafts)
+        count = 1 + flight.accepted(name, self.accepted)
         return [STOP_TOKEN if n == stop else 100 + n for n in range(first, first + count)]
 
     # What the meter's thread does
 
-    def drain(self, max_rows: int = ALL_ROWS) -> None:
-        more = True
-        while more:
-            steps, ends, _, more = self.capture.drain(max_rows)
-            self.timeline += steps
-            self.timeline += ends
+    def drain(self) -> None:
+        """Everything that waits, in the slices that the meter takes."""
+        while self.drain_some(ALL_ROWS):
+            pass
+
+    def drain_some(self, max_rows: int) -> bool:
+        """One slice; True where more is waiting."""
+        steps, ends, _, more = self.capture.drain(max_rows)
+        self.timeline += steps
+        self.timeline += ends
+        return more
+
+    def _drain_at_once(self) -> None:
+        if not self.lazy:
+            self.drain()
 
     # What came out
 
@@ -294,9 +337,8 @@ class Drive:
     @property
     def leftovers(self) -> dict[str, Any]:
         """What the capture still remembers."""
-        names = ("_prompt_tokens", "_cached_tokens", "_pooling", "_ended", "_closing")
-        state = {name: getattr(self.capture, name) for name in (*names, "_in_flight", "_events")}
-        return {name: value for name, value in state.items() if value}
+        state = vars(self.capture).items()
+        return {name: held for name, held in state if isinstance(held, dict | set | deque) and held}
 
 
 def rows_of(step: StepEvent) -> dict[str, Row]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from .conftest import MIDDLEWARE, MODEL_NAME, Metered, StartServer, assert_balanced, eventually
+from tests.metered import MIDDLEWARE, MODEL_NAME, Metered, StartServer, assert_balanced, eventually
 from .test_vllm_variants import complete, complete_together
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]

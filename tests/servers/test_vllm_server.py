@@ -14,7 +14,7 @@ import pytest
 from llm_carbon_meter.exporters.headers import decimal
 from llm_carbon_meter.units import watt_hours
 
-from .conftest import (
+from tests.metered import (
     KEY,
     MIDDLEWARE,
     MODEL_NAME,
@@ -264,9 +264,7 @@ def test_spans_carry_estimate_and_measurement(metered: Metered) -> None:
     assert child.end_time_unix_nano >= parent.end_time_unix_nano
 
 
-def test_eight_at_a_time_and_every_joule_is_booked(
-    metered: Metered, tmp_path: Path
-) -> None:
+def test_eight_at_a_time_and_every_joule_is_booked(metered: Metered, tmp_path: Path) -> None:
     """The request log, the metrics and the stub's own integral agree; so does the replay."""
 
     async def load() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from llm_carbon_meter.records import MeterError
 
-from .conftest import MODEL_NAME, Metered, StartServer, assert_balanced, eventually
+from tests.metered import MODEL_NAME, Metered, StartServer, assert_balanced, eventually
 
 pytestmark = pytest.mark.engine
 

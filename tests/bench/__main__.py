@@ -1,0 +1,66 @@
+"""Run all benchmarks, or those named on the command line, and print figures beside their goals."""
+
+import argparse
+import os
+import platform
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from llm_carbon_meter.demo.tiny_model import make_tiny_model
+
+from . import book, hook, latency, throughput
+
+
+class Goal(NamedTuple):
+    """A figure and its bound."""
+
+    text: str
+    bound: float
+    at_most: bool
+
+    def line(self, value: float) -> str:
+        met = value <= self.bound if self.at_most else value >= self.bound
+        sign = "<=" if self.at_most else ">="
+        return f"{self.text:<58} {value:>10.4g}   {sign} {self.bound:<8g} {'ok' if met else 'MISSED'}"
+
+
+GOALS: Mapping[str, Goal] = {
+    "hook_us": Goal("hook on the engine's thread, 256 requests, median µs", 20, True),
+    "hook_us_per_request": Goal("hook, each further request, µs", 0.05, True),
+    "p99_ratio": Goal("step latency at 256 requests, p99 with / without", 1.05, True),
+    "tokens_ratio": Goal("tokens/s of the real server, with / without, median", 0.98, False),
+    "memory_mb": Goal("resident growth over a million requests, MB", 50, True),
+    "steps_per_s": Goal("steps of 64 requests settled per second on one core", 20_000, False),
+}
+
+BENCHMARKS: Mapping[str, Callable[[Path], Mapping[str, float]]] = {
+    "hook": hook.measure,
+    "latency": latency.measure,
+    "book": book.measure,
+    "throughput": throughput.measure,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description=__doc__)
+    parser.add_argument("names", nargs="*", help=f"any of {', '.join(BENCHMARKS)}")
+    names = parser.parse_args(arguments).names
+    if not names:  # each in a process of its own: one's memory is not the other's
+        print(f"{platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}")
+        for name in BENCHMARKS:
+            subprocess.run([sys.executable, "-m", "tests.bench", name], check=True)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        model = make_tiny_model(Path(folder) / "tiny-qwen2")
+        for name in names:
+            for figure, value in BENCHMARKS[name](model).items():
+                print(GOALS[figure].line(value), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,102 @@
+"""Step latency of vLLM's real scheduler with 256 requests, while the meter works beside it or not."""
+
+import hashlib
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from llm_carbon_meter.config import Config
+from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.meter import EngineMeter, cost_model
+from llm_carbon_meter.power.modelled import ModelledMeter
+from llm_carbon_meter.servers.channel import Publisher
+from llm_carbon_meter.servers.vllm_capture import StepCapture
+from llm_carbon_meter.specs import built_in_model, gpu_spec
+from tests.servers.driving import BareHooks, Drive, bare_hooks, engine_config, make_scheduler, restored
+
+REQUESTS = 256
+BLOCKS, STEPS = 12, 150
+DEVICE_WORK = b"x" * 12_000_000
+"""Hashed instead of a forward pass: some 10 ms in which the interpreter lock is free."""
+
+
+def measure(model: Path) -> Mapping[str, float]:
+    """p99 of the steps with the meter / without, blocks in turn, after one block of warm-up."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+    from vllm.v1.engine.core import EngineCore
+    from vllm.v1.executor.abstract import Executor
+
+    hooks = bare_hooks()
+    with restored(Scheduler, EngineCore, Executor):
+        hooks.install(Scheduler, EngineCore, Executor)
+        drive = _full(model, hooks)
+        times: dict[bool, list[float]] = {True: [], False: []}
+        for block in tqdm(range(-1, 2 * BLOCKS), desc="step latency", unit="block"):
+            metered = block % 2 == 0
+            steps = _metered(drive, hooks) if metered else _steps(drive)
+            if block >= 0:
+                times[metered] += steps
+    p99 = {metered: float(np.quantile(steps, 0.99)) for metered, steps in times.items()}
+    return {"p99_ratio": p99[True] / p99[False]}
+
+
+def _full(model: Path, hooks: BareHooks) -> Drive:
+    """A scheduler in which 256 requests decode and never end."""
+    needed = (2 * BLOCKS + 3) * STEPS
+    config = engine_config(
+        model, max_num_seqs=REQUESTS, max_model_len=1024, max_num_batched_tokens=REQUESTS
+    )
+    config.model_config.max_model_len = needed + 100
+    scheduler = make_scheduler(config, blocks=REQUESTS * (needed // 16 + 10))
+    scheduler.max_model_len = needed + 100
+    drive = Drive(scheduler, hooks.engine(scheduler).capture)
+    for index in range(REQUESTS):
+        drive.add(f"chatcmpl-{index:032x}", 1, needed + 50)
+    _detach(drive, hooks)
+    return drive
+
+
+def _detach(drive: Drive, hooks: BareHooks) -> None:
+    hooks._engines.clear()
+    drive.capture = StepCapture(Faults())  # an empty one: nothing to drain
+
+
+def _steps(drive: Drive) -> list[float]:
+    """Seconds of each step: schedule, a device's work, update."""
+    times = []
+    for _ in range(STEPS):
+        start = time.perf_counter()
+        drive.schedule()
+        hashlib.sha256(DEVICE_WORK).digest()
+        drive.update()
+        times.append(time.perf_counter() - start)
+    return times
+
+
+def _metered(drive: Drive, hooks: BareHooks) -> list[float]:
+    """The same steps with sampler, ledger and channel at work."""
+    faults = Faults()
+    capture = StepCapture(faults)
+    power = ModelledMeter(gpu_spec("H100"), 8, time.monotonic())
+    physics = cost_model(gpu_spec("H100"), built_in_model("Llama-3.1-8B"), 8)
+    with tempfile.TemporaryDirectory() as folder:
+        publisher = Publisher(str(Path(folder) / "channel"), "engine-0", faults)
+        meter = EngineMeter(Config(), power, capture, physics, 0, publisher.publish, faults)
+        hooks._engines[id(drive.scheduler)] = _engine(capture, meter, publisher)
+        meter.start()
+        try:
+            return _steps(drive)
+        finally:
+            hooks._engines.clear()
+            meter.stop()
+            publisher.close()
+
+
+def _engine(capture: StepCapture, meter: EngineMeter, publisher: Publisher) -> object:
+    from llm_carbon_meter.servers.vllm_engine import _Engine
+
+    return _Engine(capture, meter, publisher)

@@ -1,0 +1,92 @@
+"""Makes README's tables from the code: ``python -m tests.readme`` writes them, a test compares."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from llm_carbon_meter.config import settings_table
+from llm_carbon_meter.exporters.headers import PREFIX, energy_headers, estimate_headers
+from llm_carbon_meter.exporters.prometheus import PrometheusExporter
+from llm_carbon_meter.records import (
+    EnergyEstimate,
+    Outcome,
+    Quality,
+    RequestEnergy,
+    Source,
+    Status,
+)
+
+README = Path(__file__).parents[1] / "README.md"
+
+MEANINGS = {
+    "Estimated-Wh": "energy estimated before the request ran",
+    "Estimated-Low-Wh": "10 % of the expected answer lengths cost less",
+    "Estimated-High-Wh": "10 % cost more",
+    "Estimated-gCO2eq": "operational emissions of the estimate",
+    "Measured-Wh": "energy measured by NVML, this request's share (not in streams' headers)",
+    "Measured-gCO2eq": "its operational emissions",
+    "Modelled-Wh": "instead of Measured where no sensor was read",
+    "Modelled-gCO2eq": "instead of Measured where no sensor was read",
+    "Quality": "how far to trust it: " + ", ".join(Quality),
+    "Status": "`provisional` until the counter tick of its last step is settled, then `final`",
+}
+
+
+def metrics_table() -> str:
+    """Every metric that the exporter registers."""
+    registry = CollectorRegistry()
+    PrometheusExporter("model", owns_totals=True, registry=registry)
+    rows = ["| metric | type | labels beside `model_name`, `engine` | meaning |", "|" + " --- |" * 4]
+    for collector in sorted(registry._collector_to_names, key=lambda c: c._name):
+        suffix = "_total" if collector._type == "counter" else ""
+        labels = ", ".join(f"`{name}`" for name in collector._labelnames[2:])
+        name = f"`{collector._name}{suffix}`"
+        rows.append(f"| {name} | {collector._type} | {labels} | {collector._documentation} |")
+    return "\n".join(rows)
+
+
+def headers_table() -> str:
+    """Every response header, as the formatting functions name them."""
+    estimate = EnergyEstimate("flop", 1, 1, 1, 1, 1, True, 1)
+    names = dict.fromkeys(estimate_headers(estimate))
+    for source in (Source.MEASURED, Source.MODELLED):
+        energy = RequestEnergy(
+            "id",
+            0,
+            Status.FINAL,
+            source,
+            Quality.COUNTER,
+            Outcome.FINISHED,
+            *[1.0] * 6,
+            *[1] * 4,
+            *[1.0] * 3,
+        )
+        names |= dict.fromkeys(energy_headers(energy))
+    rows = ["| header | meaning |", "| --- | --- |"]
+    rows += [f"| `{name}` | {MEANINGS[name.removeprefix(PREFIX)]} |" for name in names]
+    return "\n".join(rows)
+
+
+def tables() -> Mapping[str, str]:
+    """The generated parts of README by name."""
+    return {
+        "metrics": metrics_table(),
+        "headers": headers_table(),
+        "settings": settings_table(),
+    }
+
+
+def rendered(text: str) -> str:
+    """README with every generated part made anew."""
+    for name, table in tables().items():
+        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+        assert pattern.search(text), f"README has no part {begin}"
+        text = pattern.sub(lambda _, part=f"{begin}\n{table}\n{end}": part, text)
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(rendered(README.read_text("utf-8")), "utf-8")
