@@ -2,6 +2,7 @@
 
 import logging
 from collections import Counter
+from collections.abc import Callable
 
 from llm_carbon_meter.records import MeterError
 
@@ -13,10 +14,19 @@ class Faults:
 
     def __init__(self) -> None:
         self.counts: Counter[str] = Counter()
+        self._listener: Callable[[str], None] | None = None
+
+    def listen(self, listener: Callable[[str], None]) -> None:
+        """Tell an exporter of every error, those before included."""
+        for where in self.counts.elements():
+            listener(where)
+        self._listener = listener
 
     def note(self, where: str, error: BaseException | str, advice: str = "") -> None:
         """Count an error; log the first of its place."""
         self.counts[where] += 1
+        if self._listener is not None:
+            self._listener(where)
         if self.counts[where] == 1:
             text = str(error)
             if not isinstance(error, str | MeterError):

@@ -42,6 +42,7 @@ class FrontendMeter:
         config: settings.
         model_name: as clients know it.
         model: shape for the estimate; None where the architecture is not known.
+        deployment: engine, version, number formats and parallelism, for the records.
         index: of this API server; 0 exports the engine-wide metrics.
         tracing: whether the server makes spans.
         share: gives a record (key, ids, JSON) to the other API servers.
@@ -54,6 +55,7 @@ class FrontendMeter:
         config: Config,
         model_name: str,
         model: ModelSpec | None,
+        deployment: Mapping[str, str | int],
         index: int,
         tracing: bool,
         share: Share,
@@ -64,6 +66,7 @@ class FrontendMeter:
         self.model_name = model_name
         self.exchanges = Registry()
         self.records = RecordStore(config.records)
+        self._deployment = deployment
         self._intensity = grid(config)
         self.spans = SpanExporter(self._intensity) if tracing else None
         self._lengths = OutputLengths(conversation_quantiles().output_tokens)
@@ -72,11 +75,10 @@ class FrontendMeter:
             self._estimator = ESTIMATORS[config.estimator](model, self._intensity)
         self._share = share
         self._faults = faults
-        self._counted_faults: dict[str, int] = {}
         self._metrics = PrometheusExporter(model_name, owns_totals=index == 0, registry=registry)
-        self._owns_totals = index == 0
+        faults.listen(self._metrics.error)
+        self._metrics.intensity(self._intensity, 0.0)
         self._log = self._open_log(index)
-        self._export_state()
 
     def _open_log(self, index: int) -> RequestLog | None:
         path = self.config.request_log
@@ -146,18 +148,10 @@ class FrontendMeter:
     def receive_totals(self, totals: EngineTotals) -> None:
         """An engine says what its GPUs have used so far."""
         self._metrics.totals(totals)
-        self._export_state()
 
     def receive_record(self, key: str, ids: Sequence[str], record: Mapping[str, Any]) -> None:
         """Another API server finished an exchange."""
         self.records.put(key, ids, json.dumps(record, separators=(",", ":")))
-
-    def _export_state(self) -> None:
-        for where, count in self._faults.counts.items():
-            self._metrics.error(where, count - self._counted_faults.get(where, 0))
-            self._counted_faults[where] = count
-        if self._owns_totals:
-            self._metrics.intensity(self._intensity, 0.0)
 
     def end(self, exchange: Exchange, answered: bool) -> None:
         """The HTTP side of an exchange is over."""
@@ -199,6 +193,7 @@ class FrontendMeter:
             external_ids=exchange.external_ids(),
             internal_ids=tuple(exchange.members),
             model=self.model_name,
+            deployment=self._deployment,
             energy=energy,
             provisional=exchange.provisional,
             estimate=exchange.estimate,

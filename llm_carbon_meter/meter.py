@@ -39,6 +39,8 @@ SLICE_ROWS: Final = 256
 """Requests x steps entered at a time: some 0.3 ms, so that the interpreter lock is not felt."""
 PAUSE_S: Final = 0.0005
 """Between two slices: the engine's thread goes first."""
+HEARTBEAT_S: Final = 1.0
+"""Totals go out at least this often, so that a stalled sampler shows."""
 LAST_TICK_S: Final = 0.5
 """How long a stopping meter waits for the tick that covers the last step."""
 
@@ -65,6 +67,7 @@ def open_power(
     config: Config,
     devices: Callable[[], Sequence[str]],
     count: int,
+    assumed: GpuSpec,
     start_s: float,
     faults: Faults,
 ) -> PowerMeter:
@@ -73,12 +76,12 @@ def open_power(
     Args:
         devices: gives the NVML indices or UUIDs of the engine's GPUs.
         count: how many GPUs the engine has.
+        assumed: whose data sheet is taken where there is no sensor.
         start_s: monotonic time from which modelled joules count.
         faults: where a sensor is noted that ``auto`` looked for and did not find.
 
     Raises:
         PowerError: it cannot be opened; with ``auto`` the modelled one is taken instead.
-        SpecError: the assumed GPU is not known.
     """
     if config.power.startswith("replay:"):
         return ReplayMeter(Path(config.power.removeprefix("replay:")), count)
@@ -89,15 +92,31 @@ def open_power(
             if config.power == "nvml":
                 raise
             faults.note("power", error, "Power is modelled instead.")
-    return ModelledMeter(gpu_spec(config.assume_gpu), count, start_s)
+    return ModelledMeter(assumed, count, start_s)
 
 
-def physics_gpu(config: Config, gpu_name: str) -> GpuSpec:
+def assumed_gpu(config: Config, faults: Faults) -> GpuSpec:
+    """The data sheet of the settings; the default's where the settings name no known GPU.
+
+    Raises:
+        SpecError: not known, and the settings are strict.
+    """
+    try:
+        return gpu_spec(config.assume_gpu)
+    except SpecError as error:
+        if config.strict:
+            raise
+        default = Config().assume_gpu
+        faults.note("settings", error, f"{default} is assumed instead.")
+        return gpu_spec(default)
+
+
+def physics_gpu(gpu_name: str, assumed: GpuSpec) -> GpuSpec:
     """The data sheet for proportions: the host's GPU if the table has it, else the assumed."""
     try:
         return gpu_spec(gpu_name)
     except SpecError:
-        return gpu_spec(config.assume_gpu)
+        return assumed
 
 
 def cost_model(gpu: GpuSpec, model: ModelSpec | None, tensor_parallel: int) -> CostModel:
@@ -149,6 +168,7 @@ class EngineMeter:
         self._ledger.grams_per_joule = operational_grams(1.0, grid(config), config.pue)
         self._readings: deque[EnergyReading] = deque(begun)
         self._sampler = PowerSampler(power, 1 / config.sample_hz, self._receive, faults)
+        self._published_s = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="llm-carbon-meter", daemon=True)
 
@@ -184,7 +204,7 @@ class EngineMeter:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            self._source.wake.wait(timeout=1.0)
+            self._source.wake.wait(timeout=HEARTBEAT_S)
             self._source.wake.clear()
             try:
                 while self._turn():
@@ -212,7 +232,8 @@ class EngineMeter:
             time.sleep(PAUSE_S)
         for record in self._ledger.finish(known_until_s):
             self._publish(record)
-        if ticked:
+        if ticked or time.monotonic() - self._published_s > HEARTBEAT_S:
+            self._published_s = time.monotonic()
             self._publish(self._totals())
 
     def _settle_the_rest(self) -> None:

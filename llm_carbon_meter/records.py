@@ -302,6 +302,8 @@ class RequestRecord:
     """As clients know it; they choose them and may repeat them."""
     internal_ids: Sequence[str]
     model: str
+    deployment: Mapping[str, str | int]
+    """Engine, version, number formats, parallelism."""
     energy: RequestEnergy | None
     """None while nothing is known yet."""
     provisional: RequestEnergy | None

@@ -1,5 +1,6 @@
 """Real vLLM servers with the plugin, power from the compiled stub, and a real OTLP receiver."""
 
+import contextlib
 import dataclasses
 import json
 import time
@@ -23,7 +24,7 @@ from llm_carbon_meter.demo.nvml_stub import (
     build,
     read_log,
 )
-from llm_carbon_meter.demo.server import MODEL_NAME, VllmServer
+from llm_carbon_meter.demo.server import VllmServer
 from llm_carbon_meter.demo.tiny_model import make_tiny_model
 
 MIDDLEWARE = ("--middleware", "llm_carbon_meter.CarbonHeadersMiddleware")
@@ -162,15 +163,16 @@ def eventually(ask: Callable[[], Any], what: str, timeout_s: float = 15.0) -> An
     raise AssertionError(f"waited {timeout_s} s in vain for {what}")
 
 
-StartServer = Callable[..., Iterator[Metered]]
+StartServer = Callable[..., contextlib.AbstractContextManager[Metered]]
 
 
 @pytest.fixture(scope="session")
 def start_server(
     tiny_model: Path, stub_library: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> StartServer:
-    """Starts a server; use with ``yield from``."""
+    """Starts a server for a ``with`` block."""
 
+    @contextlib.contextmanager
     def start(
         *arguments: str,
         power: Mapping[int, Sequence[tuple[float, float]]] | None = None,
@@ -232,9 +234,7 @@ def assert_balanced(metered: Metered, gpu: int | None = None) -> dict[str, float
     total = sum(accounts.values())
     first = reads[0]
     reads = [read for read in read_log(metered.log) if read.gpu == (gpu or 0)]
-    last = min(
-        reads, key=lambda read: abs((read.millijoules - first.millijoules) / 1000 - total)
-    )
+    last = min(reads, key=lambda read: abs((read.millijoules - first.millijoules) / 1000 - total))
     assert total == pytest.approx((last.millijoules - first.millijoules) / 1000, rel=1e-9)
     period = metered.script.period_ms / 1000
     truth = metered.script.integral_joules(

@@ -38,7 +38,10 @@ def metrics_table() -> str:
     """Every metric that the exporter registers."""
     registry = CollectorRegistry()
     PrometheusExporter("model", owns_totals=True, registry=registry)
-    rows = ["| metric | type | labels beside `model_name`, `engine` | meaning |", "|" + " --- |" * 4]
+    rows = [
+        "| metric | type | labels beside `model_name`, `engine` | meaning |",
+        "|" + " --- |" * 4,
+    ]
     for collector in sorted(registry._collector_to_names, key=lambda c: c._name):
         suffix = "_total" if collector._type == "counter" else ""
         labels = ", ".join(f"`{name}`" for name in collector._labelnames[2:])

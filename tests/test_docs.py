@@ -26,9 +26,7 @@ def test_every_metric_that_is_named_exists() -> None:
 def test_every_verb_is_named_and_no_other() -> None:
     """The command line and README know the same verbs."""
     verbs = next(
-        set(action.choices)
-        for action in cli._parser()._actions
-        if isinstance(action.choices, dict)
+        set(action.choices) for action in cli._parser()._actions if isinstance(action.choices, dict)
     )
     named = set(re.findall(r"llm-carbon-meter ([a-z]+) ", TEXT))
     assert named == verbs

@@ -1,11 +1,11 @@
 """What is in the wheel, what importing costs, and what installing and removing it does."""
 
+import contextlib
 import subprocess
 import sys
 import sysconfig
 import venv
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -69,9 +69,9 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin" / "python"
 
 
-def _serve(start_server: StartServer, python: Path) -> Iterator[Metered]:
+def _serve(start_server: StartServer, python: Path) -> contextlib.AbstractContextManager[Metered]:
     power = {"LLM_CARBON_METER_POWER": "auto"}
-    yield from start_server(program=(str(python), "-m", entry_point()), environment=power)
+    return start_server(program=(str(python), "-m", entry_point()), environment=power)
 
 
 def _pip(python: Path, *arguments: str) -> None:
@@ -87,11 +87,11 @@ def test_installing_is_all_it_takes_and_removing_undoes_it(
     """With the wheel a server without flags exports metrics; without it, it runs as before."""
     _pip(bare_python, "install", "--no-deps", "--no-index", str(wheel))
     body = {"model": MODEL_NAME, "prompt": "x", "max_tokens": 5, "ignore_eos": True}
-    for metered in _serve(start_server, bare_python):
+    with _serve(start_server, bare_python) as metered:
         assert metered.http("/v1/completions", body)[0] == 200
         assert sum(metered.accounts(source="measured").values()) > 0
     _pip(bare_python, "uninstall", "--yes", "llm-carbon-meter")
-    for bare in _serve(start_server, bare_python):
+    with _serve(start_server, bare_python) as bare:
         status, headers, _ = bare.http("/v1/completions", body)
         assert status == 200
         assert not any("carbon" in name.lower() for name in headers)

@@ -7,7 +7,6 @@ read, ``NVML_STUB_LOG``.
 
 import math
 import os
-import shlex
 import shutil
 import subprocess
 import time
@@ -43,21 +42,19 @@ def build(directory: Path) -> Path:
     if result.returncode != 0:
         raise MeterError(
             f"compiling {_SOURCE.name} with {command[0]} failed: {result.stderr.strip()[-500:]}; "
-            "set CC to a working C compiler"
+            "install a working C compiler"
         )
     unfinished.replace(directory / LIBRARY)
     return directory
 
 
 def _compiler() -> list[str]:
-    asked = shlex.split(os.environ.get("CC", ""))
-    for command in [asked] if asked else [["cc"], ["gcc"]]:
-        if shutil.which(command[0]):
-            return command
-    tried = f"CC={asked[0]}" if asked else "cc and gcc"
+    for name in ("cc", "gcc", "clang"):
+        if shutil.which(name):
+            return [name]
     raise MeterError(
-        f"the NVML stub needs a C compiler: tried {tried}, found none in PATH; install gcc or set "
-        "CC, or run without the stub by LLM_CARBON_METER_POWER=modelled"
+        "the NVML stub needs a C compiler: tried cc, gcc and clang, found none in PATH; install "
+        "gcc, or run without the stub by LLM_CARBON_METER_POWER=modelled"
     )
 
 

@@ -51,6 +51,7 @@ def record_json(record: RequestRecord) -> dict[str, Any]:
         "external_ids": list(record.external_ids),
         "internal_ids": list(record.internal_ids),
         "model": record.model,
+        "deployment": dict(record.deployment),
         "boundary": BOUNDARY,
         "status": energy.status if energy else "provisional",
     }

@@ -51,6 +51,15 @@ class SpanExporter:
         self._parents: OrderedDict[str, tuple[SpanContext, int]] = OrderedDict()
         self._finals: OrderedDict[str, tuple[Mapping[str, str | float], int]] = OrderedDict()
 
+    def attributes(
+        self, energy: RequestEnergy | None, estimate: EnergyEstimate | None
+    ) -> Mapping[str, str | float]:
+        """What is known of a request, as span attributes."""
+        return {
+            **(estimate_attributes(estimate) if estimate else {}),
+            **(energy_attributes(energy, self._intensity) if energy else {}),
+        }
+
     def parent(self, request_id: str, context: SpanContext, start_ns: int) -> None:
         """The server's own span of a request was made."""
         final = self._finals.pop(request_id, None)
@@ -61,10 +70,7 @@ class SpanExporter:
 
     def final(self, energy: RequestEnergy, estimate: EnergyEstimate | None) -> None:
         """The last joule of a request is settled: now is the end of its span."""
-        attributes: Mapping[str, str | float] = {
-            **(estimate_attributes(estimate) if estimate else {}),
-            **energy_attributes(energy, self._intensity),
-        }
+        attributes = self.attributes(energy, estimate)
         parent = self._parents.pop(energy.request_id, None)
         if parent is not None:
             _emit(*parent, attributes, time.time_ns())

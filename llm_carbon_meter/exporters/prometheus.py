@@ -4,7 +4,7 @@ Ordinary counters, gauges and histograms only, so that they also work in multi-p
 One process exports the engine-wide totals; each exports the exchanges that it answered.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
@@ -63,10 +63,9 @@ class PrometheusExporter:
         """Last cumulative value of each series, by engine session."""
         self._request_metrics()
         self._errors = self._counter("errors_total", "Errors of the meter by place", "where")
-        self._totals: Callable[[EngineTotals], None] = lambda totals: None
+        self._owns_totals = owns_totals
         if owns_totals:
             self._total_metrics()
-            self._totals = self._count_totals
 
     def _request_metrics(self) -> None:
         self._request_energy = self._histogram(
@@ -129,14 +128,17 @@ class PrometheusExporter:
 
     def totals(self, totals: EngineTotals) -> None:
         """Count an engine's cumulative totals, where this process is the one that does."""
-        self._totals(totals)
+        if self._owns_totals:
+            self._count_totals(totals)
 
-    def error(self, where: str, count: int = 1) -> None:
-        """Count errors of this process."""
-        self._errors.labels(self._model_name, "", where).inc(count)
+    def error(self, where: str) -> None:
+        """Count an error of this process."""
+        self._errors.labels(self._model_name, "", where).inc()
 
     def intensity(self, intensity: CarbonIntensity, age_s: float) -> None:
-        """Show the grid's intensity."""
+        """Show the grid's intensity, where this process exports the engine-wide metrics."""
+        if not self._owns_totals:
+            return
         labels = (self._model_name, "", intensity.zone, intensity.provider)
         self._intensity.labels(*labels).set(intensity.grams_per_kwh)
         self._intensity_age.labels(*labels).set(age_s)

@@ -26,7 +26,7 @@ from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import EngineTotals, MeterError, RequestEnergy
 
 VERSION: Final = 1
-HIGH_WATER_MARK: Final = 100_000
+HIGH_WATER_MARK: Final = 10_000
 """Messages kept for a slow subscriber before new ones are dropped."""
 MAX_SOCKET_PATH: Final = 107
 """Of a Unix domain socket (sys/un.h)."""

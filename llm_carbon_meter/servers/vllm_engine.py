@@ -13,7 +13,13 @@ from typing import Any, Final
 
 from llm_carbon_meter.config import Config, cuda_visible_devices
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.meter import EngineMeter, cost_model, open_power, physics_gpu
+from llm_carbon_meter.meter import (
+    EngineMeter,
+    assumed_gpu,
+    cost_model,
+    open_power,
+    physics_gpu,
+)
 from llm_carbon_meter.power.nvml import open_nvml, visible_devices
 from llm_carbon_meter.records import EnergyReading, MeterError, PowerError, SpecError
 from llm_carbon_meter.servers.channel import Publisher, engine_name
@@ -135,14 +141,16 @@ class EngineHooks:
         config, vllm_config = self._config, scheduler.vllm_config
         parallel = vllm_config.parallel_config
         index = int(getattr(parallel, "data_parallel_index", 0) or 0)
+        assumed = assumed_gpu(config, self._faults)
         power = open_power(
             config,
             lambda: engine_devices(parallel),
             int(parallel.world_size),
+            assumed,
             self._begun_s or time.monotonic(),
             self._faults,
         )
-        gpu = physics_gpu(config, _gpu_name())
+        gpu = physics_gpu(_gpu_name(), assumed)
         model = cost_model(gpu, self._model(vllm_config), parallel.tensor_parallel_size)
         publisher = Publisher(config.channel_dir, engine_name(index), self._faults)
         begun = [reading for reading in self._begun if reading.gpu in power.gpus]
@@ -203,6 +211,23 @@ def engine_model(vllm_config: Any) -> ModelSpec:
         activation_bytes=element,
         kv_bytes=1.0 if cache_dtype.startswith("fp8") else element,
     )
+
+
+def deployment(vllm_config: Any) -> dict[str, str | int]:
+    """What a request's energy depends on beside the request, for its record."""
+    from vllm.version import __version__ as version
+
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    return {
+        "engine": "vllm",
+        "engine_version": str(version),
+        "gpu": _gpu_name(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "quantization": str(model.quantization or ""),
+        "kv_cache_dtype": str(vllm_config.cache_config.cache_dtype),
+        "tensor_parallel_size": int(parallel.tensor_parallel_size),
+        "pipeline_parallel_size": int(parallel.pipeline_parallel_size),
+    }
 
 
 def _gpu_name() -> str:

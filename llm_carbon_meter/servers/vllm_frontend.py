@@ -12,7 +12,6 @@ from contextvars import ContextVar
 from typing import Any, Final
 
 from llm_carbon_meter.config import Config
-from llm_carbon_meter.exporters.otel import estimate_attributes
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend import FrontendMeter
 from llm_carbon_meter.records import EngineTotals, MeterError, RequestEnergy, SpecError
@@ -27,7 +26,7 @@ from llm_carbon_meter.servers.channel import (
 )
 from llm_carbon_meter.servers.middleware import STATE_NAME, ExchangeMiddleware
 from llm_carbon_meter.servers.routes import CarbonRoutes, RefusedError
-from llm_carbon_meter.servers.vllm_engine import engine_model
+from llm_carbon_meter.servers.vllm_engine import deployment, engine_model
 from llm_carbon_meter.servers.wrapping import OnError, wrap
 
 LAST_WORDS_S: Final = 0.5
@@ -102,6 +101,7 @@ class FrontendHooks:
             self._config,
             str(name),
             self._model(vllm_config),
+            deployment(vllm_config),
             index,
             tracing,
             self._share,
@@ -198,8 +198,8 @@ class FrontendHooks:
             return
         exchanges = meter.exchanges.find(request_id)
         member = exchanges[0].members.get(request_id) if exchanges else None
-        if member is not None and member.estimate is not None:
-            span.set_attributes(estimate_attributes(member.estimate))
+        if member is not None:
+            span.set_attributes(meter.spans.attributes(member.energy, member.estimate))
         meter.spans.parent(request_id, span.get_span_context(), span.start_time)
 
 
@@ -254,8 +254,7 @@ async def _tokenize(request: Any, body: Mapping[str, Any]) -> int:
     from pydantic import TypeAdapter, ValidationError
     from vllm.entrypoints.serve.tokenize.protocol import TokenizeRequest
 
-    state = request.app.state
-    serving = getattr(state, "serving_tokenization", None) or state.openai_serving_tokenization
+    serving = request.app.state.serving_tokenization
     try:
         query = TypeAdapter(TokenizeRequest).validate_python(dict(body))
     except ValidationError as error:

@@ -25,7 +25,9 @@ class Goal(NamedTuple):
     def line(self, value: float) -> str:
         met = value <= self.bound if self.at_most else value >= self.bound
         sign = "<=" if self.at_most else ">="
-        return f"{self.text:<58} {value:>10.4g}   {sign} {self.bound:<8g} {'ok' if met else 'MISSED'}"
+        return (
+            f"{self.text:<58} {value:>10.4g}   {sign} {self.bound:<8g} {'ok' if met else 'MISSED'}"
+        )
 
 
 GOALS: Mapping[str, Goal] = {

@@ -69,6 +69,7 @@ def _memory_mb() -> float:
         Config(),
         "model",
         built_in_model("Llama-3.1-8B"),
+        deployment={},
         index=0,
         tracing=False,
         share=lambda *_: None,

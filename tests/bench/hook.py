@@ -1,4 +1,4 @@
-"""What the hook costs the engine's thread: real `SchedulerOutput`s through wrapped and bare methods."""
+"""What the hook costs the engine's thread: real `SchedulerOutput`s, methods wrapped and bare."""
 
 import statistics
 import time

