@@ -145,6 +145,14 @@ def _private(directory: str) -> None:
         )
 
 
+def sweep(directory: str, names: Sequence[str]) -> None:
+    """Remove sockets that nobody binds any more, and the directory with the last one."""
+    with contextlib.suppress(OSError):
+        for name in names:
+            Path(directory, name + ".ipc").unlink(missing_ok=True)
+        Path(directory).rmdir()
+
+
 class Publisher:
     """A PUB socket under a name; publishing never blocks and never raises."""
 
@@ -178,9 +186,7 @@ class Publisher:
     def close(self) -> None:
         """Send what is waiting, remove the socket, and the directory with the last one."""
         self._socket.close()
-        with contextlib.suppress(OSError):
-            self._path.unlink(missing_ok=True)
-            self._path.parent.rmdir()
+        sweep(str(self._path.parent), [self._path.stem])
 
 
 class Subscriber:

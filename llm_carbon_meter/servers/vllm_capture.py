@@ -43,7 +43,7 @@ class Scheduled:
     """One ``SchedulerOutput``, copied: parallel lists for the requests the workers know already."""
 
     key: int
-    """Identity of the SchedulerOutput, to pair it with its update."""
+    """Number of the SchedulerOutput, to pair it with its update."""
     at_s: float
     num_scheduled_tokens: dict[str, int]
     new: Sequence[NewRow]
@@ -82,6 +82,11 @@ class StepCapture:
         self._pooling: set[str] = set()
         self._ended: set[str] = set()
         self._closing: deque[tuple[int, RequestEnd]] = deque()
+        self._open: dict[int, int] = {}
+        """Identity of a SchedulerOutput to its number; identities come again, numbers do not."""
+        self._sequence = 0
+        self._reached: dict[str, int] = {}
+        """First position of a prefill that was never computed."""
         self._step_id = 0
         self._last_done_s = 0.0
 
@@ -90,9 +95,11 @@ class StepCapture:
     def scheduled(self, output: Any) -> None:
         """``Scheduler.schedule`` returned (vLLM's `SchedulerOutput`)."""
         known = output.scheduled_cached_reqs
-        self._events.append(
+        self._sequence += 1
+        self._open[id(output)] = self._sequence  # takes the place of one that was lost
+        self._append(
             Scheduled(
-                id(output),
+                self._sequence,
                 time.monotonic(),
                 output.num_scheduled_tokens.copy(),
                 [_new_row(request) for request in output.scheduled_new_reqs],
@@ -104,16 +111,21 @@ class StepCapture:
 
     def done(self, output: Any) -> None:
         """``Scheduler.update_from_output`` is entered: the step has left the GPUs."""
-        self._events.append(Done(id(output), time.monotonic()))
+        self._append(Done(self._open.pop(id(output), 0), time.monotonic()))
 
     def ended(self, end: RequestEnd) -> None:
         """A request is finished for good."""
-        self._events.append(end)
+        self._append(end)
         self.wake.set()
 
     def overhead(self, start_s: float, end_s: float) -> None:
         """The GPUs worked for no request between two times."""
-        self._events.append(Overhead(start_s, end_s))
+        self._append(Overhead(start_s, end_s))
+
+    def _append(self, event: Event) -> None:
+        if len(self._events) == self._events.maxlen:
+            self._faults.note("events_lost", "the meter's thread did not come for too long")
+        self._events.append(event)
 
     # On the meter's thread.
 
@@ -150,7 +162,7 @@ class StepCapture:
 
     def _learn(self, event: Scheduled) -> None:
         for row in event.new:
-            self._prompt_tokens.setdefault(row.request_id, row.prompt_tokens)
+            self._prompt_tokens[row.request_id] = row.prompt_tokens
             self._cached_tokens.setdefault(row.request_id, row.computed_tokens)
             if row.pooling:
                 self._pooling.add(row.request_id)
@@ -177,6 +189,8 @@ class StepCapture:
         phases = list(map(phase, prompts, outputs, computed, scheduled))
         accounts = [account for account, _ in phases]
         sampled = [count for _, count in phases]
+        if Account.PREFILL in accounts:
+            self._mark_repeated(ids, accounts, computed, scheduled)
         if self._ended:
             accounts = [
                 Account.WASTE if name in self._ended else account
@@ -190,6 +204,18 @@ class StepCapture:
         return StepEvent(
             self._step_id, event.at_s, done_s, ids, accounts, scheduled, computed, sampled
         )
+
+    def _mark_repeated(
+        self, ids: list[str], accounts: list[Account], computed: list[int], scheduled: list[int]
+    ) -> None:
+        """A prefill that was preempted before its last chunk starts again."""
+        for row, account in enumerate(accounts):
+            if account is Account.PREFILL:
+                name, first = ids[row], computed[row]
+                reached = self._reached.get(name, 0)
+                if first < reached:
+                    accounts[row] = Account.RECOMPUTE
+                self._reached[name] = max(reached, first + scheduled[row])
 
     def _end(self, end: RequestEnd) -> Iterable[RequestEnd]:
         """Hold a request's end back until the steps in flight that have it are done."""
@@ -207,6 +233,7 @@ class StepCapture:
         self._ended.discard(end.request_id)
         self._pooling.discard(end.request_id)
         self._prompt_tokens.pop(end.request_id, None)
+        self._reached.pop(end.request_id, None)
         cached = self._cached_tokens.pop(end.request_id, 0)
         return replace(end, cached_tokens=cached)
 
@@ -234,7 +261,7 @@ def phase(prompt: int, output: int, computed: int, new: int) -> tuple[Account, i
         new: tokens scheduled in the step, drafts included [n].
     """
     if output == 0:
-        return Account.PREFILL, int(computed + new >= prompt)
+        return Account.PREFILL, min(max(computed + new - prompt + 1, 0), new)
     if computed >= prompt + output - 1:
         return Account.DECODE, new
     return Account.RECOMPUTE, int(computed + new >= prompt + output)

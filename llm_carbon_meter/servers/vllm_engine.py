@@ -7,6 +7,7 @@ EngineCore.execute_dummy_batch, sleep, wake_up; Executor.__init__.
 
 import contextlib
 import dataclasses
+import threading
 import time
 from collections.abc import Sequence
 from typing import Any, Final
@@ -47,6 +48,11 @@ class _Engine:
     capture: StepCapture
     meter: EngineMeter
     publisher: Publisher
+
+    def stop(self) -> None:
+        """Settle and publish what is left, then close everything."""
+        self.meter.stop()
+        self.publisher.close()
 
 
 class EngineHooks:
@@ -100,10 +106,10 @@ class EngineHooks:
         if engine is not None:
             engine.capture.scheduled(output)
 
-    def _before_update(self, scheduler: Any, output: Any, *_: Any, **__: Any) -> None:
+    def _before_update(self, scheduler: Any, scheduler_output: Any, *_: Any, **__: Any) -> None:
         engine = self._engines.get(id(scheduler))
         if engine is not None:
-            engine.capture.done(output)
+            engine.capture.done(scheduler_output)
 
     def _before_free(self, scheduler: Any, request: Any, *_: Any, **__: Any) -> None:
         engine = self._engines.get(id(scheduler))
@@ -121,7 +127,9 @@ class EngineHooks:
     def _drop(self, owner: Any, error: Exception) -> None:
         """Stop metering an engine whose internals are not what we know."""
         scheduler = getattr(owner, "scheduler", owner)
-        self._engines.pop(id(scheduler), None)
+        engine = self._engines.pop(id(scheduler), None)
+        if engine is not None:  # what it would book from now on is wrong; ending takes a moment
+            threading.Thread(target=engine.stop, name="llm-carbon-stop", daemon=True).start()
         self._faults.note(
             "engine", error, "This vLLM's internals do not fit; it is no longer metered."
         )
@@ -171,8 +179,7 @@ class EngineHooks:
     def _before_shutdown(self, scheduler: Any) -> None:
         engine = self._engines.pop(id(scheduler), None)
         if engine is not None:
-            engine.meter.stop()
-            engine.publisher.close()
+            engine.stop()
 
     def _model(self, vllm_config: Any) -> ModelSpec | None:
         try:

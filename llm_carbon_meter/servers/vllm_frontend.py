@@ -23,6 +23,7 @@ from llm_carbon_meter.servers.channel import (
     Subscriber,
     engine_name,
     frontend_name,
+    sweep,
 )
 from llm_carbon_meter.servers.middleware import STATE_NAME, ExchangeMiddleware
 from llm_carbon_meter.servers.routes import CarbonRoutes, RefusedError
@@ -50,6 +51,7 @@ class FrontendHooks:
         self._subscriber: Subscriber | None = None
         self._publisher: Publisher | None = None
         self._index = 0
+        self._engines: list[str] = []
 
     def install(self, async_llm: type, output_processor: type, serve: Any) -> None:
         """Wrap vLLM's classes; nothing starts until an `AsyncLLM` is made.
@@ -110,11 +112,15 @@ class FrontendHooks:
         if tracing:
             self._add_span_processor()
         directory = self._config.channel_dir
-        engines = [engine_name(i) for i in range(vllm_config.parallel_config.data_parallel_size)]
+        self._engines = list(
+            map(engine_name, range(vllm_config.parallel_config.data_parallel_size))
+        )
         others = [frontend_name(i) for i in range(count) if i != index]
         self._meter = meter
         self._publisher = Publisher(directory, frontend_name(index), self._faults)
-        self._subscriber = Subscriber(directory, engines + others, self._receive, self._faults)
+        self._subscriber = Subscriber(
+            directory, self._engines + others, self._receive, self._faults
+        )
 
     def _model(self, vllm_config: Any) -> Any:
         try:
@@ -129,6 +135,8 @@ class FrontendHooks:
             self._subscriber.close()
         if self._publisher is not None:
             self._publisher.close()
+            # vLLM kills its engines by default: they leave their sockets.
+            sweep(self._config.channel_dir, self._engines)
         if self._meter is not None:
             self._meter.stop()
         self._subscriber = self._publisher = self._meter = None

@@ -425,6 +425,18 @@ class TestPreemption:
         assert drive.ends["b"].cached_tokens == 0
         assert_clean(drive, faults)
 
+    def test_a_single_repeated_token_is_recompute(
+        self, start: Start, faults: Faults, overlapped: bool, v2: bool
+    ) -> None:
+        """All but the last computed token still cached: the smallest step that repeats work."""
+        drive = start(overlapped=overlapped, v2=v2, blocks=6)
+        drive.add("a", 19, 20)
+        drive.add("b", 20, 20)
+        drive.run(depth=1 + overlapped)
+        assert preempted_positions(drive.rows("b")) == 33
+        assert drive.rows("b")[14:] == [(RECOMPUTE, 2, 32, 1), *decodes(34, 5)]
+        assert_clean(drive, faults)
+
     def test_an_abort_while_preempted_leaves_nothing(
         self, start: Start, faults: Faults, overlapped: bool, v2: bool
     ) -> None:
@@ -440,9 +452,6 @@ class TestPreemption:
         assert drive.tokens("b", RECOMPUTE) == 0
         assert_clean(drive, faults)
 
-    @pytest.mark.xfail(
-        strict=True, reason="the phase rule takes every step without output for first prefill"
-    )
     def test_a_prefill_that_starts_again_is_recompute(
         self, start: Start, faults: Faults, overlapped: bool, v2: bool
     ) -> None:
@@ -536,9 +545,6 @@ class TestSpeculation:
         assert drive.ends["b"].cached_tokens == 32
         assert_clean(drive, faults)
 
-    @pytest.mark.xfail(
-        strict=True, reason="a last prefill chunk counts one position, padding or not"
-    )
     @sync_and_overlapped
     def test_a_padded_first_step_samples_its_drafts(self, start: Start, overlapped: bool) -> None:
         """Positions whose logits are computed include drafts, padded ones too."""
@@ -566,9 +572,6 @@ class TestFaults:
         assert drive.rows("a") == [(PREFILL, 10, 0, 1), *decodes(10, 8)]
         assert not drive.capture._in_flight
 
-    @pytest.mark.xfail(
-        strict=True, reason="steps are told apart by id() of an object that may be gone"
-    )
     def test_a_lost_step_is_not_taken_for_the_next(
         self, start: Start, faults: Faults, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -601,7 +604,6 @@ class TestFaults:
         assert drive.ends["a"].output_tokens == 20
         assert drive.leftovers == {}
 
-    @pytest.mark.xfail(strict=True, reason="a deque with a maxlen says nothing when it drops")
     def test_lost_events_are_counted(
         self, start: Start, faults: Faults, monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -830,9 +832,6 @@ class TestWhateverHappens:
 
 
 class TestSessions:
-    @pytest.mark.xfail(
-        strict=True, reason="the prompt length of a session's first turn is kept for ever"
-    )
     @both_runners
     def test_a_longer_prompt_is_learnt(self, start: Start, faults: Faults, v2: bool) -> None:
         """Streaming input: the same request comes again with more prompt, in chunks."""
