@@ -697,14 +697,17 @@ def test_ten_thousand_requests_keep_the_book_small() -> None:
     ledger = ledger_of(idle_by_time=True)
     read(ledger, "gpu-0", (0, 0))
 
-    def serve(numbers: Iterable[int]) -> float:
+    def serve(numbers: range) -> float:
         joules = 0.0
-        for number in numbers:
-            ledger.observe_steps([step_of(number, number + 0.5, f"r{number}")])
-            ledger.close(end_of(f"r{number}", number + 0.5))
-            read(ledger, "gpu-0", (number + 1, (number + 1) * 10))
-            (record,) = ledger.settle(number + 1)
-            joules += record.joules
+        for first in numbers[::10]:
+            ten = {f"r{at_s}": at_s for at_s in range(first, first + 10)}
+            ledger.observe_steps([step_of(at_s, at_s + 0.5, name) for name, at_s in ten.items()])
+            for name, at_s in ten.items():
+                ledger.close(end_of(name, at_s + 0.5))
+            read(ledger, "gpu-0", (first + 10, (first + 10) * 10))
+            records = ledger.settle(first + 10)
+            assert [record.request_id for record in records] == list(ten)
+            joules += sum(record.joules for record in records)
         return joules
 
     tracemalloc.start()

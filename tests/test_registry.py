@@ -278,6 +278,26 @@ def test_an_exchange_finishes_exactly_once_with_threads() -> None:
     assert registry.num_open == 0
 
 
+def test_an_end_that_is_told_twice_finishes_once() -> None:
+    """A record must not be counted again."""
+    registry = Registry()
+    exchange = begun(registry, "a")
+    registry.receive(energy_of("a"))
+    assert registry.close(exchange, True)
+    assert not registry.close(exchange, True)
+
+
+def test_what_is_unfinished_is_known() -> None:
+    """Until the answer has ended and every figure is final."""
+    registry = Registry()
+    exchanges = [begun(registry, name) for name in "abc"]
+    for name in "ab":
+        registry.receive(energy_of(name))
+    for exchange in exchanges[1:]:
+        registry.close(exchange, True)
+    assert registry.unfinished() == [exchanges[0], exchanges[2]]
+
+
 async def test_waiting_ends_when_the_figure_comes_from_a_thread() -> None:
     """A figure from the channel's thread wakes the event loop at once."""
     registry = Registry()

@@ -57,6 +57,7 @@ RECORD = RequestRecord(
     external_ids=("mine", "chatcmpl-1"),
     internal_ids=("a", "b"),
     model="llama",
+    deployment={"engine": "vllm"},
     energy=ENERGY,
     provisional=replace(ENERGY, status=Status.PROVISIONAL, decode_joules=1.0),
     estimate=ESTIMATE,

@@ -88,6 +88,7 @@ RECORD = RequestRecord(
     external_ids=("chatcmpl-1",),
     internal_ids=("a",),
     model="llama",
+    deployment={},
     energy=ENERGY,
     provisional=None,
     estimate=EnergyEstimate("flop", 36.0, 36.0, 40.0, 80.0, 5.0, True, 0.02),
@@ -241,7 +242,8 @@ def test_only_the_owner_exports_the_totals() -> None:
     exporter, registry = exporter_of(owns_totals=False)
     exporter.totals(TOTALS)
     exporter.record(RECORD)
-    exporter.error("channel", 2)
+    exporter.error("channel")
+    exporter.error("channel")
     assert set(families(registry)) == {
         "request_energy_watt_hours",
         "request_emissions_grams",

@@ -47,6 +47,7 @@ def front_end(**settings: Any) -> FrontendMeter:
         "llama",
         built_in_model("Llama-3.1-8B"),
         index=0,
+        deployment={},
         tracing=False,
         share=lambda key, ids, record: None,
         faults=Faults(),
