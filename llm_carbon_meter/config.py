@@ -137,7 +137,7 @@ class Config:
                 values[setting.name] = setting.metadata["parse"](text)
             except ValueError as error:
                 problems.append(
-                    ConfigError(f"{variable}={text!r}: {error}; using {setting.default!r} instead")
+                    ConfigError(f"{variable}={text!r}: {error}; the default is {setting.default!r}")
                 )
         problems += _unknown(cls, environment)
         if problems and values.get("strict"):

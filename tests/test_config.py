@@ -98,7 +98,7 @@ def test_a_wrong_value_is_named_and_its_default_used(name: str, text: str, reaso
     assert config == Config()
     assert f"{variable}={text!r}: " in str(problem)
     assert reason in str(problem)
-    assert f"using {getattr(Config(), name)!r} instead" in str(problem)
+    assert f"the default is {getattr(Config(), name)!r}" in str(problem)
 
 
 def test_an_unknown_variable_is_named() -> None:

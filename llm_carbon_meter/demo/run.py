@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from llm_carbon_meter.config import Config
 from llm_carbon_meter.demo import picture, table
 from llm_carbon_meter.demo.replay import Answer, Prompts, replay
 from llm_carbon_meter.demo.scrape import Scrape, Watch, fetch_record, scrape
@@ -19,6 +20,7 @@ from llm_carbon_meter.demo.server import MODEL_NAME, VllmServer
 from llm_carbon_meter.demo.stub_power import StubPower
 from llm_carbon_meter.demo.tiny_model import make_tiny_model
 from llm_carbon_meter.demo.trace import draw
+from llm_carbon_meter.power.replay import read_trace
 from llm_carbon_meter.predictor.azure import conversation_quantiles
 
 MIN_REQUESTS: Final = 60
@@ -76,8 +78,10 @@ def run_demo(options: argparse.Namespace) -> int:
     """Run the demo; 0 when every request has its record and the balance is right.
 
     Raises:
-        MeterError: the server does not start, or the stub does not compile.
+        MeterError: the power source is not known or not readable, the server does not start, or
+            the stub does not compile.
     """
+    _check_power(options.power)
     options.out.mkdir(parents=True, exist_ok=True)
     stub = StubPower.prepare(options.out / "nvml-stub") if options.power == "stub" else None
     print("making the tiny model …", flush=True)
@@ -93,8 +97,20 @@ def run_demo(options: argparse.Namespace) -> int:
     return 1 if failures else 0
 
 
+def _check_power(power: str) -> None:
+    """Refuse before a server is started what it would refuse after half a minute."""
+    if power != "stub":
+        Config.from_environment({"LLM_CARBON_METER_POWER": power, "LLM_CARBON_METER_STRICT": "1"})
+    if power.startswith("replay:"):
+        read_trace(Path(power.removeprefix("replay:")))
+
+
 def _server(options: argparse.Namespace, model: Path, stub: StubPower | None) -> VllmServer:
-    environment = {"LLM_CARBON_METER_POWER": "nvml" if stub else options.power}
+    # Strict: a power source that cannot be opened ends the demo instead of going unmetered.
+    environment = {
+        "LLM_CARBON_METER_POWER": "nvml" if stub else options.power,
+        "LLM_CARBON_METER_STRICT": "1",
+    }
     if stub is not None:
         environment |= stub.environment()
     log = options.out / "server.log"

@@ -130,7 +130,7 @@ def _row(answer: Answer, record: Record | None) -> list[str]:
 
 def _sources(records: Sequence[Record | None]) -> str:
     """The heading of the column: measured or modelled."""
-    found = {str(record["source"]) for record in records if record is not None}
+    found = {str(record.get("source", "unknown")) for record in records if record is not None}
     return "/".join(sorted(found)) or f"{Source.MEASURED}/{Source.MODELLED}"
 
 

@@ -28,7 +28,7 @@ def register() -> None:
     config, problems = Config.from_environment()
     faults = Faults()
     for problem in problems:
-        faults.note("settings", problem)
+        faults.note("settings", problem, "The default is used.")
     if not config.enabled:
         return
     if not config.channel_dir:

@@ -11,7 +11,7 @@ import pytest
 
 from llm_carbon_meter.demo.server import MODEL_NAME
 from llm_carbon_meter.records import MeterError
-from tests.metered import Metered, StartServer, assert_balanced, eventually
+from tests.metered import MIDDLEWARE, Metered, StartServer, assert_balanced, eventually
 
 pytestmark = pytest.mark.engine
 
@@ -162,8 +162,9 @@ def test_without_flags_or_sensor_the_server_still_exports_metrics(
 def test_a_wrong_setting_stops_a_strict_start(start_server: StartServer) -> None:
     """The error names the setting, its value and what is expected."""
     strict = {"LLM_CARBON_METER_STRICT": "1", "LLM_CARBON_METER_POLICY": "fair"}
-    with pytest.raises(MeterError, match=r"LLM_CARBON_METER_POLICY='fair'.*shapley"):
-        next(iter(start_server(environment=strict)))
+    expected = pytest.raises(MeterError, match=r"LLM_CARBON_METER_POLICY='fair'.*shapley")
+    with expected, start_server(environment=strict):
+        pass
 
 
 def test_switched_off_it_leaves_no_trace(start_server: StartServer) -> None:
@@ -171,3 +172,19 @@ def test_switched_off_it_leaves_no_trace(start_server: StartServer) -> None:
     with start_server(environment={"LLM_CARBON_METER_ENABLED": "0"}) as metered:
         assert not any(s.name.startswith("llm_carbon_meter") for s in metered.samples())
         assert metered.http("/v1/carbon/requests/x")[0] == 404
+
+
+def test_without_a_channel_serving_goes_on(start_server: StartServer) -> None:
+    """A directory that cannot be made is named in the log, with what to do, and counted."""
+    nowhere = {"LLM_CARBON_METER_CHANNEL_DIR": "/proc/no-such-place"}
+    with start_server(*MIDDLEWARE, environment=nowhere) as metered:
+        body = {"model": MODEL_NAME, "prompt": "x", "max_tokens": 5, "ignore_eos": True}
+        status, headers, answer = metered.http("/v1/completions", body)
+        assert status == 200
+        assert json.loads(answer)["usage"]["completion_tokens"] == 5
+        # The estimate needs no channel; no figure is made up for what was not heard.
+        assert float(headers["llm-carbon-estimated-wh"]) > 0
+        assert "llm-carbon-measured-wh" not in headers
+        assert metered.metric("llm_carbon_meter_errors_total", where="start") == 1
+        log = metered.server.log.read_text()
+        assert "set LLM_CARBON_METER_CHANNEL_DIR to a writable directory" in log
