@@ -17,6 +17,7 @@ from llm_carbon_meter.specs import GpuSpec
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
 
+TINY: Final = 1e-300
 MEMORY_BOUND_LOAD: Final = 0.6
 """Share of the dynamic power that a step draws while it waits for memory: decode at 180 to 200 W
 against prefill at 270 to 300 W on a 300 W card (a vLLM user on V100, MEASUREMENT 8)."""
@@ -156,5 +157,6 @@ def shares(policy: str, rows: StepRows, durations: Floats, model: CostModel) -> 
         policy: a key of `POLICIES`.
         durations: seconds that each step occupied the GPUs, shape (steps,).
     """
-    weights = POLICIES[policy](rows, durations, model)
+    # Not 0: a step whose requests weigh nothing is divided equally.
+    weights = np.maximum(POLICIES[policy](rows, durations, model), TINY)
     return weights / rows.per_row(rows.per_step(weights))

@@ -205,11 +205,15 @@ class EnergyLedger:
         Returns:
             The spans that they occupied, with the power expected of each GPU.
         """
-        # An empty serving step did nothing: its time is idle.
-        events = [event for event in events if event.request_ids or event.kind is StepKind.OVERHEAD]
         if not events:
             return []
         start, end = self._occupancy(events)
+        # An empty serving step did nothing: its time is idle.
+        worked = [bool(event.request_ids) or event.kind is StepKind.OVERHEAD for event in events]
+        events = [event for event, some in zip(events, worked, strict=True) if some]
+        start, end = start[worked], end[worked]
+        if not events:
+            return []
         serving = np.array([bool(event.request_ids) for event in events])
         counts = np.array([len(event.request_ids) for event in events], np.intp)
         watts = np.full(len(events), self._model.gpu.idle_watts)

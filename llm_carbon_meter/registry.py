@@ -51,6 +51,8 @@ class Exchange:
         self.features: Features | None = None
         self.provisional: RequestEnergy | None = None
         self.closed = False
+        self.given_up = False
+        """Waited for too long; it will have no record."""
         self.answered = False
         """The client got the whole answer."""
         self._changed = asyncio.Event()
@@ -181,14 +183,22 @@ class Registry:
     def begin(self, exchange: Exchange, member: Member, features: Features) -> None:
         """An engine request is about to be sent."""
         with self._lock:
+            if exchange.given_up:
+                return
             exchange.members[member.internal_id] = member
             exchange.features = exchange.features or features
             self._members[member.internal_id] = exchange
             self._unfinished[id(exchange)] = exchange
             while len(self._members) > MAX_OPEN:
-                _, oldest = self._members.popitem(last=False)
-                self._unfinished.pop(id(oldest), None)
+                self._give_up(next(iter(self._members.values())))
         exchange.notify()
+
+    def _give_up(self, exchange: Exchange) -> None:
+        """Nothing will complete this one any more."""
+        exchange.given_up = True
+        self._unfinished.pop(id(exchange), None)
+        for internal_id in exchange.members:
+            self._members.pop(internal_id, None)
 
     def receive(self, energy: RequestEnergy) -> tuple[Exchange | None, bool]:
         """Enter an engine's figure.
@@ -228,12 +238,11 @@ class Registry:
     def find(self, request_id: str) -> list[Exchange]:
         """Exchanges in flight under an id of any kind."""
         with self._lock:
-            found = {
-                id(exchange): exchange
-                for internal_id, exchange in self._members.items()
-                if internal_id == request_id or request_id in exchange.external_ids()
-            }
-        return list(found.values())
+            return [
+                exchange
+                for exchange in self._unfinished.values()
+                if request_id in exchange.members or request_id in exchange.external_ids()
+            ]
 
 
 @dataclass(slots=True)

@@ -72,9 +72,17 @@ def read(path: Path) -> Iterable[Mapping[str, Any]]:
 def _parse(path: Path, number: int, line: bytes) -> Mapping[str, Any]:
     try:
         record = json.loads(line)
-        float(record["energy_joules"])
         str(record["source"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        for name in ("energy_joules", *FIGURES):
+            float(record[name] if name == "energy_joules" else record.get(name, 0.0))
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise MeterError(
             f"{path}, line {number}: not a record of the request log ({error!r}); "
             "cut the line out or give another file"
@@ -82,7 +90,8 @@ def _parse(path: Path, number: int, line: bytes) -> Mapping[str, Any]:
     return record  # type: ignore[no-any-return]
 
 
-ACCOUNTS: Final = tuple(account.label for account in REQUEST_ACCOUNTS)
+ACCOUNTS: Final = (*(account.label for account in REQUEST_ACCOUNTS), "idle")
+FIGURES: Final = (*(f"{account}_joules" for account in ACCOUNTS), "operational_grams")
 
 
 def ledger_table(records: Iterable[Mapping[str, Any]]) -> str:

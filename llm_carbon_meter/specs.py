@@ -178,40 +178,60 @@ def model_spec(config: Mapping[str, Any], name: str = "") -> ModelSpec:
         )
     heads = _whole(config, "num_attention_heads", "n_head")
     hidden = _whole(config, "hidden_size", "n_embed")
-    experts = int(_first(config, 0, "num_local_experts", "num_experts"))
     width = "moe_intermediate_size" if config.get("moe_intermediate_size") else "intermediate_size"
     element = _DTYPE_BYTES.get(str(_first(config, "bfloat16", "torch_dtype", "dtype")), 2.0)
-    return ModelSpec(
-        name=name or str(config.get("_name_or_path") or family),
-        hidden_size=hidden,
-        intermediate_size=4 * hidden if family == "bloom" else _whole(config, width),
-        num_layers=_whole(config, "num_hidden_layers", "n_layer"),
-        num_heads=heads,
-        num_kv_heads=int(_first(config, heads, "num_key_value_heads")),
-        head_dim=int(_first(config, hidden // heads, "head_dim")),
-        vocab_size=_whole(config, "vocab_size"),
-        tied_head=bool(_first(config, family in _TIED_BY_DEFAULT, "tie_word_embeddings")),
-        sliding_window=int(_first(config, 4096, "sliding_window")) if family == "gemma2" else None,
-        num_experts=experts,
-        experts_per_token=int(_first(config, 0, "num_experts_per_tok")),
-        max_context=int(_first(config, 0, "max_position_embeddings", "seq_length")),
-        weight_bytes=element,
-        activation_bytes=element,
-        kv_bytes=element,
-        **_FAMILIES[family],
+    return _checked(
+        ModelSpec(
+            name=name or str(config.get("_name_or_path") or family),
+            hidden_size=hidden,
+            intermediate_size=4 * hidden if family == "bloom" else _whole(config, width),
+            num_layers=_whole(config, "num_hidden_layers", "n_layer"),
+            num_heads=heads,
+            num_kv_heads=_whole(config, "num_key_value_heads", default=heads),
+            head_dim=_whole(config, "head_dim", default=hidden // heads),
+            vocab_size=_whole(config, "vocab_size"),
+            tied_head=bool(_first(config, family in _TIED_BY_DEFAULT, "tie_word_embeddings")),
+            sliding_window=_whole(config, "sliding_window", default=4096)
+            if family == "gemma2"
+            else None,
+            num_experts=_whole(config, "num_local_experts", "num_experts", default=0),
+            experts_per_token=_whole(config, "num_experts_per_tok", default=0),
+            max_context=_whole(config, "max_position_embeddings", "seq_length", default=0),
+            weight_bytes=element,
+            activation_bytes=element,
+            kv_bytes=element,
+            **_FAMILIES[family],
+        )
     )
+
+
+def _checked(model: ModelSpec) -> ModelSpec:
+    """Refuse fields that contradict each other."""
+    if model.head_dim < 1:
+        raise SpecError(f"{model.num_heads} heads do not fit a hidden size of {model.hidden_size}")
+    if model.num_heads % model.num_kv_heads:
+        raise SpecError(
+            f"{model.num_heads} query heads cannot share {model.num_kv_heads} key/value heads"
+        )
+    if not min(model.num_experts, 1) <= model.experts_per_token <= model.num_experts:
+        raise SpecError(
+            f"{model.experts_per_token} experts per token do not fit {model.num_experts} experts"
+        )
+    return model
 
 
 def _first(config: Mapping[str, Any], default: Any, *names: str) -> Any:
     return next((config[name] for name in names if config.get(name) is not None), default)
 
 
-def _whole(config: Mapping[str, Any], *names: str) -> int:
+def _whole(config: Mapping[str, Any], *names: str, default: int | None = None) -> int:
+    """The first of some fields, a whole number above 0, or the default where none is there."""
     value = _first(config, None, *names)
-    if not isinstance(value, int) or value <= 0:
-        raise SpecError(
-            f"config.json: {' or '.join(names)} is {value!r}, expected a whole number > 0"
-        )
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+        field = " or ".join(names)
+        raise SpecError(f"config.json: {field} is {value!r}, expected a whole number > 0")
     return value
 
 

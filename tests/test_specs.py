@@ -243,3 +243,23 @@ def test_h100_data_sheet() -> None:
     assert (gpu.compute_ops_per_s, gpu.vector_ops_per_s) == (989e12, 67e12)
     assert (gpu.bandwidth_bytes_per_s, gpu.link_bytes_per_s) == (3350e9, 450e9)
     assert gpu.board_watts == 700
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_key_value_heads", 0),
+        ("num_key_value_heads", 3),
+        ("num_key_value_heads", "x"),
+        ("head_dim", 0),
+        ("hidden_size", True),
+        ("num_attention_heads", 10**6),
+        ("num_local_experts", 8),
+        ("num_local_experts", [1]),
+        ("max_position_embeddings", "z"),
+    ],
+)
+def test_fields_that_cannot_be_are_refused(field: str, value: object) -> None:
+    """A wrong type, a zero or a contradiction is a SpecError, never a number."""
+    with pytest.raises(SpecError):
+        model_spec({**BUILT_IN["Llama-3.1-8B"], field: value})

@@ -197,7 +197,8 @@ class PrometheusExporter:
     def _growth(self, session: str, series: tuple[Any, ...], value: float) -> float:
         """How much a cumulative value has grown; a new session of the engine begins at 0."""
         before = self._seen.get((session, *series), 0.0)
-        self._seen[(session, *series)] = value
+        # A message that comes late is older than what has been counted.
+        self._seen[(session, *series)] = max(value, before)
         return max(value - before, 0.0)
 
 

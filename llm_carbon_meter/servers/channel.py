@@ -23,7 +23,7 @@ from typing import Any, Final
 import zmq
 
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.records import EngineTotals, MeterError, RequestEnergy
+from llm_carbon_meter.records import Account, EngineTotals, MeterError, RequestEnergy
 
 VERSION: Final = 1
 HIGH_WATER_MARK: Final = 10_000
@@ -73,9 +73,26 @@ def decode(data: bytes) -> Message:
         outer = json.loads(data)
         if outer["v"] != VERSION:
             raise MeterError(f"message has version {outer['v']!r}, expected {VERSION}")
-        return _build(KINDS[outer["kind"]], outer["body"])  # type: ignore[no-any-return]
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        message: Message = _build(KINDS[outer["kind"]], outer["body"])
+        if isinstance(message, EngineTotals):
+            _check_accounts(message)
+        return message
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+        AttributeError,
+        OverflowError,
+        RecursionError,
+    ) as error:
         raise MeterError(f"a message of {len(data)} bytes cannot be read: {error!r}") from error
+
+
+def _check_accounts(totals: EngineTotals) -> None:
+    """Every list of accounts has one entry for each."""
+    for accounts in (totals.account_grams, *(gpu.account_joules for gpu in totals.gpus)):
+        if len(accounts) != len(Account):
+            raise ValueError(f"{len(accounts)} accounts, expected {len(Account)}")
 
 
 def _build(kind: Any, value: Any) -> Any:
@@ -95,14 +112,15 @@ def _build(kind: Any, value: Any) -> Any:
             raise TypeError(f"expected a list, found {value!r}")
         return tuple(_build(item, entry) for entry in value)
     if origin is collections.abc.Mapping:
-        return {str(key): entry for key, entry in value.items()}
+        _, item = typing.get_args(kind)
+        return {str(key): _build(item, entry) for key, entry in value.items()}
     if kind is float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"expected a number, found {value!r}")
         return float(value)
     if isinstance(kind, type) and issubclass(kind, Enum):
         return kind(value)
-    if kind is Any or (isinstance(value, kind) and not (kind is int and value is True)):
+    if kind is Any or (isinstance(value, kind) and not (kind is int and isinstance(value, bool))):
         return value
     raise TypeError(f"expected {kind}, found {value!r}")
 
@@ -206,6 +224,7 @@ class Subscriber:
         receive: Callable[[Message], None],
         faults: Faults,
     ) -> None:
+        addresses = [_address(directory, name) for name in names]
         self._receive = receive
         self._faults = faults
         self._stop = threading.Event()
@@ -213,8 +232,8 @@ class Subscriber:
         self._socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
         self._socket.setsockopt(zmq.SUBSCRIBE, b"")
-        for name in names:
-            self._socket.connect(_address(directory, name))
+        for address in addresses:
+            self._socket.connect(address)
         self._thread = threading.Thread(target=self._run, name="llm-carbon-channel", daemon=True)
         self._thread.start()
 

@@ -161,11 +161,11 @@ class _Answer:
     async def _with_comment(self, message: Message) -> Message:
         body = message.get("body", b"")
         at = 0 if body.startswith(DONE) else body.find(b"\n" + DONE) + 1
-        last = not message.get("more_body")
-        if self._commented or not (body.startswith(DONE) or at > 0 or last):
+        found = at > 0 or body.startswith(DONE)
+        if self._commented or not (found or not message.get("more_body")):
             return message
         self._commented = True
-        at = at if DONE in body else len(body)
+        at = at if found else len(body)
         comment = await self._comment()
         return {**message, "body": body[:at] + comment + body[at:]}
 

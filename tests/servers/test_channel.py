@@ -105,12 +105,12 @@ totals = st.builds(
             GpuTotals,
             gpu=some_text,
             counter_joules=joules,
-            account_joules=st.lists(joules, max_size=7).map(tuple),
+            account_joules=st.tuples(*[joules] * len(Account)),
             watts=st.none() | joules,
         ),
         max_size=3,
     ).map(tuple),
-    account_grams=st.lists(joules, max_size=7).map(tuple),
+    account_grams=st.tuples(*[joules] * len(Account)),
     steps=counters,
     tokens=counters,
     errors=counters,
@@ -491,3 +491,21 @@ def test_the_chosen_directory_is_new_each_time_and_short() -> None:
     assert first != second
     assert not os.path.exists(first)
     assert len(os.path.join(first, "frontend-999.ipc")) < MAX_SOCKET_PATH
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("decode_joules", 10**400),
+        ("num_steps", False),
+        ("num_steps", 1.5),
+        ("status", "almost"),
+        ("request_id", 7),
+    ],
+)
+def test_a_field_of_the_wrong_kind_is_refused(name: str, value: Any) -> None:
+    """What is not of the annotated type never reaches the registry."""
+    message = json.loads(encode(ENERGY))
+    message["body"][name] = value
+    with pytest.raises(MeterError, match="cannot be read"):
+        decode(json.dumps(message).encode())
