@@ -1,6 +1,8 @@
 """Step latency of vLLM's real scheduler with 256 requests, with the meter at work or without."""
 
+import gc
 import hashlib
+import statistics
 import tempfile
 import time
 from collections.abc import Mapping
@@ -26,13 +28,16 @@ from tests.servers.driving import (
 )
 
 REQUESTS = 256
-BLOCKS, STEPS = 12, 150
+PAIRS, STEPS = 12, 200
 DEVICE_WORK = b"x" * 12_000_000
 """Hashed instead of a forward pass: some 10 ms in which the interpreter lock is free."""
 
 
 def measure(model: Path) -> Mapping[str, float]:
-    """p99 of the steps with the meter / without, blocks in turn, after one block of warm-up."""
+    """p99 of the steps with the meter / without: median over pairs of blocks, one after the other.
+
+    The heap is frozen as vLLM freezes it after start-up.
+    """
     from vllm.v1.core.sched.scheduler import Scheduler
     from vllm.v1.engine.core import EngineCore
     from vllm.v1.executor.abstract import Executor
@@ -41,19 +46,24 @@ def measure(model: Path) -> Mapping[str, float]:
     with restored(Scheduler, EngineCore, Executor):
         hooks.install(Scheduler, EngineCore, Executor)
         drive = _full(model, hooks)
-        times: dict[bool, list[float]] = {True: [], False: []}
-        for block in tqdm(range(-1, 2 * BLOCKS), desc="step latency", unit="block"):
-            metered = block % 2 == 0
-            steps = _metered(drive, hooks) if metered else _steps(drive)
-            if block >= 0:
-                times[metered] += steps
-    p99 = {metered: float(np.quantile(steps, 0.99)) for metered, steps in times.items()}
-    return {"p99_ratio": p99[True] / p99[False]}
+        _steps(drive)  # warm-up
+        gc.collect()
+        gc.freeze()
+        ratios = [
+            _p99(_metered(drive, hooks)) / _p99(_steps(drive))
+            for _ in tqdm(range(PAIRS), desc="step latency", unit="pair")
+        ]
+        gc.unfreeze()
+    return {"p99_ratio": statistics.median(ratios)}
+
+
+def _p99(seconds: list[float]) -> float:
+    return float(np.quantile(seconds, 0.99))
 
 
 def _full(model: Path, hooks: BareHooks) -> Drive:
     """A scheduler in which 256 requests decode and never end."""
-    needed = (2 * BLOCKS + 3) * STEPS
+    needed = (2 * PAIRS + 3) * STEPS
     config = engine_config(
         model, max_num_seqs=REQUESTS, max_model_len=1024, max_num_batched_tokens=REQUESTS
     )
