@@ -14,11 +14,12 @@ from llm_carbon_meter.records import (
     Account,
     EnergyEstimate,
     EngineTotals,
+    GpuTotals,
     RequestEnergy,
     RequestRecord,
     Source,
 )
-from llm_carbon_meter.units import JOULES_PER_WATT_HOUR, watt_hours
+from llm_carbon_meter.units import watt_hours
 
 PREFIX: Final = "llm_carbon_meter_"
 COMMON: Final = ("model_name", "engine")
@@ -169,37 +170,39 @@ class PrometheusExporter:
     def _count_totals(self, totals: EngineTotals) -> None:
         common, session = (self._model_name, str(totals.engine)), totals.session
         for gpu in totals.gpus:
-            for account in Account:
-                labels = (*common, gpu.gpu, totals.source, account.label)
-                grown = self._growth(session, ("joules", *labels), gpu.account_joules[account])
-                self._joules.labels(*labels).inc(grown)
-                self._watt_hours.labels(*labels).inc(grown / JOULES_PER_WATT_HOUR)
-            if gpu.watts is not None:
-                self._watts.labels(*common, gpu.gpu, totals.source).set(gpu.watts)
+            self._count_gpu(session, (*common, gpu.gpu, totals.source), gpu)
         for account in Account:
-            series = (*common, "operational", account.label, totals.source)
-            grown = self._growth(session, ("grams", *series), totals.account_grams[account])
-            self._grams.labels(*series).inc(grown)
-        self._grow(self._steps, session, common, totals.steps)
-        self._grow(self._tokens, session, common, totals.tokens)
-        self._grow(self._errors, session, common, totals.errors)
+            labels = (*common, "operational", account.label, totals.source)
+            self._raise(self._grams, session, labels, totals.account_grams[account])
+        for counter, values in (
+            (self._steps, totals.steps),
+            (self._tokens, totals.tokens),
+            (self._errors, totals.errors),
+        ):
+            for label, value in values.items():
+                self._raise(counter, session, (*common, label), value)
         if totals.accounted_ratio is not None:
             self._ratio.labels(*common).set(totals.accounted_ratio)
         self._gap.labels(*common).set(totals.sampler_gap_s)
 
-    def _grow(
-        self, counter: Counter, session: str, common: tuple[str, str], values: Mapping[str, int]
-    ) -> None:
-        for label, value in values.items():
-            grown = self._growth(session, (id(counter), *common, label), value)
-            counter.labels(*common, label).inc(grown)
+    def _count_gpu(self, session: str, labels: tuple[str, ...], gpu: GpuTotals) -> None:
+        for account in Account:
+            joules, series = gpu.account_joules[account], (*labels, account.label)
+            self._raise(self._joules, session, series, joules)
+            self._raise(self._watt_hours, session, series, watt_hours(joules))
+        if gpu.watts is not None:
+            self._watts.labels(*labels).set(gpu.watts)
 
-    def _growth(self, session: str, series: tuple[Any, ...], value: float) -> float:
-        """How much a cumulative value has grown; a new session of the engine begins at 0."""
-        before = self._seen.get((session, *series), 0.0)
-        # A message that comes late is older than what has been counted.
-        self._seen[(session, *series)] = max(value, before)
-        return max(value - before, 0.0)
+    def _raise(self, counter: Counter, session: str, labels: tuple[str, ...], value: float) -> None:
+        """Bring a counter up to a cumulative value; an engine's new session begins at 0 again.
+
+        A message that comes late is older than what has been counted, and changes nothing.
+        """
+        series = (session, id(counter), *labels)
+        before = self._seen.get(series)
+        if before is None or value > before:
+            counter.labels(*labels).inc(value - (before or 0.0))
+            self._seen[series] = value
 
 
 def _phases(energy: RequestEnergy) -> Mapping[str, float]:

@@ -8,6 +8,7 @@ cumulative totals make that harmless.
 import collections.abc
 import contextlib
 import dataclasses
+import functools
 import json
 import os
 import stat
@@ -95,34 +96,45 @@ def _check_accounts(totals: EngineTotals) -> None:
             raise ValueError(f"{len(accounts)} accounts, expected {len(Account)}")
 
 
+@functools.cache
+def _hints(kind: type) -> Mapping[str, Any]:
+    return typing.get_type_hints(kind)
+
+
 def _build(kind: Any, value: Any) -> Any:
-    """Make a dataclass, enum, sequence or number of the annotated type."""
-    origin = typing.get_origin(kind)
-    if dataclasses.is_dataclass(kind):
-        hints = typing.get_type_hints(kind)
-        names = {field.name for field in dataclasses.fields(kind)}
-        if set(value) != names:
-            raise TypeError(f"fields {sorted(set(value) ^ names)} do not fit")
-        return kind(**{name: _build(hints[name], value[name]) for name in names})  # type: ignore[operator]
-    if origin is types.UnionType:
-        return None if value is None else _build(typing.get_args(kind)[0], value)
-    if origin is collections.abc.Sequence:
-        (item,) = typing.get_args(kind)
-        if not isinstance(value, list):
-            raise TypeError(f"expected a list, found {value!r}")
-        return tuple(_build(item, entry) for entry in value)
-    if origin is collections.abc.Mapping:
-        _, item = typing.get_args(kind)
-        return {str(key): _build(item, entry) for key, entry in value.items()}
+    """Make what is annotated: a number, text, enum, dataclass, sequence or mapping."""
     if kind is float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"expected a number, found {value!r}")
         return float(value)
-    if isinstance(kind, type) and issubclass(kind, Enum):
-        return kind(value)
-    if kind is Any or (isinstance(value, kind) and not (kind is int and isinstance(value, bool))):
+    if kind is int or kind is str:
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise TypeError(f"expected {kind.__name__}, found {value!r}")
         return value
-    raise TypeError(f"expected {kind}, found {value!r}")
+    if kind is Any:
+        return value
+    if isinstance(kind, type):
+        return kind(value) if issubclass(kind, Enum) else _build_record(kind, value)
+    return _build_container(kind, value)
+
+
+def _build_record(kind: type, value: Any) -> Any:
+    hints = _hints(kind)
+    if value.keys() != hints.keys():
+        raise TypeError(f"fields {sorted(value.keys() ^ hints.keys())} do not fit")
+    return kind(**{name: _build(hints[name], value[name]) for name in hints})
+
+
+def _build_container(kind: Any, value: Any) -> Any:
+    """``T | None``, ``Sequence[T]`` or ``Mapping[str, T]``."""
+    origin, items = typing.get_origin(kind), typing.get_args(kind)
+    if origin is types.UnionType:
+        return None if value is None else _build(items[0], value)
+    if origin is collections.abc.Mapping:
+        return {str(key): _build(items[1], entry) for key, entry in value.items()}
+    if not isinstance(value, list):
+        raise TypeError(f"expected a list, found {value!r}")
+    return tuple(_build(items[0], entry) for entry in value)
 
 
 def choose_directory() -> str:

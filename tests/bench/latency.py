@@ -28,7 +28,7 @@ from tests.servers.driving import (
 )
 
 REQUESTS = 256
-PAIRS, STEPS = 12, 200
+PAIRS, STEPS = 30, 100
 DEVICE_WORK = b"x" * 12_000_000
 """Hashed instead of a forward pass: some 10 ms in which the interpreter lock is free."""
 

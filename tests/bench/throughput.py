@@ -1,6 +1,7 @@
-"""Tokens per second of the real server, metered and not, in turn."""
+"""Tokens per second of two real servers, one metered and one not, asked in turn."""
 
 import asyncio
+import contextlib
 import statistics
 import tempfile
 import time
@@ -12,34 +13,42 @@ from tqdm import tqdm
 
 from llm_carbon_meter.demo.server import MODEL_NAME, VllmServer
 
-PAIRS, ROUNDS = 5, 3
-AT_ONCE, REQUESTS, TOKENS = 8, 24, 300
+PAIRS = 60
+AT_ONCE, REQUESTS, TOKENS = 8, 8, 150
 
 
 def measure(model: Path) -> Mapping[str, float]:
-    """Median of with / without over pairs of fresh servers; who goes first alternates.
+    """Median of with / without over many short rounds in turn; who goes first alternates.
 
-    One server at a time: an idle one still spins for work and would slow the other.
+    Short rounds, because the speed of a shared machine drifts within seconds.
     """
-    ratios = []
-    with tempfile.TemporaryDirectory() as folder:
+    with contextlib.ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        urls = {
+            metered: stack.enter_context(_server(model, folder, metered)).url
+            for metered in (True, False)
+        }
+        for url in urls.values():
+            asyncio.run(_tokens_per_s(url))  # warm-up
+        ratios = []
         for pair in tqdm(range(PAIRS), desc="throughput", unit="pair"):
             order = (True, False) if pair % 2 else (False, True)
-            speed = {metered: _speed(model, Path(folder), metered) for metered in order}
+            speed = {metered: asyncio.run(_tokens_per_s(urls[metered])) for metered in order}
             ratios.append(speed[True] / speed[False])
-    print("with / without, pair by pair:", " ".join(f"{ratio:.3f}" for ratio in sorted(ratios)))
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    print(f"with / without over {PAIRS} pairs: quartiles {low:.3f} {middle:.3f} {high:.3f}")
     return {"tokens_ratio": statistics.median(ratios)}
 
 
-def _speed(model: Path, folder: Path, metered: bool) -> float:
-    """Median tokens per second of a fresh server, after a round of warm-up."""
-    variables = {
-        "LLM_CARBON_METER_ENABLED": str(int(metered)),
-        "LLM_CARBON_METER_POWER": "modelled",
-    }
-    with VllmServer(model, log=folder / "server.log", environment=variables) as server:
-        rounds = [asyncio.run(_tokens_per_s(server.url)) for _ in range(1 + ROUNDS)]
-    return statistics.median(rounds[1:])
+def _server(model: Path, folder: Path, metered: bool) -> VllmServer:
+    return VllmServer(
+        model,
+        log=folder / f"{metered}.log",
+        environment={
+            "LLM_CARBON_METER_ENABLED": str(int(metered)),
+            "LLM_CARBON_METER_POWER": "modelled",
+        },
+    )
 
 
 async def _tokens_per_s(url: str) -> float:
