@@ -59,7 +59,7 @@ class FrontendHooks:
         Raises:
             AttributeError: a name to wrap does not exist in this vLLM.
         """
-        serve.register_vllm_serve_api_routers  # noqa: B018 - raises where it does not exist
+        register = serve.register_vllm_serve_api_routers
         wrap(async_llm, "__init__", after=self._after_init, on_error=self._start_failed)
         wrap(async_llm, "shutdown", after=self._after_shutdown, on_error=self._note("stop"))
         wrap(
@@ -72,7 +72,6 @@ class FrontendHooks:
             after=self._after_tracing,
             on_error=self._note("spans"),
         )
-        register = serve.register_vllm_serve_api_routers
 
         @functools.wraps(register)
         def register_with_ours(app: Any) -> None:
@@ -93,7 +92,7 @@ class FrontendHooks:
     def _start_failed(self, _owner: Any, error: Exception) -> None:
         if self._config.strict and isinstance(error, MeterError):
             raise error
-        self._faults.note("start", error, "This server exports nothing of the meter.")
+        self._faults.note("start", error, "This server's figures are missing or incomplete.")
 
     def _start(self, vllm_config: Any, index: int, count: int) -> None:
         self._index = index
