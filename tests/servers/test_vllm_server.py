@@ -69,7 +69,8 @@ def test_an_answer_carries_its_estimate_and_measurement(metered: Metered) -> Non
     )
     # The stub never draws more than 600 W, and a tick can begin before and end after the answer.
     assert 0 < record["energy_joules"] < 600 * (took_s + 0.2)
-    assert record["provisional"]["energy_joules"] == pytest.approx(record["energy_joules"], rel=0.5)
+    # What is not settled yet is filled in at the power of late; the stub's varies by a factor of 5.
+    assert 0.2 < record["provisional"]["energy_joules"] / record["energy_joules"] < 5
 
 
 def test_a_stream_carries_the_estimate_in_front_and_the_measurement_at_its_end(
