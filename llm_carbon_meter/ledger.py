@@ -93,7 +93,7 @@ class _Gpu:
 
     @property
     def scale(self) -> float:
-        """Counted / expected joules of late; 1 before the first tick."""
+        """Counted / expected joules of late, while busy; 1 before the first such tick."""
         return self.scale_counted / self.scale_expected if self.scale_expected > 0 else 1.0
 
 
@@ -332,7 +332,8 @@ class EnergyLedger:
         expected = np.zeros(len(rows))
         for gpu in self._gpus.values():
             left_s = steps.end[step] - np.maximum(steps.start[step], gpu.settled_until_s)
-            expected += np.maximum(left_s, 0) * steps.watts[step] * gpu.scale
+            watts = np.minimum(steps.watts[step] * gpu.scale, self._model.gpu.board_watts)
+            expected += np.maximum(left_s, 0) * watts
         weights = expected * steps.row_share[rows]
         return np.bincount(steps.row_key[rows] % COLUMNS, weights, COLUMNS).astype(np.float64)
 
@@ -444,9 +445,12 @@ class EnergyLedger:
         expected = steps.watts[part] * busy_s
         idle_s = max(tick.end_s - tick.start_s - float(busy_s.sum()), 0.0)
         idle_expected = self._model.gpu.idle_watts * idle_s
-        total = float(expected.sum()) + idle_expected
-        gpu.scale_counted = SCALE_MEMORY * gpu.scale_counted + tick.joules
-        gpu.scale_expected = SCALE_MEMORY * gpu.scale_expected + total
+        busy_expected = float(expected.sum())
+        total = busy_expected + idle_expected
+        if busy_expected > 0:  # an idle GPU says nothing of what a step draws
+            gpu.scale_counted *= SCALE_MEMORY
+            gpu.scale_counted += tick.joules * busy_expected / total
+            gpu.scale_expected = SCALE_MEMORY * gpu.scale_expected + busy_expected
         step_joules = tick.joules * expected / total
         overhead = steps.overhead[part]
         gpu.accounts[Account.OVERHEAD] += step_joules[overhead].sum()
