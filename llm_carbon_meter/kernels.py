@@ -44,7 +44,7 @@ class Kernel:
 
 
 def kernel_table(model: ModelSpec, tensor_parallel: int = 1) -> tuple[Kernel, ...]:
-    """Every kernel of a model under tensor parallelism (EQUATIONS 5.2 and 5.3)."""
+    """Every kernel of a model under tensor parallelism."""
     windowed = (model.num_layers + 1) // 2 if model.sliding_window else 0
     layers = model.num_layers
     return (

@@ -123,7 +123,7 @@ current_exchange: ContextVar[Exchange | None] = ContextVar("llm_carbon_exchange"
 
 
 def response_id(external_id: str) -> str:
-    """The id in the response's body: completions have the prompt's index cut off (VLLM 6.1)."""
+    """The id in the response's body: completions have the prompt's index cut off."""
     head, _, index = external_id.rpartition("-")
     return head if external_id.startswith("cmpl-") and index.isdigit() and head else external_id
 

@@ -66,7 +66,7 @@ def gpu_spec(name: str) -> GpuSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A decoder-only transformer; symbols of EQUATIONS are in brackets."""
+    """A decoder-only transformer; the usual symbols are in brackets."""
 
     name: str
     hidden_size: int
@@ -113,12 +113,12 @@ class ModelSpec:
 
     @property
     def parameters(self) -> int:
-        """All weights, biases and embeddings (EQUATIONS 2)."""
+        """All weights, biases and embeddings."""
         return self._count(self.num_experts or 1, embeddings=1 if self.tied_head else 2)
 
     @property
     def active_parameters(self) -> int:
-        """Parameters that a token meets, both embeddings counted, as the note of seed 000 does."""
+        """Parameters that a token meets, both embeddings counted, as the LLM-BENCH note does."""
         return self._count(self.experts_per_token or 1, embeddings=2)
 
     def _count(self, experts: int, embeddings: int) -> int:

@@ -154,7 +154,7 @@ def plain_costs(**values: float) -> StepCosts:
 
 
 def test_vector_of_the_reference() -> None:
-    """PREDICTORS 10.2: F = 10 J and m = (1, 2, 3) J give (4.333333, 5.333333, 6.333333)."""
+    """F = 10 J and m = (1, 2, 3) J give (4.333333, 5.333333, 6.333333)."""
     gpu = GpuSpec("one joule per operation", 1.0, 1.0, 1.0, 1.0, board_watts=2.0, idle_watts=1.0)
     model = CostModel(gpu, plain_costs(ops_per_token=1.0))
     step = rows_of([Row(1, 0, 0), Row(2, 0, 0), Row(3, 0, 0)])
@@ -167,14 +167,14 @@ MIXED = [Row(512, 512, 0), Row(1, 100, 1), Row(1, 1000, 1), Row(1, 4000, 1)]
 
 
 def test_mixed_step_of_the_reference_by_tokens_and_by_operations() -> None:
-    """PREDICTORS 10.2: a chunk of 512 beside three decodes pays 512/515, or 99.36 %."""
+    """a chunk of 512 beside three decodes pays 512/515, or 99.36 %."""
     assert one_step("tokens", MIXED, LLAMA)[0] == pytest.approx(512 / 515)
     assert one_step("flops", MIXED, LLAMA)[0] == pytest.approx(0.9936, abs=5e-5)
     assert one_step("equal", MIXED, LLAMA).tolist() == [0.25] * 4
 
 
 def test_mixed_step_of_the_reference_by_shapley() -> None:
-    """PREDICTORS 10.2: a quarter of the layers' weights each, the head by the three decodes."""
+    """a quarter of the layers' weights each, the head by the three decodes."""
     costs = LLAMA.costs
     assert costs is not None
     # One joule per byte, no operations, no idle power: what is left are bytes.

@@ -6,7 +6,7 @@ from llm_carbon_meter.carbon import CarbonIntensity, operational_grams
 
 
 def test_example_of_the_reference() -> None:
-    """EQUATIONS 9.1: 350 J at PUE 1.2 and 400 g/kWh are 0.0466667 g."""
+    """350 J at PUE 1.2 and 400 g/kWh are 0.0466667 g."""
     grid = CarbonIntensity(400.0, "DE", "static")
     assert operational_grams(350.0, grid, 1.2) == pytest.approx(0.0466667, abs=5e-8)
 

@@ -1,4 +1,4 @@
-"""The kernel table against the worked examples of EQUATIONS 8 (`corrected`), to the last byte."""
+"""The kernel table against hand-worked examples (`corrected`), to the last byte."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -361,7 +361,7 @@ def test_windowed_layers_are_the_first_and_every_second() -> None:
     ],
 )
 def test_weights_of_a_step(name: str, expected: int) -> None:
-    """Invariant 1 of EQUATIONS 5.9: every weight but the embedding is read once."""
+    """Invariant 1 of every weight but the embedding is read once."""
     costs = step_costs(built_in_model(name))
     weights = costs.weight_bytes + costs.head_bytes + costs.num_experts * costs.expert_bytes
     assert whole(weights) == expected
@@ -397,7 +397,7 @@ def test_weights_of_a_step(name: str, expected: int) -> None:
 def test_matrix_products_equal_pytorch_flop_counter(
     config: dict[str, object], expected: int
 ) -> None:
-    """Invariant 2 of EQUATIONS 5.9: figures of FlopCounterMode on 17 tokens, eager attention."""
+    """Invariant 2 of figures of FlopCounterMode on 17 tokens, eager attention."""
     shape = {"hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 100}
     model = replace(model_spec({**shape, **config}), qkv_bias=False, linear_bias=False)
     tokens, d, heads = 17, model.head_dim, model.num_heads
@@ -412,7 +412,7 @@ def test_matrix_products_equal_pytorch_flop_counter(
 @pytest.mark.parametrize("name", ["Llama-3.1-8B", "Bloom-560m", "Gemma2-2b"])
 @pytest.mark.parametrize("gpus", [2, 4])
 def test_sharded_kernels_add_up_to_the_whole(name: str, gpus: int) -> None:
-    """Invariant 4 of EQUATIONS 5.9: G GPUs together do the products of one."""
+    """Invariant 4 of G GPUs together do the products of one."""
     model = built_in_model(name)
     alone = {one.name: one for one in kernel_table(model)}
     for one in kernel_table(model, gpus):
@@ -457,7 +457,7 @@ def test_context_sums_equal_the_loop(new: int, cached: int, window: int) -> None
 def test_chunked_prefill_computes_what_one_pass_computes(
     name: str, length: int, data: st.DataObject
 ) -> None:
-    """Invariant 3 of EQUATIONS 5.9: chunks change bytes, never operations."""
+    """Invariant 3 of chunks change bytes, never operations."""
     cut = data.draw(st.integers(1, length - 1))
     costs = step_costs(built_in_model(name))
     once = step(costs, [Row(length, 0, 1)])

@@ -27,7 +27,7 @@ def tiny_config(**changes: Any) -> dict[str, Any]:
     return {name: value for name, value in config.items() if value is not None}
 
 
-# name, published parameters (EQUATIONS 2), weights read per step in parameters
+# name, published parameters, weights read per step in parameters
 PUBLISHED = [
     ("Llama-3.1-8B", 8030261248),
     ("Llama-3.1-70B", 70553706496),
@@ -37,7 +37,7 @@ PUBLISHED = [
     ("Bloom-560m", 559214592),
 ]
 
-# Not built in (EQUATIONS 2): type, h, f, layers, n_h, n_kv, d, V, tied, parameters.
+# Not built in: type, h, f, layers, n_h, n_kv, d, V, tied, parameters.
 MORE_SHAPES = [
     ("bloom", 4096, 16384, 30, 32, 32, 128, 250880, True, 7069016064),
     ("bloom", 2560, 10240, 30, 32, 32, 80, 250880, True, 3002557440),
@@ -238,7 +238,7 @@ def test_data_sheets_are_in_si_units(name: str) -> None:
 
 
 def test_h100_data_sheet() -> None:
-    """The assumed GPU of hosts without one, figure by figure (EQUATIONS 6)."""
+    """The assumed GPU of hosts without one, figure by figure."""
     gpu = gpu_spec("H100")
     assert (gpu.compute_ops_per_s, gpu.vector_ops_per_s) == (989e12, 67e12)
     assert (gpu.bandwidth_bytes_per_s, gpu.link_bytes_per_s) == (3350e9, 450e9)

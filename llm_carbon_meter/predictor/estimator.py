@@ -46,7 +46,7 @@ NOTE_CONSTANTS: Final = FlopConstants()
 
 
 def note_flop(model: ModelSpec, prompt_tokens: float, output_tokens: float) -> PhaseFlop:
-    """Operations as the LLM-BENCH note counts them (EQUATIONS 10.1).
+    """Operations as the LLM-BENCH note counts them.
 
     FLOP = 2 P_act S + 4 d n_q layers x mean_input_len x S, with S = L and mean_input_len = L for
     prefill (the full square), S = N and mean_input_len = L + (N - 1)/2 for decode.
@@ -61,7 +61,7 @@ def note_flop(model: ModelSpec, prompt_tokens: float, output_tokens: float) -> P
 
 
 class FlopEstimator:
-    """Energy [J] = FLOP / utilisation x joules per FLOP, per phase (seed 000).
+    """Energy [J] = FLOP / utilisation x joules per FLOP, per phase (the LLM-BENCH note).
 
     Args:
         model: shape of the served model.

@@ -28,7 +28,7 @@ from llm_carbon_meter.servers.vllm_capture import StepCapture, request_end
 from llm_carbon_meter.servers.wrapping import wrap
 from llm_carbon_meter.specs import ModelSpec, model_spec
 
-# Bytes per weight of vLLM's quantisation methods, scales included (EQUATIONS 5.6).
+# Bytes per weight of vLLM's quantisation methods, scales included.
 QUANTISED_BYTES: Final = {
     "fp8": 1.0,
     "compressed-tensors": 1.0,

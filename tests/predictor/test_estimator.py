@@ -29,7 +29,7 @@ FLOP = FlopEstimator(LLAMA, GRID)
     [(1000, 500, 16584810496000, 8357810176000), (1020, 129, 16927202181120, 2145121738752)],
 )
 def test_operations_of_the_reference(prompt: int, output: int, prefill: int, decode: int) -> None:
-    """EQUATIONS 10.1: FLOPs of both phases for Llama-3.1-8B."""
+    """FLOPs of both phases for Llama-3.1-8B."""
     assert note_flop(LLAMA, prompt, output) == (prefill, decode)
 
 
@@ -43,7 +43,7 @@ def test_operations_of_the_reference(prompt: int, output: int, prefill: int, dec
 def test_energy_of_the_reference(
     prompt: int, output: int, prefill_wh: float, decode_wh: float, total_wh: float
 ) -> None:
-    """EQUATIONS 10.1: Wh of both phases to ten digits."""
+    """Wh of both phases to ten digits."""
     estimate = FLOP.estimate(EstimateQuery(prompt, output), exact_length(output))
     assert watt_hours(estimate.prefill_joules) == pytest.approx(prefill_wh, abs=5e-11)
     assert watt_hours(estimate.decode_joules) == pytest.approx(decode_wh, abs=5e-11)

@@ -23,7 +23,7 @@ def test_before_anything_was_served_the_prior_holds() -> None:
 
 
 def test_the_prior_of_the_package_is_the_azure_conversation_trace() -> None:
-    """Its median answer has 129 tokens (EQUATIONS 8), its middle fifth of prompts others."""
+    """Its median answer has 129 tokens, its middle fifth of prompts others."""
     tables = conversation_quantiles()
     middle = len(tables.output_tokens) // 2
     assert tables.output_tokens[middle] == 129
