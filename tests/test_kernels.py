@@ -425,7 +425,7 @@ def test_sharded_kernels_add_up_to_the_whole(name: str, gpus: int) -> None:
     ("tokens", "experts"), [(1, 2), (2, 3.5), (4, 5.469), (8, 7.199), (16, 7.920), (32, 7.999)]
 )
 def test_expected_experts(tokens: int, experts: float) -> None:
-    """X(T) of EQUATIONS 5.2 for Mixtral."""
+    """X(T) for Mixtral."""
     costs = step_costs(built_in_model("Mixtral-8x7B"))
     assert costs.touched_experts(np.array([float(tokens)]))[0] == pytest.approx(experts, abs=5e-4)
 
