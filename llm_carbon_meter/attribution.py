@@ -6,6 +6,7 @@ come from here; the joules themselves are the counter's.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -23,7 +24,7 @@ MEMORY_BOUND_LOAD: Final = 0.6
 against prefill at 270 to 300 W on a 300 W card (as a vLLM user saw on V100)."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class StepRows:
     """Requests of many steps, one after the other; every step has at least one."""
 
@@ -36,7 +37,7 @@ class StepRows:
     sampled: Floats
     """Positions whose logits are computed, shape (rows,)."""
 
-    @property
+    @cached_property
     def starts(self) -> Ints:
         """First row of each step."""
         return np.cumsum(self.counts) - self.counts

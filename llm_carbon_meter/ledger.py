@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import chain, repeat
+from operator import attrgetter
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -121,8 +122,8 @@ class _Steps(NamedTuple):
 
     def rows(self, steps: slice) -> slice:
         """The rows of a range of steps."""
-        first_row = self.first_row
-        return slice(int(first_row[steps.start]), int(first_row[steps.stop]))
+        first = int(self.counts[: steps.start].sum())
+        return slice(first, first + int(self.counts[steps].sum()))
 
     def append(self, other: "_Steps") -> "_Steps":
         """These steps and later ones."""
@@ -249,9 +250,11 @@ class EnergyLedger:
         except KeyError:
             slots = [self._slot(name, at) for name, at in zip(ids, first_seen, strict=True)]
         slot = np.array(slots, np.intp)
-        account = _column(events, "accounts", np.intp)
-        np.add.at(self._num_steps, slot, 1)
-        np.add.at(self._running, slot, rows.per_row(rows.counts.astype(np.float64)))
+        account = _accounts(events)
+        num_slots = len(self._num_steps)
+        self._num_steps += np.bincount(slot, minlength=num_slots)
+        running = rows.per_row(rows.counts.astype(np.float64))
+        self._running += np.bincount(slot, running, num_slots)
         self._last_step_s[slot] = rows.per_row(end)
         self._count(rows, account)
         keys: Ints = slot * COLUMNS + account
@@ -317,6 +320,8 @@ class EnergyLedger:
         del self._slots[end.request_id]
         self._closed[slot] = end
         self._closed_s[slot] = end.monotonic_s
+        if not end.whole and (self._num_steps[slot] or end.output_tokens):
+            self._damaged[slot] = True
         unsettled = self._unsettled(slot)
         grams = self._grams[slot] + float(unsettled.sum()) * self.grams_per_joule
         return self._record(slot, end, self._row(slot) + unsettled, grams, Status.PROVISIONAL)
@@ -397,21 +402,9 @@ class EnergyLedger:
         Returns:
             Final figures of the requests whose last piece was settled.
         """
-        while self.settle_one(known_until_s):
-            pass
-        return self.finish(known_until_s)
-
-    def settle_one(self, known_until_s: float) -> bool:
-        """Settle one tick of one GPU, if there is one up to that time; True if there was."""
         for gpu in self._gpus.values():
-            if gpu.ticks and gpu.ticks[0].end_s <= known_until_s:
+            while gpu.ticks and gpu.ticks[0].end_s <= known_until_s:
                 self._settle_tick(gpu, gpu.ticks.popleft())
-                return True
-        return False
-
-    def finish(self, known_until_s: float) -> list[RequestEnergy]:
-        """Give up lost GPUs, and take out the requests whose last piece is settled."""
-        for gpu in self._gpus.values():
             if gpu.last is None:
                 continue
             if gpu.heard:
@@ -457,8 +450,9 @@ class EnergyLedger:
         rows = steps.rows(part)
         keys = steps.row_key[rows]
         row_joules = np.repeat(step_joules, steps.counts[part]) * steps.row_share[rows]
-        np.add.at(self._joules, keys, row_joules)
-        np.add.at(self._grams, keys // COLUMNS, row_joules * self.grams_per_joule)
+        joules = np.bincount(keys, row_joules, len(self._joules))
+        self._joules += joules
+        self._grams += joules.reshape(-1, COLUMNS).sum(axis=1) * self.grams_per_joule
         gpu.accounts[: len(REQUEST_ACCOUNTS)] += np.bincount(
             keys % COLUMNS, row_joules, len(REQUEST_ACCOUNTS)
         )
@@ -531,11 +525,19 @@ def _stands_still(last: EnergyReading, joules: float, at_s: float) -> bool:
 def _rows(events: Sequence[StepEvent]) -> StepRows:
     return StepRows(
         counts=np.array([len(event.request_ids) for event in events], np.intp),
-        new_tokens=_column(events, "num_scheduled_tokens", np.float64),
-        cached_tokens=_column(events, "num_computed_tokens", np.float64),
-        sampled=_column(events, "num_sampled", np.float64),
+        new_tokens=_column(events, "num_scheduled_tokens"),
+        cached_tokens=_column(events, "num_computed_tokens"),
+        sampled=_column(events, "num_sampled"),
     )
 
 
-def _column(events: Sequence[StepEvent], name: str, kind: Any) -> npt.NDArray[Any]:
-    return np.array(list(chain.from_iterable(getattr(event, name) for event in events)), kind)
+def _column(events: Sequence[StepEvent], name: str) -> Floats:
+    # By way of whole numbers: numpy reads a list of them in two thirds of the time.
+    column = list(chain.from_iterable(map(attrgetter(name), events)))
+    return np.array(column, np.int64).astype(np.float64)
+
+
+def _accounts(events: Sequence[StepEvent]) -> Ints:
+    # By way of bytes: a tenth of the time that numpy takes over a list of enum members.
+    column = b"".join(bytes(event.accounts) for event in events)
+    return np.frombuffer(column, np.uint8).astype(np.intp)

@@ -35,14 +35,12 @@ from llm_carbon_meter.records import (
 )
 from llm_carbon_meter.specs import GpuSpec, ModelSpec, gpu_spec
 
-SLICE_ROWS: Final = 256
-"""Requests x steps entered at a time: some 0.3 ms, so that the interpreter lock is not felt."""
-SLICE_TICKS: Final = 8
-"""Counter ticks settled at a time; the same some 0.3 ms."""
-PAUSE_S: Final = 0.002
-"""Between two slices: the engine's thread goes first."""
+SLICE_ROWS: Final = 16_384
+"""Requests x steps entered at a time; beyond some thousand, more at once is no quicker."""
+TOTALS_S: Final = 0.2
+"""Totals go out at most this often: they are cumulative, and every API server reads each one."""
 HEARTBEAT_S: Final = 1.0
-"""Totals go out at least this often, so that a stalled sampler shows."""
+"""And at least this often, so that a stalled sampler shows."""
 LAST_TICK_S: Final = 0.5
 """How long a stopping meter waits for the tick that covers the last step."""
 
@@ -53,7 +51,8 @@ class EventSource(Protocol):
     """A serving engine's side: what it did, decoded into records on the meter's thread."""
 
     wake: threading.Event
-    """Set when a request ended, so that its provisional figure leaves at once."""
+    """Set when a request ended, so that its provisional figure leaves at once, and when more is
+    known of the time that passed."""
 
     def drain(self, max_rows: int) -> EventBatch:
         """Hand over what happened, at most about ``max_rows`` request-steps."""
@@ -137,7 +136,6 @@ class EngineMeter:
         engine: index of the engine (data parallel rank).
         publish: receives every record, on the meter's thread.
         faults: counts of what went wrong.
-        begun: readings taken before the engine started up, to book its start-up.
     """
 
     def __init__(
@@ -149,7 +147,6 @@ class EngineMeter:
         engine: int,
         publish: Publish,
         faults: Faults,
-        begun: Sequence[EnergyReading] = (),
     ) -> None:
         self._power = power
         self._source = source
@@ -168,8 +165,8 @@ class EngineMeter:
             lag_s=config.counter_lag_s,
         )
         self._ledger.grams_per_joule = operational_grams(1.0, grid(config), config.pue)
-        self._readings: deque[EnergyReading] = deque(begun)
-        self._sampler = PowerSampler(power, 1 / config.sample_hz, self._receive, faults)
+        self._readings: deque[EnergyReading] = deque()
+        self._sampler = PowerSampler(power, 1 / config.sample_hz, self._readings.extend, faults)
         self._published_s = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="llm-carbon-meter", daemon=True)
@@ -184,7 +181,7 @@ class EngineMeter:
         silent = set(self._power.gpus) - {reading.gpu for reading in first}
         if silent:
             raise PowerError(f"no first reading from {', '.join(sorted(silent))}")
-        self._receive(first)
+        self._readings.extend(first)
         self._sampler.start()
         self._thread.start()
 
@@ -200,17 +197,13 @@ class EngineMeter:
         except MeterError as error:
             self._faults.note("stop", error)
 
-    def _receive(self, readings: Sequence[EnergyReading]) -> None:
-        self._readings.extend(readings)
-        self._source.wake.set()
-
     def _run(self) -> None:
         while not self._stop.is_set():
             self._source.wake.wait(timeout=HEARTBEAT_S)
             self._source.wake.clear()
             try:
                 while self._turn():
-                    time.sleep(PAUSE_S)
+                    pass
             except Exception as error:  # noqa: BLE001 - boundary: the thread lives as long as the engine
                 self._faults.note("meter", error, "Figures of this moment are incomplete.")
 
@@ -228,14 +221,9 @@ class EngineMeter:
     def _settle(self, known_until_s: float) -> None:
         while self._readings:
             self._ledger.observe_reading(self._readings.popleft())
-        ticks = 0
-        while self._ledger.settle_one(known_until_s):
-            ticks += 1
-            if ticks % SLICE_TICKS == 0:
-                time.sleep(PAUSE_S)
-        for record in self._ledger.finish(known_until_s):
+        for record in self._ledger.settle(known_until_s):
             self._publish(record)
-        if ticks or time.monotonic() - self._published_s > HEARTBEAT_S:
+        if time.monotonic() - self._published_s > TOTALS_S:
             self._published_s = time.monotonic()
             self._publish(self._totals())
 
@@ -247,7 +235,7 @@ class EngineMeter:
             end = RequestEnd(request_id, Outcome.ABORTED, 0, 0, 0, now_s)
             self._publish(self._ledger.close(end))
         while self._ledger.num_closed and time.monotonic() < now_s + LAST_TICK_S:
-            self._receive(self._power.read())
+            self._readings.extend(self._power.read())
             self._turn()
             time.sleep(0.02)
         for record in self._ledger.give_up(time.monotonic()):

@@ -163,6 +163,8 @@ class RequestEnd:
     cached_tokens: int
     output_tokens: int
     monotonic_s: float
+    whole: bool = True
+    """False where its first step was not seen: what it used is known in part."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -567,11 +567,12 @@ def test_a_counter_at_rest_has_not_ticked() -> None:
     """The same joules again are no tick, until they have stood for a second."""
     ledger = ledger_of()
     read(ledger, "gpu-0", (0, 10), (0.5, 10), (0.9, 10))
-    assert not ledger.settle_one(STUCK_S)
+    ledger.observe_steps([step_of(0, 0.4, "a")])
+    ledger.close(end_of("a", 0.4))
+    assert ledger.settle(STUCK_S) == []
     read(ledger, "gpu-0", (STUCK_S, 10))
-    assert ledger.settle_one(STUCK_S)
-    assert not ledger.settle_one(STUCK_S)
-    assert ledger.totals()[0].counter_joules == 0
+    (record,) = ledger.settle(STUCK_S)
+    assert record.joules == ledger.totals()[0].counter_joules == 0
 
 
 def test_joules_after_a_rest_belong_to_the_whole_rest() -> None:
@@ -746,10 +747,8 @@ def test_ticks_of_a_hanging_step_are_bounded() -> None:
         read(ledger, "gpu-0", (number * 0.05, number * 2.0))
     ledger.observe_steps([step_of(0, 200, "a")])
     ledger.close(end_of("a", 200))
-    num_ticks = 0
-    while ledger.settle_one(200):
-        num_ticks += 1
-    assert num_ticks == MAX_WAITING_TICKS
+    assert len(ledger._gpus["gpu-0"].ticks) == MAX_WAITING_TICKS
+    ledger.settle(200)
     totals = ledger.totals()[0]
     assert totals.counter_joules == 2.0 * (MAX_WAITING_TICKS + 499)
     assert book(totals) == close_to({"decode": totals.counter_joules})

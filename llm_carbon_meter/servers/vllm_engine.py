@@ -5,26 +5,16 @@ Scheduler.__init__, schedule, update_from_output, _free_request, shutdown;
 EngineCore.execute_dummy_batch, sleep, wake_up; Executor.__init__.
 """
 
-import contextlib
 import dataclasses
 import threading
 import time
-from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from llm_carbon_meter.config import Config, cuda_visible_devices
+from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.meter import (
-    EngineMeter,
-    assumed_gpu,
-    cost_model,
-    open_power,
-    physics_gpu,
-)
-from llm_carbon_meter.power.nvml import open_nvml, visible_devices
-from llm_carbon_meter.records import EnergyReading, MeterError, PowerError, SpecError
-from llm_carbon_meter.servers.channel import Publisher, engine_name
+from llm_carbon_meter.records import MeterError, SpecError
 from llm_carbon_meter.servers.vllm_capture import StepCapture, request_end
+from llm_carbon_meter.servers.vllm_process import MeterProcess, Setup
 from llm_carbon_meter.servers.wrapping import wrap
 from llm_carbon_meter.specs import ModelSpec, model_spec
 
@@ -41,18 +31,18 @@ QUANTISED_BYTES: Final = {
 }
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
-class _Engine:
+class _Engine(NamedTuple):
     """What hangs on one scheduler object."""
 
     capture: StepCapture
-    meter: EngineMeter
-    publisher: Publisher
+    meter: MeterProcess
 
-    def stop(self) -> None:
-        """Settle and publish what is left, then close everything."""
-        self.meter.stop()
-        self.publisher.close()
+
+class _Early(NamedTuple):
+    """A meter that was started before the engine it is for."""
+
+    meter: MeterProcess
+    begun_s: float
 
 
 class EngineHooks:
@@ -67,8 +57,7 @@ class EngineHooks:
         self._config = config
         self._faults = faults
         self._engines: dict[int, _Engine] = {}
-        self._begun: Sequence[EnergyReading] = ()
-        self._begun_s: float | None = None
+        self._early: _Early | None = None
         self._overhead_from_s = 0.0
 
     def install(self, scheduler: type, engine_core: type, executor: type) -> None:
@@ -129,7 +118,7 @@ class EngineHooks:
         scheduler = getattr(owner, "scheduler", owner)
         engine = self._engines.pop(id(scheduler), None)
         if engine is not None:  # what it would book from now on is wrong; ending takes a moment
-            threading.Thread(target=engine.stop, name="llm-carbon-stop", daemon=True).start()
+            threading.Thread(target=engine.meter.stop, name="llm-carbon-stop", daemon=True).start()
         self._faults.note(
             "engine", error, "This vLLM's internals do not fit; it is no longer metered."
         )
@@ -137,38 +126,37 @@ class EngineHooks:
     # Start and stop.
 
     def _before_executor(self, _executor: Any, vllm_config: Any, *_: Any, **__: Any) -> None:
-        """Before the workers start: one reading, so that loading the model can be booked."""
-        self._begun_s = time.monotonic()
-        if self._config.power in ("auto", "nvml"):
-            with contextlib.suppress(PowerError):  # the scheduler's own opening reports it
-                power = open_nvml(engine_devices(vllm_config.parallel_config))
-                self._begun = power.read()
-                power.close()  # workers may be forked: nothing of NVML may be open
+        """The meter comes first, so that loading the model is metered too."""
+        self._early = self._begin(vllm_config)
+
+    def _begin(self, vllm_config: Any) -> _Early:
+        begun_s, parallel = time.monotonic(), vllm_config.parallel_config
+        assigned = getattr(parallel, "assigned_physical_gpu_ids", None) or ()
+        num_gpus = int(parallel.world_size)
+        setup = Setup(
+            config=self._config,
+            engine=int(getattr(parallel, "data_parallel_index", 0) or 0),
+            gpus=[str(device) for device in assigned],
+            first_gpu=int(parallel.data_parallel_rank_local or 0) * num_gpus,
+            num_gpus=num_gpus,
+            gpu_name=_gpu_name(),
+            model=self._model(vllm_config),
+            tensor_parallel=int(parallel.tensor_parallel_size),
+            start_s=begun_s,
+        )
+        return _Early(MeterProcess(setup, self._faults), begun_s)
 
     def _after_init(self, scheduler: Any, *_: Any, **__: Any) -> None:
-        config, vllm_config = self._config, scheduler.vllm_config
-        parallel = vllm_config.parallel_config
-        index = int(getattr(parallel, "data_parallel_index", 0) or 0)
-        assumed = assumed_gpu(config, self._faults)
-        power = open_power(
-            config,
-            lambda: engine_devices(parallel),
-            int(parallel.world_size),
-            assumed,
-            self._begun_s or time.monotonic(),
-            self._faults,
-        )
-        gpu = physics_gpu(_gpu_name(), assumed)
-        model = cost_model(gpu, self._model(vllm_config), parallel.tensor_parallel_size)
-        publisher = Publisher(config.channel_dir, engine_name(index), self._faults)
-        begun = [reading for reading in self._begun if reading.gpu in power.gpus]
+        early, self._early = self._early or self._begin(scheduler.vllm_config), None
+        try:
+            early.meter.ready()
+        except MeterError:
+            early.meter.stop()
+            raise
         capture = StepCapture(self._faults)
-        capture.overhead(self._begun_s or time.monotonic(), time.monotonic())
-        meter = EngineMeter(
-            config, power, capture, model, index, publisher.publish, self._faults, begun
-        )
-        meter.start()
-        self._engines[id(scheduler)] = _Engine(capture, meter, publisher)
+        capture.overhead(early.begun_s, time.monotonic())
+        early.meter.follow(capture)
+        self._engines[id(scheduler)] = _Engine(capture, early.meter)
 
     def _start_failed(self, _owner: Any, error: Exception) -> None:
         """Serving goes on unmetered, unless the settings are strict and the fault is theirs."""
@@ -179,7 +167,7 @@ class EngineHooks:
     def _before_shutdown(self, scheduler: Any) -> None:
         engine = self._engines.pop(id(scheduler), None)
         if engine is not None:
-            engine.stop()
+            engine.meter.stop()
 
     def _model(self, vllm_config: Any) -> ModelSpec | None:
         try:
@@ -187,20 +175,6 @@ class EngineHooks:
         except SpecError as error:
             self._faults.note("model", error)
             return None
-
-
-def engine_devices(parallel: Any) -> Sequence[str]:
-    """NVML identifiers of an engine's GPUs, in rank order (vLLM's `ParallelConfig`).
-
-    Raises:
-        PowerError: CUDA_VISIBLE_DEVICES has fewer.
-    """
-    assigned = getattr(parallel, "assigned_physical_gpu_ids", None)
-    if assigned:
-        return [str(device) for device in assigned]
-    count = int(parallel.world_size)
-    first = int(parallel.data_parallel_rank_local or 0) * count
-    return visible_devices(cuda_visible_devices(), first, count)
 
 
 def engine_model(vllm_config: Any) -> ModelSpec:

@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.meter import EngineMeter, cost_model
-from llm_carbon_meter.power.modelled import ModelledMeter
-from llm_carbon_meter.servers.channel import Publisher
 from llm_carbon_meter.servers.vllm_capture import StepCapture
-from llm_carbon_meter.specs import built_in_model, gpu_spec
+from llm_carbon_meter.servers.vllm_engine import _Engine
+from llm_carbon_meter.servers.vllm_process import MeterProcess, Setup
+from llm_carbon_meter.servers.vllm_steps import StepDecoder
+from llm_carbon_meter.specs import built_in_model
 from tests.servers.driving import (
     BareHooks,
     Drive,
@@ -70,7 +70,7 @@ def _full(model: Path, hooks: BareHooks) -> Drive:
     config.model_config.max_model_len = needed + 100
     scheduler = make_scheduler(config, blocks=REQUESTS * (needed // 16 + 10))
     scheduler.max_model_len = needed + 100
-    drive = Drive(scheduler, hooks.engine(scheduler).capture)
+    drive = Drive(scheduler, hooks.engine(scheduler).capture, StepDecoder(Faults()))
     for index in range(REQUESTS):
         drive.add(f"chatcmpl-{index:032x}", 1, needed + 50)
     _detach(drive, hooks)
@@ -95,25 +95,25 @@ def _steps(drive: Drive) -> list[float]:
 
 
 def _metered(drive: Drive, hooks: BareHooks) -> list[float]:
-    """The same steps with sampler, ledger and channel at work."""
-    faults = Faults()
-    capture = StepCapture(faults)
-    power = ModelledMeter(gpu_spec("H100"), 8, time.monotonic())
-    physics = cost_model(gpu_spec("H100"), built_in_model("Llama-3.1-8B"), 8)
+    """The same steps with the meter's process listening: 8 GPUs, ledger and channel at work."""
     with tempfile.TemporaryDirectory() as folder:
-        publisher = Publisher(str(Path(folder) / "channel"), "engine-0", faults)
-        meter = EngineMeter(Config(), power, capture, physics, 0, publisher.publish, faults)
-        hooks._engines[id(drive.scheduler)] = _engine(capture, meter, publisher)
-        meter.start()
+        setup = Setup(
+            config=Config(power="modelled", channel_dir=str(Path(folder) / "channel")),
+            engine=0,
+            gpus=(),
+            first_gpu=0,
+            num_gpus=8,
+            gpu_name="H100",
+            model=built_in_model("Llama-3.1-8B"),
+            tensor_parallel=8,
+            start_s=time.monotonic(),
+        )
+        meter, capture = MeterProcess(setup, Faults()), StepCapture(Faults())
+        meter.ready()
+        meter.follow(capture)
+        hooks._engines[id(drive.scheduler)] = _Engine(capture, meter)
         try:
             return _steps(drive)
         finally:
             hooks._engines.clear()
             meter.stop()
-            publisher.close()
-
-
-def _engine(capture: StepCapture, meter: EngineMeter, publisher: Publisher) -> object:
-    from llm_carbon_meter.servers.vllm_engine import _Engine
-
-    return _Engine(capture, meter, publisher)

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pickle
 from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -26,11 +27,11 @@ from vllm.v1.structured_output import StructuredOutputManager
 
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.meter import EngineMeter
 from llm_carbon_meter.records import Account, RequestEnd, StepEvent
 from llm_carbon_meter.servers import vllm_engine
-from llm_carbon_meter.servers.channel import Publisher
 from llm_carbon_meter.servers.vllm_capture import StepCapture
+from llm_carbon_meter.servers.vllm_process import MeterProcess
+from llm_carbon_meter.servers.vllm_steps import StepDecoder
 
 BLOCK: Final = 16
 STOP_TOKEN: Final = 7
@@ -48,13 +49,14 @@ class Row(NamedTuple):
 
 
 class BareHooks(vllm_engine.EngineHooks):
-    """The hooks without threads and sockets: a new scheduler gets a capture and nothing else."""
+    """The hooks without a process: a new scheduler gets a capture and nothing else."""
+
+    def _before_executor(self, *_: Any, **__: Any) -> None:
+        pass
 
     def _after_init(self, scheduler: Any, *_: Any, **__: Any) -> None:
         self._engines[id(scheduler)] = vllm_engine._Engine(
-            StepCapture(self._faults),
-            create_autospec(EngineMeter, instance=True),
-            create_autospec(Publisher, instance=True),
+            StepCapture(self._faults), create_autospec(MeterProcess, instance=True)
         )
 
     def engine(self, scheduler: Scheduler) -> Any:
@@ -64,7 +66,7 @@ class BareHooks(vllm_engine.EngineHooks):
     def attach(self, scheduler: Scheduler, capture: Any) -> None:
         """Give a scheduler another capture."""
         engine = self._engines[id(scheduler)]
-        self._engines[id(scheduler)] = vllm_engine._Engine(capture, engine.meter, engine.publisher)
+        self._engines[id(scheduler)] = engine._replace(capture=capture)
 
 
 def bare_hooks() -> BareHooks:
@@ -168,6 +170,7 @@ class Drive:
 
     scheduler: Scheduler
     capture: StepCapture
+    decoder: StepDecoder
     timeline: list[StepEvent | RequestEnd] = field(default_factory=list)
     """What the meter has been told, in the order in which the ledger enters it."""
     flights: deque[Flight] = field(default_factory=deque)
@@ -302,7 +305,9 @@ class Drive:
 
     def drain_some(self, max_rows: int) -> bool:
         """One slice; True where more is waiting."""
-        steps, ends, _, more = self.capture.drain(max_rows)
+        for event in self.capture.take():
+            self.decoder.feed(pickle.loads(pickle.dumps(event)))
+        steps, ends, _, more = self.decoder.drain(max_rows)
         self.timeline += steps
         self.timeline += ends
         return more
@@ -336,8 +341,8 @@ class Drive:
 
     @property
     def leftovers(self) -> dict[str, Any]:
-        """What the capture still remembers."""
-        state = vars(self.capture).items()
+        """What capture and decoder still remember."""
+        state = [*vars(self.capture).items(), *vars(self.decoder).items()]
         return {name: held for name, held in state if isinstance(held, dict | set | deque) and held}
 
 
