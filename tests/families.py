@@ -101,3 +101,6 @@ TINY: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
     "deepseek_v3": ("deepseek_v3", {**_SIZES, **_LATENT, "q_lora_rank": 24}),
 }
 """Name of a case: ``model_type`` and its configuration."""
+
+MAMBA: Final = {"mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 32}
+"""Sizes of a tiny Mamba-2 layer."""

@@ -8,7 +8,7 @@ from llm_carbon_meter.kernels import Kernel, kernel_table
 from llm_carbon_meter.records import SpecError
 from llm_carbon_meter.specs import ModelSpec, model_spec
 
-from .families import TINY
+from .families import MAMBA, TINY
 from .test_specs import tiny_config
 
 TOKENS = 17
@@ -178,9 +178,6 @@ def tiny_of(case: str) -> dict[str, Any]:
     """The case as a config.json would have it."""
     kind, sizes = TINY[case]
     return {"model_type": kind, **sizes}
-
-
-MAMBA = {"mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2, "ssm_state_size": 32}
 
 
 def test_nemotron_h_has_one_block_a_layer() -> None:
