@@ -8,44 +8,106 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from llm_carbon_meter.families import (
+    ALIASES,
+    FAMILIES,
+    SILU_OPS,
+    SOFTMAX_OPS,
+    Family,
+    LatentAttention,
+    experts,
+    first,
+    num_layers,
+    whole,
+    window,
+)
+from llm_carbon_meter.number_formats import weight_format
 from llm_carbon_meter.records import SpecError
 
-GIGA = 1e9
-TERA = 1e12
+GIGA, TERA, MEGA = 1e9, 1e12, 1e6
 
 
 @dataclass(frozen=True, slots=True)
 class GpuSpec:
-    """A data sheet: peaks per second, watts. Tensor peak is dense FP16/BF16."""
+    """A data sheet: peaks per second without sparsity, watts, bytes."""
 
     name: str
     compute_ops_per_s: float
+    """Tensor peak of FP16 and BF16."""
     vector_ops_per_s: float
+    """FP32 without tensor cores."""
+    tensor_ops_per_s: Mapping[str, float]
+    """Tensor peaks of further types: tf32, fp8, int8, fp4, where the GPU has them."""
+    paper_ops_per_s: float
+    """FP16 peak of Table 2 of the LLMCO2 paper: with sparsity where the data sheet has it."""
     bandwidth_bytes_per_s: float
+    link: str
+    """NVLink, or PCIe and its generation."""
     link_bytes_per_s: float
     """One direction."""
+    paper_link_bytes_per_s: float
+    """Table 2 of the paper: both directions."""
     board_watts: float
     idle_watts: float
+    memory_bytes: float
+    l2_bytes: float
+    num_sms: int
+    die_area_cm2: float
+    """Of all dies of the package."""
+    process_nm: float
+    source: str
+
+    def peak(self, kind: str) -> float:
+        """Operations per second of a kind of arithmetic.
+
+        Args:
+            kind: ``vector``, or the type of a product: bfloat16, float32, fp8, int8, fp4. A type
+                without tensor cores of its own computes in 16 bits.
+        """
+        if kind in ("vector", "float32"):
+            return self.vector_ops_per_s
+        return self.tensor_ops_per_s.get(kind, self.compute_ops_per_s)
 
 
 @cache
 def gpu_specs() -> Mapping[str, GpuSpec]:
-    """Every GPU of the table, under its short name and NVML's names, case folded."""
+    """Every GPU of the table, under its short name and NVML's names, as `_key` writes them."""
     text = resources.files("llm_carbon_meter.data").joinpath("gpus.toml").read_text("utf-8")
     specs: dict[str, GpuSpec] = {}
     for name, row in tomllib.loads(text).items():
-        spec = GpuSpec(
-            name=name,
-            compute_ops_per_s=row["compute_tflops"] * TERA,
-            vector_ops_per_s=row["vector_tflops"] * TERA,
-            bandwidth_bytes_per_s=row["bandwidth_gb_s"] * GIGA,
-            link_bytes_per_s=row["link_gb_s"] * GIGA,
-            board_watts=float(row["board_watts"]),
-            idle_watts=float(row["idle_watts"]),
-        )
+        spec = _gpu(name, row)
         for alias in (name, *row["names"]):
-            specs[alias.casefold()] = spec
+            specs[_key(alias)] = spec
     return specs
+
+
+def _gpu(name: str, row: Mapping[str, Any]) -> GpuSpec:
+    """One table of the file, in SI units."""
+    tensor, link = row["tensor_tflops"], row["link_gb_s"]
+    return GpuSpec(
+        name=name,
+        compute_ops_per_s=tensor["fp16"] * TERA,
+        vector_ops_per_s=row["vector_tflops"] * TERA,
+        tensor_ops_per_s={kind: peak * TERA for kind, peak in tensor.items() if kind != "fp16"},
+        paper_ops_per_s=row["paper_tflops"] * TERA,
+        bandwidth_bytes_per_s=row["bandwidth_gb_s"] * GIGA,
+        link=row["link"],
+        link_bytes_per_s=link * GIGA,
+        paper_link_bytes_per_s=row.get("paper_link_gb_s", 2 * link) * GIGA,
+        board_watts=float(row["board_watts"]),
+        idle_watts=float(row["idle_watts"]),
+        memory_bytes=row["memory_gb"] * GIGA,
+        l2_bytes=row["l2_mb"] * MEGA,
+        num_sms=row["num_sms"],
+        die_area_cm2=row["die_mm2"] / 100,
+        process_nm=row["process_nm"],
+        source=row["source"],
+    )
+
+
+def _key(name: str) -> str:
+    """A GPU's name without what differs between its writings."""
+    return name.casefold().removeprefix("nvidia ").replace("-", " ")
 
 
 def gpu_spec(name: str) -> GpuSpec:
@@ -55,9 +117,9 @@ def gpu_spec(name: str) -> GpuSpec:
         SpecError: not in the table; names the nearest.
     """
     specs = gpu_specs()
-    if name.casefold() in specs:
-        return specs[name.casefold()]
-    near = difflib.get_close_matches(name.casefold(), specs, n=1, cutoff=0.0)
+    if _key(name) in specs:
+        return specs[_key(name)]
+    near = difflib.get_close_matches(_key(name), specs, n=1, cutoff=0.0)
     known = ", ".join(dict.fromkeys(spec.name for spec in specs.values()))
     raise SpecError(
         f"GPU {name!r} is not in data/gpus.toml; nearest is {specs[near[0]].name}; known: {known}"
@@ -66,13 +128,13 @@ def gpu_spec(name: str) -> GpuSpec:
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    """A decoder-only transformer; the usual symbols are in brackets."""
+    """A decoder-only model; the usual symbols are in brackets."""
 
     name: str
     hidden_size: int
     """[h]"""
     intermediate_size: int
-    """[f], of one expert where there are experts"""
+    """[f] of a dense MLP"""
     num_layers: int
     num_heads: int
     """[n_h]"""
@@ -83,29 +145,69 @@ class ModelSpec:
     vocab_size: int
     """[V]"""
     tied_head: bool
+    attention_layers: int
+    """The others are recurrent or have an MLP alone."""
+    dense_layers: int
+    """Layers with one MLP for every token."""
+    expert_layers: int = 0
+    recurrent_layers: int = 0
+    approximation: str = ""
+    """What is not counted as the model computes it; empty where it is."""
     gated_mlp: bool = True
-    activation_ops: float = 5.0
+    activation_ops: float = SILU_OPS
     """[c_act] operations per element"""
     layer_norm: bool = False
     """LayerNorm with bias instead of RMSNorm"""
     norms_per_layer: int = 2
+    parallel_attention: bool = False
+    """Attention and MLP read the same layer input."""
     embedding_norm: bool = False
-    rope: bool = True
-    softmax_ops: float = 5.0
+    final_norm: bool = True
+    qk_norm: bool = False
+    """Each head of query and key is normalised."""
+    query_gate: bool = False
+    """The query projection also makes a gate of its width."""
+    rotary_fraction: float = 1.0
+    """Share of a head that RoPE turns; 0 without RoPE."""
+    softmax_ops: float = SOFTMAX_OPS
     """[c_soft]"""
     logit_softcap: bool = False
+    sinks: bool = False
+    """One learned logit per head."""
     qkv_bias: bool = False
-    linear_bias: bool = False
-    """bias on every other linear kernel"""
+    out_bias: bool = False
+    mlp_bias: bool = False
+    router_bias: bool = False
     sliding_window: int | None = None
-    """[W] of every second layer"""
+    """[W]"""
+    windowed_layers: int = 0
+    latent: LatentAttention | None = None
     num_experts: int = 0
     """[E]"""
     experts_per_token: int = 0
     """[k]"""
+    expert_size: int = 0
+    """[f] of one expert"""
+    shared_size: int = 0
+    """[f] of all shared experts together"""
+    shared_gate: bool = False
+    recurrent_in: int = 0
+    """Width of a recurrent layer's input projection."""
+    recurrent_out: int = 0
+    """What its output projection reads."""
+    embedding_size: int = 0
+    """Width of an embedding that is projected to the hidden size; 0 where it has that size."""
+    position_rows: int = 0
+    """Learned positions."""
     max_context: int = 0
     weight_bytes: float = 2.0
-    """[D_W] per element"""
+    """[D_W] per element of a linear kernel"""
+    expert_weight_bytes: float = 2.0
+    """The same of an expert."""
+    plain_weight_bytes: float = 2.0
+    """[D_W,emb, D_W,head] embedding, LM head, router, norms and biases"""
+    compute: str = "bfloat16"
+    """Type of the linear kernels' products, a key of `GpuSpec.peak`."""
     activation_bytes: float = 2.0
     """[D_A]"""
     kv_bytes: float = 2.0
@@ -114,95 +216,151 @@ class ModelSpec:
     @property
     def parameters(self) -> int:
         """All weights, biases and embeddings."""
-        return self._count(self.num_experts or 1, embeddings=1 if self.tied_head else 2)
+        return self._count(self.num_experts, embeddings=1 if self.tied_head else 2)
 
     @property
     def active_parameters(self) -> int:
         """Parameters that a token meets, both embeddings counted, as the LLM-BENCH note does."""
-        return self._count(self.experts_per_token or 1, embeddings=2)
+        return self._count(self.experts_per_token, embeddings=2)
 
     def _count(self, experts: int, embeddings: int) -> int:
-        h, f = self.hidden_size, self.intermediate_size
-        query, key = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        attention = 2 * h * query + 2 * h * key
-        mlp = experts * (3 if self.gated_mlp else 2) * h * f + h * self.num_experts
-        norm = h * (2 if self.layer_norm else 1)
-        bias = (query + 2 * key if self.qkv_bias else 0) + (2 * h + f if self.linear_bias else 0)
-        layer = attention + mlp + self.norms_per_layer * norm + bias
-        model_norms = norm * (2 if self.embedding_norm else 1)
-        return self.num_layers * layer + model_norms + embeddings * self.vocab_size * h
+        norm = self.hidden_size * (2 if self.layer_norm else 1)
+        norms = self.num_layers * self.norms_per_layer + self.embedding_norm + self.final_norm
+        return (
+            self.attention_layers * self._attention_parameters
+            + self.dense_layers * self._mlp_parameters(self.intermediate_size)
+            + self.expert_layers * self._expert_parameters(experts)
+            + self.recurrent_layers * self.hidden_size * (self.recurrent_in + self.recurrent_out)
+            + norms * norm
+            + self._embedding_parameters(embeddings)
+        )
+
+    @property
+    def _attention_parameters(self) -> int:
+        if self.latent:
+            return self._latent_parameters(self.latent)
+        h, heads = self.hidden_size, self.num_heads
+        query, key = heads * self.head_dim, self.num_kv_heads * self.head_dim
+        projected = query * (2 if self.query_gate else 1) + 2 * key
+        bias = (projected if self.qkv_bias else 0) + (h if self.out_bias else 0)
+        extra = (2 * self.head_dim if self.qk_norm else 0) + (heads if self.sinks else 0)
+        return h * projected + query * h + bias + extra
+
+    def _latent_parameters(self, latent: LatentAttention) -> int:
+        """Projections down to the ranks with a norm each, and up again."""
+        h, heads, rank = self.hidden_size, self.num_heads, latent.query_rank
+        query = heads * latent.query_dim
+        down = h * rank + rank + rank * query if rank else h * query
+        expanded = heads * (latent.nope_dim + latent.value_dim)
+        keys = h * latent.cached_dim + latent.kv_rank + latent.kv_rank * expanded
+        return down + keys + heads * latent.value_dim * h
+
+    def _mlp_parameters(self, width: int) -> int:
+        up = 2 if self.gated_mlp else 1
+        bias = up * width + self.hidden_size if self.mlp_bias else 0
+        return (up + 1) * self.hidden_size * width + bias
+
+    def _expert_parameters(self, experts: int) -> int:
+        """Some routed experts, the shared ones, router and shared gate."""
+        h, routed = self.hidden_size, self.num_experts
+        router = h * routed + (routed if self.router_bias else 0)
+        shared = self._mlp_parameters(self.shared_size) if self.shared_size else 0
+        gate = h if self.shared_gate and self.shared_size else 0
+        return experts * self._mlp_parameters(self.expert_size) + router + shared + gate
+
+    def _embedding_parameters(self, embeddings: int) -> int:
+        h, width = self.hidden_size, self.embedding_size or self.hidden_size
+        projections = 2 * width * h if width != h else 0
+        return embeddings * self.vocab_size * width + self.position_rows * h + projections
 
 
-# What a family does beyond its config fields. Sources: the Hugging Face model code of each type.
-_FAMILIES: Mapping[str, Mapping[str, Any]] = {
-    "llama": {},
-    "mistral": {},
-    "qwen2": {"qkv_bias": True},
-    "qwen3": {},
-    "phi3": {},
-    "mixtral": {},
-    "qwen3_moe": {},
-    "gemma": {"activation_ops": 9.0},
-    "gemma2": {
-        "activation_ops": 9.0,
-        "norms_per_layer": 4,
-        "softmax_ops": 8.0,
-        "logit_softcap": True,
-    },
-    "bloom": {
-        "activation_ops": 8.0,
-        "gated_mlp": False,
-        "layer_norm": True,
-        "embedding_norm": True,
-        "rope": False,
-        "softmax_ops": 6.0,
-        "qkv_bias": True,
-        "linear_bias": True,
-    },
-}
-_TIED_BY_DEFAULT = {"gemma", "gemma2", "bloom"}
-_DTYPE_BYTES = {"float32": 4.0, "float16": 2.0, "bfloat16": 2.0, "float8_e4m3fn": 1.0}
+def model_spec(
+    config: Mapping[str, Any], name: str = "", *, approximate: bool = False
+) -> ModelSpec:
+    """Read a Hugging Face ``config.json``; of a multimodal model its text part.
 
-
-def model_spec(config: Mapping[str, Any], name: str = "") -> ModelSpec:
-    """Read a Hugging Face ``config.json``.
+    Args:
+        config: the parsed file.
+        name: how to call the model; by default as the file does.
+        approximate: count an unknown architecture as Llama and say so in ``approximation``.
 
     Raises:
         SpecError: unknown architecture, or a field is missing or contradicts another.
     """
-    family = str(config.get("model_type", ""))
-    if family not in _FAMILIES:
-        raise SpecError(
-            f"model type {family!r} is not known; known: {', '.join(sorted(_FAMILIES))}. "
-            "Requests are metered all the same: steps are then divided by tokens"
-        )
-    heads = _whole(config, "num_attention_heads", "n_head")
-    hidden = _whole(config, "hidden_size", "n_embed")
-    width = "moe_intermediate_size" if config.get("moe_intermediate_size") else "intermediate_size"
-    element = _DTYPE_BYTES.get(str(_first(config, "bfloat16", "torch_dtype", "dtype")), 2.0)
-    return _checked(
-        ModelSpec(
-            name=name or str(config.get("_name_or_path") or family),
-            hidden_size=hidden,
-            intermediate_size=4 * hidden if family == "bloom" else _whole(config, width),
-            num_layers=_whole(config, "num_hidden_layers", "n_layer"),
-            num_heads=heads,
-            num_kv_heads=_whole(config, "num_key_value_heads", default=heads),
-            head_dim=_whole(config, "head_dim", default=hidden // heads),
-            vocab_size=_whole(config, "vocab_size"),
-            tied_head=bool(_first(config, family in _TIED_BY_DEFAULT, "tie_word_embeddings")),
-            sliding_window=_whole(config, "sliding_window", default=4096)
-            if family == "gemma2"
-            else None,
-            num_experts=_whole(config, "num_local_experts", "num_experts", default=0),
-            experts_per_token=_whole(config, "num_experts_per_tok", default=0),
-            max_context=_whole(config, "max_position_embeddings", "seq_length", default=0),
-            weight_bytes=element,
-            activation_bytes=element,
-            kv_bytes=element,
-            **_FAMILIES[family],
-        )
+    text = _text_config(config)
+    kind = str(text.get("model_type", ""))
+    family, approximation = _family(kind, approximate)
+    text = {**family.defaults, **text}
+    dtype = str(first(text, "bfloat16", "dtype", "torch_dtype"))
+    weights = weight_format(text.get("quantization_config") or {}, dtype)
+    own = family.read(text)
+    fields = {
+        **_sizes(text),
+        **({} if "intermediate_size" in own else {"intermediate_size": _mlp_width(text)}),
+        **window(text),
+        **experts(text),
+        "weight_bytes": weights.linear_bytes,
+        "expert_weight_bytes": weights.expert_bytes,
+        "plain_weight_bytes": weights.plain_bytes,
+        "compute": weights.compute,
+        "activation_bytes": weights.plain_bytes,
+        "kv_bytes": weights.plain_bytes,
+        **family.traits,
+        **own,
+    }
+    remarks = (approximation, fields.get("approximation", ""), weights.approximation)
+    fields["approximation"] = "; ".join(filter(None, remarks))
+    return _checked(ModelSpec(name=name or str(text.get("_name_or_path") or kind), **fields))
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The language model inside a multimodal one, with what is only said outside."""
+    inner = config.get("text_config")
+    if not isinstance(inner, Mapping):
+        return config
+    shared = ("quantization_config", "dtype", "torch_dtype", "tie_word_embeddings")
+    return {**{field: config[field] for field in shared if field in config}, **inner}
+
+
+def _family(kind: str, approximate: bool) -> tuple[Family, str]:
+    """How to read a model type, and what is approximated by doing so."""
+    family = FAMILIES.get(ALIASES.get(kind, kind))
+    if family:
+        return family, ""
+    if approximate:
+        return FAMILIES["llama"], f"model type {kind!r} is not known, counted as llama"
+    near = difflib.get_close_matches(kind, FAMILIES, n=1, cutoff=0.0)
+    raise SpecError(
+        f"model type {kind!r} is not known; nearest is {near[0]}; "
+        f"known: {', '.join(sorted(FAMILIES))}. "
+        "Requests are metered all the same: steps are then divided by tokens"
     )
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What every family names in much the same way."""
+    heads = whole(config, "num_attention_heads", "n_head")
+    hidden = whole(config, "hidden_size", "n_embed", "n_embd")
+    layers = num_layers(config)
+    return {
+        "hidden_size": hidden,
+        "num_layers": layers,
+        "num_heads": heads,
+        "num_kv_heads": whole(config, "num_key_value_heads", default=heads),
+        "head_dim": whole(config, "head_dim", default=hidden // heads),
+        "vocab_size": whole(config, "vocab_size"),
+        "tied_head": bool(first(config, False, "tie_word_embeddings")),
+        "attention_layers": layers,
+        "dense_layers": layers,
+        "max_context": whole(
+            config, "max_position_embeddings", "seq_length", "n_positions", default=0
+        ),
+    }
+
+
+def _mlp_width(config: Mapping[str, Any]) -> int:
+    """Models with experts in every layer may name only the width of an expert."""
+    return whole(config, "intermediate_size", "moe_intermediate_size")
 
 
 def _checked(model: ModelSpec) -> ModelSpec:
@@ -217,22 +375,11 @@ def _checked(model: ModelSpec) -> ModelSpec:
         raise SpecError(
             f"{model.experts_per_token} experts per token do not fit {model.num_experts} experts"
         )
+    if model.windowed_layers > model.num_layers:
+        raise SpecError(
+            f"layer_types lists {model.windowed_layers} windowed layers of {model.num_layers}"
+        )
     return model
-
-
-def _first(config: Mapping[str, Any], default: Any, *names: str) -> Any:
-    return next((config[name] for name in names if config.get(name) is not None), default)
-
-
-def _whole(config: Mapping[str, Any], *names: str, default: int | None = None) -> int:
-    """The first of some fields, a whole number above 0, or the default where none is there."""
-    value = _first(config, None, *names)
-    if value is None and default is not None:
-        return default
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        field = " or ".join(names)
-        raise SpecError(f"config.json: {field} is {value!r}, expected a whole number > 0")
-    return value
 
 
 # Shapes of models that `estimate --model NAME` knows without a config.json (public configurations).

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations
 from typing import NamedTuple
 
@@ -21,9 +22,16 @@ from llm_carbon_meter.attribution import (
     step_watts,
 )
 from llm_carbon_meter.kernels import StepCosts, step_costs
-from llm_carbon_meter.specs import GpuSpec, built_in_model, gpu_spec
+from llm_carbon_meter.specs import built_in_model, gpu_spec
 
 H100 = gpu_spec("H100")
+BYTES_ONLY = replace(
+    H100,
+    compute_ops_per_s=math.inf,
+    bandwidth_bytes_per_s=MEMORY_BOUND_LOAD,
+    board_watts=1.0,
+    idle_watts=0.0,
+)
 LLAMA = CostModel(H100, step_costs(built_in_model("Llama-3.1-8B")))
 GEMMA = CostModel(gpu_spec("L4"), step_costs(built_in_model("Gemma2-2b")))
 MIXTRAL = CostModel(H100, step_costs(built_in_model("Mixtral-8x7B"), 4))
@@ -155,7 +163,9 @@ def plain_costs(**values: float) -> StepCosts:
 
 def test_vector_of_the_reference() -> None:
     """F = 10 J and m = (1, 2, 3) J give (4.333333, 5.333333, 6.333333)."""
-    gpu = GpuSpec("one joule per operation", 1.0, 1.0, 1.0, 1.0, board_watts=2.0, idle_watts=1.0)
+    gpu = replace(
+        H100, compute_ops_per_s=1.0, bandwidth_bytes_per_s=1.0, board_watts=2.0, idle_watts=1.0
+    )
     model = CostModel(gpu, plain_costs(ops_per_token=1.0))
     step = rows_of([Row(1, 0, 0), Row(2, 0, 0), Row(3, 0, 0)])
     weights = shapley_weights(step, np.array([10.0]), model)
@@ -178,9 +188,8 @@ def test_mixed_step_of_the_reference_by_shapley() -> None:
     costs = LLAMA.costs
     assert costs is not None
     # One joule per byte, no operations, no idle power: what is left are bytes.
-    gpu = GpuSpec("bytes only", math.inf, 1.0, MEMORY_BOUND_LOAD, 1.0, 1.0, idle_watts=0.0)
     rows = rows_of(MIXED)
-    weights = shapley_weights(rows, np.array([0.02]), CostModel(gpu, costs))
+    weights = shapley_weights(rows, np.array([0.02]), CostModel(BYTES_ONLY, costs))
     own = costs.own_bytes(rows.new_tokens, rows.cached_tokens, rows.sampled)
     assert (weights - own).tolist() == pytest.approx([3489794048] + [3840018432] * 3)
 
@@ -232,9 +241,8 @@ def test_unknown_model_is_divided_by_tokens(policy: str) -> None:
 def test_experts_are_shared_per_token() -> None:
     """The weights of the touched experts are divided in proportion to the tokens."""
     costs = plain_costs(expert_bytes=1.0, num_experts=8, experts_per_token=2)
-    gpu = GpuSpec("bytes only", math.inf, 1.0, MEMORY_BOUND_LOAD, 1.0, 1.0, idle_watts=0.0)
     rows = rows_of([Row(3, 0, 0), Row(1, 50, 1)])
-    weights = shapley_weights(rows, np.array([1.0]), CostModel(gpu, costs))
+    weights = shapley_weights(rows, np.array([1.0]), CostModel(BYTES_ONLY, costs))
     assert weights.tolist() == pytest.approx([5.46875 * 3 / 4, 5.46875 / 4])
 
 

@@ -8,7 +8,8 @@ EngineCore.execute_dummy_batch, sleep, wake_up; Executor.__init__.
 import dataclasses
 import threading
 import time
-from typing import Any, Final, NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
@@ -17,18 +18,6 @@ from llm_carbon_meter.servers.vllm_capture import StepCapture, request_end
 from llm_carbon_meter.servers.vllm_process import MeterProcess, Setup
 from llm_carbon_meter.servers.wrapping import wrap
 from llm_carbon_meter.specs import ModelSpec, model_spec
-
-# Bytes per weight of vLLM's quantisation methods, scales included.
-QUANTISED_BYTES: Final = {
-    "fp8": 1.0,
-    "compressed-tensors": 1.0,
-    "modelopt": 1.0,
-    "awq": 0.51953125,
-    "awq_marlin": 0.51953125,
-    "gptq": 0.51953125,
-    "gptq_marlin": 0.51953125,
-    "mxfp4": 0.53125,
-}
 
 
 class _Engine(NamedTuple):
@@ -184,14 +173,20 @@ def engine_model(vllm_config: Any) -> ModelSpec:
         SpecError: its architecture is not known.
     """
     model = vllm_config.model_config
-    element = float(model.dtype.itemsize)
     cache_dtype = str(vllm_config.cache_config.cache_dtype)
-    return dataclasses.replace(
-        model_spec(model.hf_text_config.to_dict(), str(model.served_model_name or model.model)),
-        weight_bytes=QUANTISED_BYTES.get(str(model.quantization), element),
-        activation_bytes=element,
-        kv_bytes=1.0 if cache_dtype.startswith("fp8") else element,
-    )
+    config = model.hf_text_config.to_dict()
+    config["dtype"] = str(model.dtype).removeprefix("torch.")
+    config["quantization_config"] = _quantisation(model)
+    spec = model_spec(config, str(model.served_model_name or model.model))
+    return dataclasses.replace(spec, kv_bytes=1.0) if cache_dtype.startswith("fp8") else spec
+
+
+def _quantisation(model: Any) -> Mapping[str, Any]:
+    """What the checkpoint says of its weights, or the method that vLLM quantises them with."""
+    stored = getattr(model.hf_config, "quantization_config", None)
+    if stored is not None:
+        return stored if isinstance(stored, Mapping) else dict(stored.to_dict())
+    return {"quant_method": str(model.quantization)} if model.quantization else {}
 
 
 def deployment(vllm_config: Any) -> dict[str, str | int]:

@@ -1,0 +1,100 @@
+"""Bytes per weight and type of arithmetic, from the ``quantization_config`` of a config.json."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+DTYPE_BYTES: Final[Mapping[str, float]] = {
+    "float32": 4.0,
+    "float16": 2.0,
+    "bfloat16": 2.0,
+    "float8_e4m3fn": 1.0,
+}
+SCALE_BITS: Final = 16
+MXFP4_BYTES: Final = 0.53125
+"""4 bits and an 8-bit scale for 32 elements."""
+NVFP4_BYTES: Final = 0.5625
+"""4 bits and an 8-bit scale for 16 elements."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFormat:
+    """How the weights of a model are stored, and in which type its linear kernels compute."""
+
+    linear_bytes: float
+    """Per weight of a linear kernel, scales and zero points included [D_W]."""
+    expert_bytes: float
+    """The same of an expert."""
+    plain_bytes: float
+    """Per element of what is left as it is: embedding, LM head, router, norms, biases."""
+    compute: str
+    """A key of `GpuSpec.peak`; weight-only formats compute in 16 bits."""
+    approximation: str = ""
+
+
+def weight_format(quantisation: Mapping[str, Any], dtype: str) -> WeightFormat:
+    """Read a ``quantization_config``; an empty one means weights as they are.
+
+    Args:
+        quantisation: of the config.json, or just ``{"quant_method": ...}``.
+        dtype: of the activations, as the config names it.
+    """
+    element = DTYPE_BYTES.get(dtype, 2.0)
+    plain = WeightFormat(element, element, element, "float32" if dtype == "float32" else "bfloat16")
+    method = str(quantisation.get("quant_method", "")).removesuffix("_marlin")
+    if not quantisation:
+        return plain
+    if method == "compressed-tensors":
+        return _compressed_tensors(quantisation, plain)
+    if "mxfp4" in method:  # gpt-oss: the experts alone
+        return replace(plain, expert_bytes=MXFP4_BYTES)
+    if method in ("awq", "gptq", "auto-round"):
+        return _uniform(plain, _grouped_bytes(quantisation, zero_points=True), plain.compute)
+    if method == "bitsandbytes":
+        if quantisation.get("load_in_8bit"):
+            return _uniform(plain, 1.0, "int8")
+        return _uniform(plain, NVFP4_BYTES, plain.compute)  # blocks of 64 with an FP32 scale
+    if "fp4" in method or str(quantisation.get("quant_algo", "")).upper() == "NVFP4":
+        return _uniform(plain, NVFP4_BYTES, "fp4")
+    if "fp8" in method or method == "modelopt":
+        return _uniform(plain, 1 + _block_scale_bytes(quantisation), "fp8")
+    return replace(plain, approximation=f"{method} weights counted as not quantised")
+
+
+def _uniform(plain: WeightFormat, element: float, compute: str) -> WeightFormat:
+    return replace(plain, linear_bytes=element, expert_bytes=element, compute=compute)
+
+
+def _block_scale_bytes(quantisation: Mapping[str, Any]) -> float:
+    """FP32 scale of a block, per element; scales per tensor or channel are negligible."""
+    rows, columns = quantisation.get("weight_block_size") or (0, 0)
+    return 4 / (rows * columns) if rows and columns else 0.0
+
+
+def _grouped_bytes(scheme: Mapping[str, Any], *, zero_points: bool) -> float:
+    """Integers of some bits, with a 16-bit scale and perhaps a zero point for every group."""
+    bits = int(scheme.get("bits") or scheme.get("num_bits") or 4)
+    group = int(scheme.get("group_size") or (128 if "bits" in scheme or zero_points else -1))
+    shared = SCALE_BITS + (bits if zero_points else 0)
+    return (bits + (shared / group if group > 0 else 0)) / 8
+
+
+def _compressed_tensors(quantisation: Mapping[str, Any], plain: WeightFormat) -> WeightFormat:
+    """Its first group: further ones are rare, and refine single layers."""
+    groups = quantisation.get("config_groups") or {}
+    if not groups:  # only the method's name is known
+        return _uniform(plain, 1.0, "fp8")
+    group = next(iter(groups.values()))
+    weights, activations = group.get("weights") or {}, group.get("input_activations")
+    if weights.get("type") == "float" and weights.get("num_bits") == 4:
+        element = MXFP4_BYTES if weights.get("group_size") == 32 else NVFP4_BYTES
+    elif weights:
+        element = _grouped_bytes(weights, zero_points=not weights.get("symmetric", True))
+    else:
+        element = plain.linear_bytes
+    return _uniform(plain, element, _compute(activations) if activations else plain.compute)
+
+
+def _compute(activations: Mapping[str, Any]) -> str:
+    """Type of the products where activations are quantised as well."""
+    return f"{'fp' if activations.get('type') == 'float' else 'int'}{activations['num_bits']}"
