@@ -31,7 +31,8 @@ def test_the_wheel_has_types_data_and_entry_points(wheel: Path) -> None:
     """Everything that serving reads is inside, and nothing of the tests."""
     names = zipfile.ZipFile(wheel).namelist()
     tables = ("gpus.toml", "models.json", "azure_conversation.json")
-    for name in ("py.typed", "demo/nvml_stub.c", *(f"data/{table}" for table in tables)):
+    others = ("py.typed", "demo/nvml_stub.c", "training/manifest.json")
+    for name in (*others, *(f"data/{table}" for table in tables)):
         assert f"llm_carbon_meter/{name}" in names
     assert not any(name.startswith("tests/") for name in names)
     (points,) = (name for name in names if name.endswith("entry_points.txt"))
