@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
 from typing import Any, Final
 
 from llm_carbon_meter.records import ConfigError
@@ -146,7 +147,8 @@ class Config:
 
 
 # Read by the demo, the tests or training, not by the serving process.
-_OTHER_VARIABLES: Final = {PREFIX + "DATA"}
+DATA_VARIABLE: Final = PREFIX + "DATA"
+_OTHER_VARIABLES: Final = {DATA_VARIABLE}
 
 
 def _unknown(cls: type[Config], environment: Mapping[str, str]) -> list[ConfigError]:
@@ -161,6 +163,20 @@ def _unknown(cls: type[Config], environment: Mapping[str, str]) -> list[ConfigEr
 def cuda_visible_devices() -> str | None:
     """CUDA's own variable: which GPUs this process may see, in its order."""
     return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def data_folder(given: str = "") -> Path:
+    """Where the training data lie: what was given, else ``LLM_CARBON_METER_DATA``; no default.
+
+    Raises:
+        ConfigError: neither is set, or there is no such folder.
+    """
+    folder = given or os.environ.get(DATA_VARIABLE, "")
+    if not folder:
+        raise ConfigError(f"no data folder: give --data or set {DATA_VARIABLE}")
+    if not Path(folder).is_dir():
+        raise ConfigError(f"the data folder {folder} does not exist")
+    return Path(folder)
 
 
 def share_channel_dir(directory: str) -> None:

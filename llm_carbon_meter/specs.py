@@ -1,8 +1,9 @@
 """What the physics needs of a model (Hugging Face ``config.json``) and a GPU (data/gpus.toml)."""
 
 import difflib
+import json
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -382,86 +383,55 @@ def _checked(model: ModelSpec) -> ModelSpec:
     return model
 
 
-# Shapes of models that `estimate --model NAME` knows without a config.json (public configurations).
-BUILT_IN: Mapping[str, Mapping[str, Any]] = {
-    "Llama-3.1-8B": {
-        "model_type": "llama",
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-        "tie_word_embeddings": False,
-        "max_position_embeddings": 131072,
-    },
-    "Llama-3.1-70B": {
-        "model_type": "llama",
-        "hidden_size": 8192,
-        "intermediate_size": 28672,
-        "num_hidden_layers": 80,
-        "num_attention_heads": 64,
-        "num_key_value_heads": 8,
-        "vocab_size": 128256,
-        "tie_word_embeddings": False,
-        "max_position_embeddings": 131072,
-    },
-    "Mixtral-8x7B": {
-        "model_type": "mixtral",
-        "hidden_size": 4096,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 32,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "vocab_size": 32000,
-        "tie_word_embeddings": False,
-        "num_local_experts": 8,
-        "num_experts_per_tok": 2,
-        "max_position_embeddings": 32768,
-    },
-    "Gemma2-2b": {
-        "model_type": "gemma2",
-        "hidden_size": 2304,
-        "intermediate_size": 9216,
-        "num_hidden_layers": 26,
-        "num_attention_heads": 8,
-        "num_key_value_heads": 4,
-        "head_dim": 256,
-        "vocab_size": 256000,
-        "sliding_window": 4096,
-        "max_position_embeddings": 8192,
-    },
-    "Qwen2-0.5b": {
-        "model_type": "qwen2",
-        "hidden_size": 896,
-        "intermediate_size": 4864,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 14,
-        "num_key_value_heads": 2,
-        "vocab_size": 151936,
-        "tie_word_embeddings": True,
-        "max_position_embeddings": 131072,
-    },
-    "Bloom-560m": {
-        "model_type": "bloom",
-        "hidden_size": 1024,
-        "n_layer": 24,
-        "n_head": 16,
-        "vocab_size": 250880,
-        "seq_length": 2048,
-    },
-}
+@cache
+def _model_list() -> Mapping[str, Mapping[str, Any]]:
+    """Name -> aliases and public config.json of the models of data/models.json."""
+    text = resources.files("llm_carbon_meter.data").joinpath("models.json").read_text("utf-8")
+    models: Mapping[str, Mapping[str, Any]] = json.loads(text)
+    return models
+
+
+@cache
+def _listed_names() -> Mapping[str, str]:
+    """Every name and alias of the list, with and without its organisation, case folded."""
+    names = {name.casefold(): name for name in _model_list()}
+    for name, model in _model_list().items():
+        for alias in model["aliases"]:
+            names.setdefault(alias.casefold(), name)
+            names.setdefault(alias.rpartition("/")[2].casefold(), name)
+    return names
+
+
+def built_in_names() -> Sequence[str]:
+    """The models that are known without a config.json."""
+    return tuple(_model_list())
+
+
+def built_in_config(name: str) -> Mapping[str, Any]:
+    """What the list holds of a model's config.json; a vision model's is that of its text part.
+
+    Raises:
+        SpecError: not in the list; names the nearest.
+    """
+    config: Mapping[str, Any] = _model_list()[_listed_name(name)]["config"]
+    return config
 
 
 def built_in_model(name: str) -> ModelSpec:
-    """A model of the built-in list.
+    """A model of the built-in list, by its short name or a hub id, in any case.
 
     Raises:
-        SpecError: not in the list.
+        SpecError: not in the list; names the nearest.
     """
-    for known, config in BUILT_IN.items():
-        if known.casefold() == name.casefold():
-            return model_spec(config, known)
+    return model_spec(built_in_config(name), _listed_name(name))
+
+
+def _listed_name(name: str) -> str:
+    names = _listed_names()
+    if name.casefold() in names:
+        return names[name.casefold()]
+    near = difflib.get_close_matches(name.casefold(), names, n=1, cutoff=0.0)
     raise SpecError(
-        f"model {name!r} is not built in ({', '.join(BUILT_IN)}); give the path of its config.json"
+        f"model {name!r} is not in data/models.json; nearest is {names[near[0]]}; "
+        "give the path of its config.json"
     )

@@ -3,6 +3,7 @@
 import math
 import os
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -10,9 +11,11 @@ from hypothesis import strategies as st
 
 from llm_carbon_meter.config import (
     CHANNEL_DIR_VARIABLE,
+    DATA_VARIABLE,
     PREFIX,
     Config,
     cuda_visible_devices,
+    data_folder,
     settings_table,
     share_channel_dir,
 )
@@ -182,3 +185,20 @@ def test_visible_devices_are_those_of_cuda(
 def test_a_config_error_is_a_meter_error() -> None:
     """One class for callers to catch."""
     assert issubclass(ConfigError, MeterError)
+
+
+def test_data_folder_is_what_was_given_else_the_variable(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An argument wins over ``LLM_CARBON_METER_DATA``; there is no default."""
+    argument, named = tmp_path / "argument", tmp_path / "named"
+    argument.mkdir()
+    named.mkdir()
+    monkeypatch.setenv(DATA_VARIABLE, str(named))
+    assert data_folder(str(argument)) == argument
+    assert data_folder() == named
+    monkeypatch.delenv(DATA_VARIABLE)
+    with pytest.raises(ConfigError, match=f"--data or set {DATA_VARIABLE}"):
+        data_folder()
+    with pytest.raises(ConfigError, match="does not exist"):
+        data_folder(str(tmp_path / "gone"))

@@ -1,0 +1,1 @@
+"""What the predictor is trained on; never imported when serving."""
