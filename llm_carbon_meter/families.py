@@ -151,6 +151,14 @@ def _biases(config: Config) -> Mapping[str, Any]:
     return {**bias, "mlp_bias": True} if config.get("mlp_bias") else bias
 
 
+def _seed_oss(config: Config) -> Mapping[str, Any]:
+    return {
+        "qkv_bias": bool(config.get("attention_bias", True)),
+        "out_bias": bool(config.get("attention_out_bias")),
+        "mlp_bias": bool(config.get("mlp_bias")),
+    }
+
+
 def _gemma2(config: Config) -> Mapping[str, Any]:
     capped = bool(config["attn_logit_softcapping"])
     return {
@@ -331,6 +339,8 @@ _GEMMA3_DEFAULTS: Final = {
 
 FAMILIES: Final[Mapping[str, Family]] = {
     "llama": Family(read=_biases),
+    "granite": Family(read=_biases),
+    "seed_oss": Family(defaults={"head_dim": 128}, read=_seed_oss),
     "mistral": Family(),
     "ministral": Family(),
     "qwen2": Family({"qkv_bias": True}, {"use_sliding_window": False}),

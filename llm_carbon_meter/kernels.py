@@ -7,6 +7,7 @@ positions; every kernel is linear in them, except that experts are touched X(T) 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -55,6 +56,7 @@ class Kernel:
     """Weights are read only in steps that sample."""
 
 
+@lru_cache(maxsize=64)
 def kernel_table(model: ModelSpec, tensor_parallel: int = 1) -> tuple[Kernel, ...]:
     """Every kernel of a model, as one GPU of a tensor-parallel group runs it.
 

@@ -291,15 +291,25 @@ def model_spec(
     text = _text_config(config)
     kind = str(text.get("model_type", ""))
     family, approximation = _family(kind, approximate)
-    text = {**family.defaults, **text}
-    dtype = str(first(text, "bfloat16", "dtype", "torch_dtype"))
-    weights = weight_format(text.get("quantization_config") or {}, dtype)
-    own = family.read(text)
+    try:
+        fields = _fields({**family.defaults, **text}, family)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise SpecError(f"config.json of a {kind} model cannot be read: {error!r}") from error
+    remarks = (approximation, fields["approximation"])
+    fields["approximation"] = "; ".join(filter(None, remarks))
+    return _checked(ModelSpec(name=name or str(text.get("_name_or_path") or kind), **fields))
+
+
+def _fields(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """Every field of the spec but its name."""
+    dtype = str(first(config, "bfloat16", "dtype", "torch_dtype"))
+    weights = weight_format(config.get("quantization_config") or {}, dtype)
+    own = family.read(config)
     fields = {
-        **_sizes(text),
-        **({} if "intermediate_size" in own else {"intermediate_size": _mlp_width(text)}),
-        **window(text),
-        **experts(text),
+        **_sizes(config),
+        **({} if "intermediate_size" in own else {"intermediate_size": _mlp_width(config)}),
+        **window(config),
+        **experts(config),
         "weight_bytes": weights.linear_bytes,
         "expert_weight_bytes": weights.expert_bytes,
         "plain_weight_bytes": weights.plain_bytes,
@@ -309,9 +319,8 @@ def model_spec(
         **family.traits,
         **own,
     }
-    remarks = (approximation, fields.get("approximation", ""), weights.approximation)
-    fields["approximation"] = "; ".join(filter(None, remarks))
-    return _checked(ModelSpec(name=name or str(text.get("_name_or_path") or kind), **fields))
+    remarks = (fields.get("approximation"), weights.approximation)
+    return {**fields, "approximation": "; ".join(filter(None, remarks))}
 
 
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -34,6 +34,8 @@ TINY: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
     "llama": ("llama", _SIZES),
     "llama with biases": ("llama", {**_SIZES, "attention_bias": True, "mlp_bias": True}),
     "llama tied": ("llama", {**_SIZES, "tie_word_embeddings": True}),
+    "granite": ("granite", _SIZES),
+    "seed_oss": ("seed_oss", {**_SIZES, "head_dim": 32}),
     "mistral": ("mistral", {**_SIZES, "head_dim": 32, "sliding_window": 8}),
     "qwen2": ("qwen2", _SIZES),
     "qwen2 with a window": (

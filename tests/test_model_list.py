@@ -7,7 +7,6 @@ import pytest
 
 from llm_carbon_meter.records import SpecError
 from llm_carbon_meter.specs import (
-    ModelSpec,
     built_in_config,
     built_in_model,
     built_in_names,
@@ -123,20 +122,10 @@ PUBLISHED = [
 ]
 
 
-def shape(name: str) -> ModelSpec:
-    """The listed model; skips where its family cannot be read yet."""
-    try:
-        return built_in_model(name)
-    except SpecError as error:
-        if "is not known" not in str(error):
-            raise
-        pytest.skip(str(error))
-
-
 @pytest.mark.parametrize(("name", "parameters"), PUBLISHED)
 def test_listed_models_have_the_published_number_of_parameters(name: str, parameters: int) -> None:
     """The closed form of every listed shape is within 1 % of what was published."""
-    assert shape(name).parameters == pytest.approx(parameters, rel=0.01)
+    assert built_in_model(name).parameters == pytest.approx(parameters, rel=0.01)
 
 
 def test_every_listed_model_is_checked() -> None:

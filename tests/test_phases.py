@@ -76,7 +76,7 @@ def sums(phase: tuple[KernelTotals, ...]) -> tuple[float, float, float, float]:
 def test_model_totals(
     model: str, gpus: int, batch: int, prefill: tuple[int, ...], decode: tuple[int, ...]
 ) -> None:
-    """Worked examples 8.1 to 8.4: the sum over all kernels."""
+    """Worked by hand: the sum over all kernels, per layer and once in the model."""
     totals = phase_totals(built_in_model(model), gpus, batch, PROMPT, OUTPUT)
     assert sums(totals.prefill) == pytest.approx(prefill, rel=1e-12)
     assert sums(totals.decode) == pytest.approx(decode, rel=1e-12)

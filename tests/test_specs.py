@@ -283,12 +283,17 @@ def test_h100_data_sheet() -> None:
         ("head_dim", 0),
         ("hidden_size", True),
         ("num_attention_heads", 10**6),
-        ("num_local_experts", 8),
+        ("num_local_experts", 1),
         ("num_local_experts", [1]),
+        ("num_local_experts", -8),
+        ("layer_types", 5),
+        ("moe_layer_freq", "x"),
+        ("quantization_config", "fp8"),
+        ("quantization_config", {"quant_method": "gptq", "bits": "four"}),
         ("max_position_embeddings", "z"),
     ],
 )
 def test_fields_that_cannot_be_are_refused(field: str, value: object) -> None:
     """A wrong type, a zero or a contradiction is a SpecError, never a number."""
     with pytest.raises(SpecError):
-        model_spec({**built_in_config("Llama-3.1-8B"), field: value})
+        model_spec({**built_in_config("Mixtral-8x7B"), "sliding_window": 64, field: value})
