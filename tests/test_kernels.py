@@ -18,7 +18,7 @@ from llm_carbon_meter.kernels import (
     windowed_sum,
 )
 from llm_carbon_meter.records import SpecError
-from llm_carbon_meter.specs import BUILT_IN, ModelSpec, built_in_model, model_spec
+from llm_carbon_meter.specs import ModelSpec, built_in_model, built_in_names, model_spec
 
 PROMPT, OUTPUT = 1020, 129
 GEMMA_2B = {
@@ -390,7 +390,7 @@ def test_fp8_kv_cache() -> None:
     assert per_layer(kernel(model, "k_proj"), *DECODE_STEPS)[1] == 1074921472
 
 
-@pytest.mark.parametrize("name", list(BUILT_IN))
+@pytest.mark.parametrize("name", built_in_names())
 def test_names_are_unique_and_every_operation_has_a_peak(name: str) -> None:
     """A name is one node; what computes is bounded by tensor or vector units."""
     table = kernel_table(built_in_model(name), 2)
