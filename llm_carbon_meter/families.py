@@ -274,6 +274,7 @@ def _nemotron_h(config: Config) -> Mapping[str, Any]:
         "recurrent_layers": count("M", "mamba", "linear_attention"),
         "recurrent_in": 2 * inner + states + whole(config, "mamba_num_heads"),
         "recurrent_out": inner,
+        "recurrent_state": inner * whole(config, "ssm_state_size"),
         **({} if count("E", "moe") else {"num_experts": 0, "experts_per_token": 0}),
     }
 
@@ -293,6 +294,7 @@ def _jamba(config: Config) -> Mapping[str, Any]:
         "recurrent_layers": layers - attention,
         "recurrent_in": 2 * inner,
         "recurrent_out": inner,
+        "recurrent_state": inner * whole(config, "mamba_d_state", default=16),
         "expert_layers": with_experts,
         "dense_layers": layers - with_experts,
     }
@@ -309,6 +311,7 @@ def _qwen3_next(config: Config) -> Mapping[str, Any]:
         "recurrent_layers": layers - full,
         "recurrent_in": 2 * (keys + values) + 2 * whole(config, "linear_num_value_heads"),
         "recurrent_out": values,
+        "recurrent_state": values * whole(config, "linear_key_head_dim"),
         "rotary_fraction": _rotary_fraction(config, 0.25),
     }
 
@@ -316,7 +319,7 @@ def _qwen3_next(config: Config) -> Mapping[str, Any]:
 _LAYER_NORM: Final = {"layer_norm": True, "gated_mlp": False, "activation_ops": GELU_OPS}
 _BIASED: Final = {"qkv_bias": True, "out_bias": True, "mlp_bias": True}
 _GEMMA: Final = {"activation_ops": GATED_GELU_OPS}
-_RECURRENT: Final = "recurrent layers counted as their input and output projections"
+_RECURRENT: Final = "recurrent layers counted as their projections and the state's update"
 _LATENT: Final = Family(
     {"approximation": "latent attention counted with keys and values expanded per head"},
     read=_deepseek,

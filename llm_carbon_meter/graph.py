@@ -48,7 +48,7 @@ _EDGES: Final[Sequence[Edge]] = (
     ("qk_norm", "rope"),
     *_fan(["rope", "v_proj", "kv_proj"], _ATTENTION),
     *_fan(_ATTENTION, ["out_proj"]),
-    *_chain("norm_attn", "recurrent_in_proj", "recurrent_out_proj"),
+    *_chain("norm_attn", "recurrent_in_proj", "recurrent_state", "recurrent_out_proj"),
     *_fan(["out_proj", "recurrent_out_proj"], ["allreduce_1"]),
     *_chain("allreduce_1", "post_norm_attn", "add_attn"),
     *_fan(["norm_mlp"], ["gate_proj", "up_proj", "router", "expert_gate_proj", "expert_up_proj"]),

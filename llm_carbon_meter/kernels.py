@@ -20,6 +20,7 @@ from llm_carbon_meter.specs import ModelSpec
 Floats = npt.NDArray[np.float64]
 
 RMS_NORM_OPS, LAYER_NORM_OPS, ROPE_OPS = 4.0, 7.0, 3.0
+STATE_OPS, STATE_BYTES = 6.0, 4.0  # decay, input and output of a recurrent state's element
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,10 +230,23 @@ def _fuse_attention(
 
 
 def _recurrent(model: ModelSpec, tp: int) -> list[Kernel]:
-    """Projections of Mamba and linear attention; the state's update is not counted."""
-    h, count = model.hidden_size, model.recurrent_layers
+    """Projections of Mamba and linear attention, and the state between them.
+
+    A request's state (float32) is read and written once per step, however many tokens.
+    """
+    h, count, state = model.hidden_size, model.recurrent_layers, model.recurrent_state / tp
     return [
         _linear(model, "recurrent_in_proj", count, h, model.recurrent_in / tp, kind="up_proj"),
+        Kernel(
+            "recurrent_state",
+            "recurrent_state",
+            count,
+            "vector",
+            state,
+            state,
+            ops_per_token=STATE_OPS * state,
+            bytes_per_sample=2 * STATE_BYTES * state,
+        ),
         _linear(model, "recurrent_out_proj", count, model.recurrent_out / tp, h, kind="out_proj"),
     ]
 

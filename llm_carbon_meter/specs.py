@@ -196,6 +196,8 @@ class ModelSpec:
     """Width of a recurrent layer's input projection."""
     recurrent_out: int = 0
     """What its output projection reads."""
+    recurrent_state: int = 0
+    """Elements of one request's state in one recurrent layer."""
     embedding_size: int = 0
     """Width of an embedding that is projected to the hidden size; 0 where it has that size."""
     position_rows: int = 0

@@ -22,7 +22,7 @@ class Flag(StrEnum):
     QUEUEING = "queueing"
     """The slowest tokens took over a second: waiting or preemption is in the energy."""
     PADDED = "padded"
-    """Shorter prompts of the batch were padded; ``prompt_tokens`` is their mean."""
+    """Prompts were padded; ``prompt_tokens`` is the length that was computed."""
     ASSUMED_WATTS = "assumed_watts"
     """The source gives power as a fraction; 400 W per GPU are assumed."""
     GPU_VARIANT_UNSTATED = "gpu_variant_unstated"

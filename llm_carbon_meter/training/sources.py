@@ -174,7 +174,11 @@ def _why_not_joulebench(raw: Raw) -> str | None:
 
 
 def _prior_runs(dataset: DataSet, raws: Sequence[Raw], prompt_scale: float) -> Iterator[Row]:
-    """Single runs of a batch of different prompts; repeats of a configuration share its weight."""
+    """Single runs of a batch of different prompts; repeats of a configuration share its weight.
+
+    Every prompt was padded to ``context_len``: energy and latency grow with it as a prefill of
+    that length and its cache would, and hardly at all with the prompt.
+    """
     repeats = defaultdict(list)
     for raw in raws:
         repeats[_configuration(raw)].append(float(raw["energy_joules_batch"]))
@@ -184,14 +188,14 @@ def _prior_runs(dataset: DataSet, raws: Sequence[Raw], prompt_scale: float) -> I
             dataset,
             raw,
             concurrency=batch,
-            prompt_tokens=float(raw["prompt_tokens_per_request"]),
+            prompt_tokens=float(raw["context_len"]),
             output_tokens=float(raw["output_tokens_per_request"]),
             energy_joules=float(raw["energy_joules_batch"]) / batch,
             power_watts=float(raw["avg_power_watts"]),
             output_tokens_per_s=float(raw["tokens_per_s"]),
             noise=stdev(joules) / fmean(joules) if len(joules) > 1 else None,
             weight=1.0 / len(joules),
-            flags=frozenset({Flag.PADDED}) if batch > 1 else frozenset(),
+            flags=frozenset({Flag.PADDED}),
         )
 
 
