@@ -47,8 +47,9 @@ SPINE = {
     "accounted_ratio",
     "sampler_gap_seconds",
     "errors",
+    "estimate_error_ratio",
 }
-LATER = {"estimate_error_ratio", "drift_ratio", "drift_alert", "allreduce_modelled_joules"}
+LATER = {"drift_ratio", "drift_alert", "allreduce_modelled_joules"}
 
 ACCOUNT_JOULES = (100.0, 200.0, 10.0, 5.0, 20.0, 60.0, 5.0)
 TOTALS = EngineTotals(
@@ -92,6 +93,7 @@ RECORD = RequestRecord(
     energy=ENERGY,
     provisional=None,
     estimate=EnergyEstimate("flop", 36.0, 36.0, 40.0, 80.0, 5.0, True, 0.02),
+    conditional=None,
     features=Features(0.0, 5, 1, 1),
     intensity_g_per_kwh=475.0,
     intensity_source="static",
@@ -131,6 +133,7 @@ def test_every_metric_of_the_contract_is_there_after_one_of_each() -> None:
     exporter.totals(TOTALS)
     exporter.record(RECORD)
     exporter.intensity(CarbonIntensity(475.0, "world", "static"), 0.0)
+    exporter.estimate_errors(RECORD, {("raw", "conditional"): -0.07})
     found = families(registry)
     assert set(found) == SPINE
     assert all(family.samples for family in found.values())
