@@ -9,8 +9,10 @@ from llm_carbon_meter import __version__
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.demo.run import add_arguments, run_demo
 from llm_carbon_meter.meter import grid
-from llm_carbon_meter.predictor.offline import flop_report, named_model
-from llm_carbon_meter.records import MeterError
+from llm_carbon_meter.predictor.batch import INPUT_COLUMNS, estimate_file
+from llm_carbon_meter.predictor.estimator import ENERGY_MODELS, EnergyModel, energy_model
+from llm_carbon_meter.predictor.offline import OfflineEstimate, make_deployment
+from llm_carbon_meter.records import EstimateQuery, MeterError
 from llm_carbon_meter.request_log import ledger_table, read
 
 
@@ -37,12 +39,7 @@ def _parser() -> argparse.ArgumentParser:
     add_arguments(demo)
     demo.set_defaults(run=run_demo)
 
-    estimate = verbs.add_parser("estimate", help="what a request costs before it runs")
-    estimate.add_argument("--model", required=True, help="a built-in name or a config.json")
-    estimate.add_argument("--prompt-tokens", type=int, required=True)
-    estimate.add_argument("--output-tokens", type=int, required=True)
-    estimate.add_argument("--method", choices=["flop"], default="flop")
-    estimate.set_defaults(run=_estimate)
+    _add_estimate(verbs.add_parser("estimate", help="what a request costs before it runs"))
 
     replay = verbs.add_parser("replay", help="print the ledger of a request log again")
     replay.add_argument("log", type=Path, help="a file written by LLM_CARBON_METER_REQUEST_LOG")
@@ -50,10 +47,81 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_estimate(estimate: argparse.ArgumentParser) -> None:
+    one = estimate.add_argument_group("one request")
+    one.add_argument("--model", help="a built-in name or a config.json")
+    one.add_argument("--gpu", help="of data/gpus.toml (default: the assumed one of the settings)")
+    one.add_argument("--num-gpus", type=int, default=1, help="tensor parallel (default: 1)")
+    one.add_argument("--dtype", default="", help="number format (default: as the model's config)")
+    one.add_argument("--engine", default="vllm", help="default: vllm")
+    one.add_argument("--engine-version", default="")
+    one.add_argument(
+        "--concurrency", type=float, default=1.0, help="such requests at once (default: 1)"
+    )
+    one.add_argument("--prompt-tokens", type=int)
+    one.add_argument("--output-tokens", type=int)
+    one.add_argument("--compare", action="store_true", help="the same on all other GPUs")
+    many = estimate.add_argument_group("a table of requests")
+    many.add_argument("--input", type=Path, help="CSV: " + ", ".join(INPUT_COLUMNS))
+    many.add_argument("--output", type=Path, help="CSV: the same rows with their energy")
+    estimate.add_argument(
+        "--method", choices=list(ENERGY_MODELS), help="default: as the settings say"
+    )
+    estimate.set_defaults(run=_estimate, usage_error=estimate.error)
+
+
 def _estimate(options: argparse.Namespace) -> int:
     config, _ = Config.from_environment()
-    model = named_model(options.model)
-    print(flop_report(model, options.prompt_tokens, options.output_tokens, grid(config)))
+    model = energy_model(options.method or _default_method(config))
+    one = {"--model": options.model, "--prompt-tokens": options.prompt_tokens,
+           "--output-tokens": options.output_tokens}  # fmt: skip
+    if options.input or options.output:
+        given = [name for name, value in one.items() if value is not None]
+        if given or not (options.input and options.output):
+            options.usage_error(
+                "--input and --output belong together, and to no " + ", ".join(given or one)
+            )
+        return _estimate_file(model, options)
+    missing = [name for name, value in one.items() if value is None]
+    if missing:
+        options.usage_error(f"give {', '.join(missing)}, or --input and --output")
+    return _estimate_one(model, options, config)
+
+
+def _default_method(config: Config) -> str:
+    """The server's, also where that is switched off."""
+    return Config().estimator if config.estimator == "none" else config.estimator
+
+
+def _estimate_file(model: EnergyModel, options: argparse.Namespace) -> int:
+    bad = estimate_file(model, options.input, options.output)
+    if bad:
+        print(
+            f"llm-carbon-meter: {bad} rows have no estimate; the column error says why",
+            file=sys.stderr,
+        )
+    return 1 if bad else 0
+
+
+def _estimate_one(model: EnergyModel, options: argparse.Namespace, config: Config) -> int:
+    deployment = make_deployment(
+        options.model,
+        options.gpu or config.assume_gpu,
+        options.num_gpus,
+        options.dtype,
+        options.engine,
+        options.engine_version,
+    )
+    query = EstimateQuery(
+        options.prompt_tokens,
+        None,
+        concurrency=options.concurrency,
+        output_tokens=options.output_tokens,
+    )
+    estimate = OfflineEstimate(model, deployment, query, grid(config), config.pue)
+    print(estimate.table())
+    if options.compare:
+        print(f"\n{estimate.comparison()}")
     return 0
 
 

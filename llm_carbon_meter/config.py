@@ -98,7 +98,10 @@ class Config:
     pue: float = _setting(
         1.0, _number(1.0, 5.0), "power usage effectiveness; 1.0 counts the GPUs alone"
     )
-    estimator: str = _setting("flop", _choice("flop", "none"), "how requests are estimated")
+    estimator: str = _setting("flop", _choice("flop", "gnn", "none"), "how requests are estimated")
+    calibration_file: str = _setting(
+        "", str, "file that keeps the correction of the estimates over a restart; empty: not kept"
+    )
     final_wait_s: float = _setting(
         0.0, _number(0.0, 10.0), "how long a response may wait for its final figure"
     )

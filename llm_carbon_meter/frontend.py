@@ -4,7 +4,8 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, NamedTuple
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
@@ -13,10 +14,10 @@ from llm_carbon_meter.exporters.headers import record_json
 from llm_carbon_meter.exporters.otel import SpanExporter
 from llm_carbon_meter.exporters.prometheus import PrometheusExporter
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.meter import HEARTBEAT_S, grid
-from llm_carbon_meter.predictor.azure import conversation_quantiles
-from llm_carbon_meter.predictor.estimator import ESTIMATORS, Estimator
-from llm_carbon_meter.predictor.lengths import OutputLengths, exact_length
+from llm_carbon_meter.meter import HEARTBEAT_S, assumed_gpu, grid
+from llm_carbon_meter.predictor.calibration import error_ratios
+from llm_carbon_meter.predictor.estimator import Deployment, DeploymentEstimator, energy_model
+from llm_carbon_meter.predictor.live import LiveEstimator
 from llm_carbon_meter.records import (
     EnergyEstimate,
     EngineTotals,
@@ -26,16 +27,30 @@ from llm_carbon_meter.records import (
     Outcome,
     RequestEnergy,
     RequestRecord,
+    SpecError,
     Status,
 )
-from llm_carbon_meter.registry import Exchange, Member, RecordStore, Registry, stopped
+from llm_carbon_meter.registry import (
+    Exchange,
+    Member,
+    RecordStore,
+    Registry,
+    stopped,
+    sum_estimates,
+)
 from llm_carbon_meter.request_log import RequestLog
-from llm_carbon_meter.specs import ModelSpec
+from llm_carbon_meter.specs import GpuSpec, ModelSpec, gpu_spec
 
 SILENT_S: Final = 3 * HEARTBEAT_S
 """Engines not heard for this long are not metered: answers must not wait for them."""
 
 Share = Callable[[str, Sequence[str], Mapping[str, Any]], None]
+
+
+class _Gpu(NamedTuple):
+    spec: GpuSpec
+    remark: str
+    """Empty where it is the engine's own."""
 
 
 class FrontendMeter:
@@ -45,8 +60,8 @@ class FrontendMeter:
         config: settings.
         model_name: as clients know it.
         model: shape for the estimate; None where the architecture is not known.
-        deployment: engine, version, number formats and parallelism, for the records.
-        index: of this API server; 0 exports the engine-wide metrics.
+        deployment: engine, version, GPU, number formats and parallelism, for estimate and records.
+        index: of this API server; 0 exports the engine-wide metrics and keeps the calibration.
         tracing: whether the server makes spans.
         share: gives a record (key, ids, JSON) to the other API servers.
         faults: counts of what went wrong in this process.
@@ -72,10 +87,6 @@ class FrontendMeter:
         self._deployment = deployment
         self._intensity = grid(config)
         self.spans = SpanExporter(self._intensity) if tracing else None
-        self._lengths = OutputLengths(conversation_quantiles().output_tokens)
-        self._estimator: Estimator | None = None
-        if model is not None and config.estimator in ESTIMATORS:
-            self._estimator = ESTIMATORS[config.estimator](model, self._intensity)
         self._heard_s = time.monotonic()
         self._share = share
         self._faults = faults
@@ -83,6 +94,7 @@ class FrontendMeter:
         faults.listen(self._metrics.error)
         self._metrics.intensity(self._intensity, 0.0)
         self._log = self._open_log(index)
+        self._live = self._open_estimator(model, index) if model else None
 
     def _open_log(self, index: int) -> RequestLog | None:
         path = self.config.request_log
@@ -97,6 +109,42 @@ class FrontendMeter:
         except MeterError as error:
             self._faults.note("request_log", error)
             return None
+
+    def _open_estimator(self, model: ModelSpec, index: int) -> LiveEstimator | None:
+        config = self.config
+        if config.estimator == "none":
+            return None
+        gpu, remark = self._gpu()
+        deployment = Deployment(
+            model,
+            gpu,
+            int(self._deployment.get("tensor_parallel_size", 1)),
+            str(self._deployment.get("engine", "")),
+            str(self._deployment.get("engine_version", "")),
+        )
+        try:
+            estimator = DeploymentEstimator(
+                energy_model(config.estimator), deployment, self._intensity, config.pue, remark
+            )
+        except MeterError as error:
+            self._faults.note("estimator", error, "Requests have no estimate.")
+            return None
+        # Two processes must not write one file.
+        file = config.calibration_file if index == 0 else ""
+        return LiveEstimator(estimator, Path(file) if file else None, self._faults)
+
+    def _gpu(self) -> _Gpu:
+        """The data sheet of the engine's GPU, or the assumed one and why."""
+        name = str(self._deployment.get("gpu", ""))
+        if not name:
+            assumed = assumed_gpu(self.config, self._faults)
+            return _Gpu(assumed, f"no GPU was found, {assumed.name} is assumed")
+        try:
+            return _Gpu(gpu_spec(name), "")
+        except SpecError as error:
+            assumed = assumed_gpu(self.config, self._faults)
+            self._faults.note("gpu", error, f"Estimates assume {assumed.name}.")
+            return _Gpu(assumed, f"the GPU {name} is not known, {assumed.name} is assumed")
 
     @property
     def provisional_wait_s(self) -> float:
@@ -119,11 +167,7 @@ class FrontendMeter:
         Raises:
             MeterError: the query makes no sense.
         """
-        if self._estimator is None:
-            return None
-        if query.output_tokens is not None:
-            return self._estimator.estimate(query, exact_length(query.output_tokens))
-        return self._estimator.estimate(query, self._lengths.forecast(query.max_tokens))
+        return self._live.estimate(query) if self._live else None
 
     def begin(
         self,
@@ -160,6 +204,8 @@ class FrontendMeter:
     def receive_record(self, key: str, ids: Sequence[str], record: Mapping[str, Any]) -> None:
         """Another API server finished an exchange."""
         self.records.put(key, ids, json.dumps(record, separators=(",", ":")))
+        if self._live is not None:
+            self._live.learn(record)
 
     def end(self, exchange: Exchange, answered: bool) -> None:
         """The HTTP side of an exchange is over."""
@@ -172,8 +218,9 @@ class FrontendMeter:
         body = record_json(record)
         text = json.dumps(body, separators=(",", ":"))
         ids = (*record.internal_ids, *record.external_ids)
-        self._learn_lengths(exchange)
         self._metrics.record(record)
+        self._metrics.estimate_errors(record, error_ratios(record))
+        self._learn(exchange, body)
         self.records.put(record.id, ids, text)
         self._share(record.id, ids, body)
         if self._log is not None:
@@ -182,13 +229,24 @@ class FrontendMeter:
             except OSError as error:
                 self._faults.note("request_log", error, "The record is in the metrics only.")
 
-    def _learn_lengths(self, exchange: Exchange) -> None:
+    def _learn(self, exchange: Exchange, record: Mapping[str, Any]) -> None:
+        if self._live is None:
+            return
+        self._live.learn(record)
         for member in exchange.members.values():
             energy = member.energy
             if energy is None or not energy.output_tokens:
                 continue
             if energy.outcome is Outcome.FINISHED or exchange.answered:
-                self._lengths.observe(energy.output_tokens)
+                self._live.learn_length(energy.output_tokens)
+
+    def _conditional(self, exchange: Exchange) -> EnergyEstimate | None:
+        """The estimate once nothing is unknown any more; None before."""
+        energies = [member.energy for member in exchange.members.values() if member.estimate]
+        known = [energy for energy in energies if energy is not None]
+        if self._live is None or not exchange.is_final() or len(known) < len(exchange.members):
+            return None
+        return sum_estimates([self._live.conditional(energy) for energy in known])
 
     def record(self, exchange: Exchange) -> RequestRecord:
         """An exchange as known now; it has at least one engine request."""
@@ -205,6 +263,7 @@ class FrontendMeter:
             energy=energy,
             provisional=exchange.provisional,
             estimate=exchange.estimate,
+            conditional=self._conditional(exchange),
             features=dataclasses.replace(exchange.features, num_sequences=len(exchange.members)),
             intensity_g_per_kwh=self._intensity.grams_per_kwh,
             intensity_source=self._intensity.provider,
@@ -221,9 +280,11 @@ class FrontendMeter:
         return {**self.records.find(request_id), **open_records}
 
     def stop(self) -> None:
-        """Finish what the engines have settled, answered or not; then close the request log."""
+        """Finish what the engines have settled, answered or not; then close the files."""
         for exchange in self.exchanges.unfinished():
             if exchange.is_final():
                 self.end(exchange, answered=False)
+        if self._live is not None:
+            self._live.save()
         if self._log is not None:
             self._log.close()

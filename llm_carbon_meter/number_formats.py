@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
+from llm_carbon_meter.records import SpecError
+
 DTYPE_BYTES: Final[Mapping[str, float]] = {
     "float32": 4.0,
     "float16": 2.0,
@@ -98,3 +100,64 @@ def _compressed_tensors(quantisation: Mapping[str, Any], plain: WeightFormat) ->
 def _compute(activations: Mapping[str, Any]) -> str:
     """Type of the products where activations are quantised as well."""
     return f"{'fp' if activations.get('type') == 'float' else 'int'}{activations['num_bits']}"
+
+
+PLAIN_DTYPES: Final = ("bfloat16", "float16", "float32")
+QUANTISED_DTYPES: Final[Mapping[str, Mapping[str, Any]]] = {
+    "fp8": {"quant_method": "fp8"},
+    "int8": {"quant_method": "bitsandbytes", "load_in_8bit": True},
+    "int4": {"quant_method": "gptq", "bits": 4, "group_size": 128},
+    "nf4": {"quant_method": "bitsandbytes", "load_in_4bit": True},
+    "mxfp4": {
+        "quant_method": "compressed-tensors",
+        "config_groups": {"all": {"weights": {"type": "float", "num_bits": 4, "group_size": 32}}},
+    },
+}
+"""What a config.json would say of weights in these formats, all linear kernels alike."""
+
+
+def with_dtype(config: Mapping[str, Any], dtype: str) -> Mapping[str, Any]:
+    """A config.json as served in a number format.
+
+    A 16 or 32-bit type is that of the activations: a checkpoint that is quantised stays so. A
+    quantised format replaces the checkpoint's own; where it is the same, the own one is kept, with
+    its block sizes and its exceptions.
+
+    Args:
+        config: the parsed file.
+        dtype: one of `PLAIN_DTYPES` or `QUANTISED_DTYPES`; empty for what the file says.
+
+    Raises:
+        SpecError: another one.
+    """
+    if not dtype:
+        return config
+    if dtype not in PLAIN_DTYPES and dtype not in QUANTISED_DTYPES:
+        known = ", ".join((*PLAIN_DTYPES, *QUANTISED_DTYPES))
+        raise SpecError(f"number format {dtype!r} is not known; known: {known}")
+    inner = config.get("text_config")
+    text = inner if isinstance(inner, Mapping) else {}
+    own = text.get("quantization_config") or config.get("quantization_config") or {}
+    if dtype in PLAIN_DTYPES:
+        change: Mapping[str, Any] = {"dtype": dtype}
+    else:
+        change = (
+            {} if _format_name(own) == dtype else {"quantization_config": QUANTISED_DTYPES[dtype]}
+        )
+    nested = {"text_config": {**text, **change}} if text else {}
+    return {**config, **nested, **change}
+
+
+def _format_name(quantisation: Mapping[str, Any]) -> str:
+    """The key of `QUANTISED_DTYPES` that a section comes down to; empty where there is none."""
+    if not quantisation:
+        return ""
+    if quantisation.get("quant_method") == "bitsandbytes":
+        return "int8" if quantisation.get("load_in_8bit") else "nf4"
+    weights = weight_format(quantisation, "bfloat16")
+    if weights.expert_bytes == MXFP4_BYTES:
+        return "mxfp4"
+    if weights.compute in ("fp8", "int8"):
+        return weights.compute
+    is_int4 = weights.compute == "bfloat16" and 0.5 <= weights.linear_bytes < NVFP4_BYTES
+    return "int4" if is_int4 else ""

@@ -7,7 +7,7 @@ Joules, watts, seconds of the monotonic clock. Nobody changes a record after it 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
 from typing import NamedTuple
 
@@ -254,32 +254,52 @@ class EstimateQuery:
     max_tokens: int | None
     """Upper bound of the output; None where only the context length bounds it."""
     num_sequences: int = 1
-    concurrency: int = 1
-    """Requests in the system, this one included."""
+    concurrency: float = 1
+    """Requests in the system, this one included; a mean where it is known afterwards."""
     output_tokens: int | None = None
     """Exactly, where it is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class EnergyEstimate:
-    """Energy of a request before it runs."""
+    """Energy of a request before it runs: as the model says, and what to multiply that by."""
 
     method: str
     prefill_joules: float
     decode_joules: float
     low_joules: float
     high_joules: float
-    """Interval of the total over the distribution of output lengths (10 % to 90 %)."""
+    """Interval of the total (10 % to 90 %): output lengths and the model's own error."""
     output_tokens: float
     """Expected number of generated tokens."""
     facility: bool
     """True where the figure already contains the data centre's overhead: no PUE on top."""
     operational_grams: float
+    out_of_domain: str = ""
+    """Why the estimate is less certain than its interval says; empty where it is not."""
+    calibration: float = 1.0
+    """Measured / estimated as this deployment's own measurements have shown it so far."""
 
     @property
     def joules(self) -> float:
-        """Prefill and decode together."""
+        """Prefill and decode together, not calibrated."""
         return self.prefill_joules + self.decode_joules
+
+    @property
+    def calibrated(self) -> "EnergyEstimate":
+        """The estimate that clients are told: all energies and grams times the calibration."""
+        factor = self.calibration
+        if factor == 1.0:
+            return self
+        return replace(
+            self,
+            prefill_joules=self.prefill_joules * factor,
+            decode_joules=self.decode_joules * factor,
+            low_joules=self.low_joules * factor,
+            high_joules=self.high_joules * factor,
+            operational_grams=self.operational_grams * factor,
+            calibration=1.0,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +331,8 @@ class RequestRecord:
     provisional: RequestEnergy | None
     """What was known, and shown in headers, when the answer left."""
     estimate: EnergyEstimate | None
+    conditional: EnergyEstimate | None
+    """The same for the true length and the company that it had; None until these are known."""
     features: Features
     intensity_g_per_kwh: float
     intensity_source: str

@@ -130,10 +130,19 @@ def response_id(external_id: str) -> str:
 
 def sum_estimates(estimates: Sequence[EnergyEstimate]) -> EnergyEstimate:
     """Estimates of several engine requests as one."""
+    if len(estimates) == 1:
+        return estimates[0]
     fields = ("prefill_joules", "decode_joules", "low_joules", "high_joules", "output_tokens")
     totals = {name: sum(getattr(each, name) for each in estimates) for name in fields}
-    grams = sum(each.operational_grams for each in estimates)
-    return dataclasses.replace(estimates[0], **totals, operational_grams=grams)
+    joules = sum(each.joules for each in estimates)
+    # The calibration may have moved from one to the next.
+    calibrated = sum(each.joules * each.calibration for each in estimates)
+    return dataclasses.replace(
+        estimates[0],
+        **totals,
+        operational_grams=sum(each.operational_grams for each in estimates),
+        calibration=calibrated / joules,
+    )
 
 
 def sum_energies(energies: Sequence[RequestEnergy]) -> RequestEnergy:

@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 
 from llm_carbon_meter.kernels import kernel_table
-from llm_carbon_meter.number_formats import weight_format
+from llm_carbon_meter.number_formats import weight_format, with_dtype
+from llm_carbon_meter.records import SpecError
 from llm_carbon_meter.specs import built_in_model, model_spec
 
 from .test_specs import tiny_config
@@ -108,3 +109,46 @@ def test_fp8_leaves_norms_embedding_and_head_alone() -> None:
         "bfloat16",
     )
     assert built_in_model("Llama-3.1-8B").compute == "bfloat16"
+
+
+OWN_FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+
+
+@pytest.mark.parametrize(
+    ("own", "dtype"),
+    [
+        (OWN_FP8, "fp8"),
+        ({"quant_method": "mxfp4"}, "mxfp4"),
+        ({"quant_method": "awq", "bits": 4, "group_size": 64}, "int4"),
+        (compressed(GROUP_4_BIT, None), "int4"),
+        ({"quant_method": "bitsandbytes", "load_in_4bit": True}, "nf4"),
+        ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "int8"),
+        (OWN_FP8, "bfloat16"),
+        ({"quant_method": "mxfp4"}, ""),
+    ],
+)
+def test_a_checkpoint_keeps_its_own_format(own: dict[str, Any], dtype: str) -> None:
+    """Asked for the format that it has, or for a type of activations, its weights stay so."""
+    config = tiny_config(quantization_config=own)
+    assert with_dtype(config, dtype)["quantization_config"] == own
+
+
+def test_another_format_replaces_the_checkpoint_s() -> None:
+    """FP8 weights that are served in 4 bits are 4 bits, not both."""
+    asked = with_dtype(tiny_config(quantization_config=OWN_FP8), "nf4")
+    assert model_spec(asked).weight_bytes == 0.5625
+
+
+@pytest.mark.parametrize(("dtype", "element"), [("float32", 4.0), ("fp8", 1.0), ("bfloat16", 2.0)])
+def test_the_text_part_of_a_multimodal_model_gets_it(dtype: str, element: float) -> None:
+    """Where the inner configuration has a type of its own, too; nothing is changed in place."""
+    inner = {**tiny_config(), "torch_dtype": "float16"}
+    outer = {"model_type": "vision", "text_config": inner, "torch_dtype": "float16"}
+    assert model_spec(with_dtype(outer, dtype)).weight_bytes == element
+    assert "dtype" not in inner
+
+
+def test_an_unknown_format_is_named() -> None:
+    """With those that are known."""
+    with pytest.raises(SpecError, match=r"'fp7' is not known; known: bfloat16, .*mxfp4"):
+        with_dtype(tiny_config(), "fp7")

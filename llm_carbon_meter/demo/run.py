@@ -155,8 +155,7 @@ def _drive(url: str, model: Path, options: argparse.Namespace) -> Result:
 
 def _show(result: Result, stub: StubPower | None, options: argparse.Namespace) -> list[str]:
     last = result.last
-    print(f"\n{table.request_table(result.answers, result.records)}")
-    print(f"{table.error_note(result.records)}\n")
+    print(f"\n{table.request_table(result.answers, result.records)}\n")
     print(f"{table.account_table(last)}\n")
     print(f"{len(result.answers)} requests in {result.seconds:.1f} s")
     print(table.headers_line(result.answers))
@@ -169,6 +168,8 @@ def _show(result: Result, stub: StubPower | None, options: argparse.Namespace) -
     image = options.out / "power.png"
     picture.draw(image, result.scrapes, result.answers, _title(last, options))
     print(f"picture: {image}")
+    print(f"\n{table.estimate_table(result.records)}")
+    print(f"{table.error_note(result.records)}\n")
     print(table.balance_line(last))
     for failure in failures:
         print(f"NOT AS IT SHOULD BE: {failure}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """What the demo prints: requests, accounts and the balance line."""
 
 from collections.abc import Mapping, Sequence
+from statistics import fmean, median
 from typing import Any, Final
 
 from llm_carbon_meter.demo.replay import Answer
@@ -26,16 +27,49 @@ def request_table(answers: Sequence[Answer], records: Sequence[Record | None]) -
     return _aligned(rows, left={1, 2})
 
 
+def estimate_table(records: Sequence[Record | None]) -> str:
+    """How far the estimates were off: given the true length and company, and as told before."""
+    found = [record for record in records if record is not None and record["status"] == "final"]
+    rows = [["error of the estimate", "stage", "requests", "median", "mean of |error|"]]
+    for basis, name in _BASES.items():
+        for stage in ("raw", "calibrated"):
+            errors = [error for record in found if (error := _off(record, name, stage)) is not None]
+            if errors:
+                mean = fmean(map(abs, errors))
+                rows.append(
+                    [basis, stage, str(len(errors)), f"{median(errors):+.1%}", f"{mean:.1%}"]
+                )
+    return _aligned(rows, left={0, 1}) if len(rows) > 1 else "no request has an estimate"
+
+
+_BASES: Final = {"given length and company": "conditional", "end to end": "estimate"}
+
+
+def _off(record: Record, name: str, stage: str) -> float | None:
+    """(estimated - used) / used; None where one of them is missing."""
+    estimate, used = record.get(name), record["energy_joules"] - record["idle_joules"]
+    if not estimate or used <= 0.0:
+        return None
+    shown = estimate["calibrated"] if stage == "calibrated" else estimate
+    return float(shown["energy_joules"] / used - 1.0)
+
+
 def error_note(records: Sequence[Record | None]) -> str:
-    """What the column of errors means for this model."""
+    """What the errors mean for this model and this source."""
     found = [record for record in records if record is not None and record.get("estimate")]
-    if not any(record["estimate"]["method"] == "flop" for record in found):
-        return ""
-    return (
-        "The estimate (method flop) counts the operations of a model. This one has hardly any, and "
-        "its steps\nare the CPU's overhead: an error near -100 % is expected, and says nothing "
-        "of a real model."
-    )
+    notes = []
+    if any(record["estimate"]["method"] == "flop" for record in found):
+        notes.append(
+            "The estimate (method flop) counts the operations of a model. This one has hardly any, "
+            "and its steps\nare the CPU's overhead: an error near -100 % is expected, and says "
+            "nothing of a real model."
+        )
+    if any(record.get("source") == Source.MODELLED for record in found):
+        notes.append(
+            "The power is modelled, not measured: these are differences between two models, and "
+            "nothing of them\nis kept as calibration or exported as an error."
+        )
+    return "\n".join(notes)
 
 
 def account_table(last: Scrape) -> str:

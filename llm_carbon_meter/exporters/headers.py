@@ -23,12 +23,13 @@ def decimal(value: float) -> str:
 
 
 def estimate_headers(estimate: EnergyEstimate) -> dict[str, str]:
-    """Headers of what was estimated before the request ran."""
+    """Headers of what was estimated before the request ran, calibrated."""
+    shown = estimate.calibrated
     return {
-        PREFIX + "Estimated-Wh": decimal(watt_hours(estimate.joules)),
-        PREFIX + "Estimated-Low-Wh": decimal(watt_hours(estimate.low_joules)),
-        PREFIX + "Estimated-High-Wh": decimal(watt_hours(estimate.high_joules)),
-        PREFIX + "Estimated-gCO2eq": decimal(estimate.operational_grams),
+        PREFIX + "Estimated-Wh": decimal(watt_hours(shown.joules)),
+        PREFIX + "Estimated-Low-Wh": decimal(watt_hours(shown.low_joules)),
+        PREFIX + "Estimated-High-Wh": decimal(watt_hours(shown.high_joules)),
+        PREFIX + "Estimated-gCO2eq": decimal(shown.operational_grams),
     }
 
 
@@ -68,6 +69,7 @@ def record_json(record: RequestRecord) -> dict[str, Any]:
         }
     body["provisional"] = _figures(record.provisional) if record.provisional else None
     body["estimate"] = estimate_json(record.estimate) if record.estimate else None
+    body["conditional"] = estimate_json(record.conditional) if record.conditional else None
     return body | {
         "intensity_g_per_kwh": record.intensity_g_per_kwh,
         "intensity_source": record.intensity_source,
@@ -114,7 +116,22 @@ def with_watt_hours(joules: Mapping[str, float]) -> dict[str, Any]:
 
 
 def estimate_json(estimate: EnergyEstimate) -> dict[str, Any]:
-    """An estimate as it stands in records and in the answer of ``/v1/carbon/estimate``."""
+    """An estimate as it stands in records and in the answer of ``/v1/carbon/estimate``.
+
+    Its own figures are the model's; those that headers show are in ``calibrated``.
+    """
+    return {
+        "method": estimate.method,
+        **_estimate_figures(estimate),
+        "output_tokens": estimate.output_tokens,
+        "facility": estimate.facility,
+        "out_of_domain": estimate.out_of_domain,
+        "calibration": estimate.calibration,
+        "calibrated": _estimate_figures(estimate.calibrated),
+    }
+
+
+def _estimate_figures(estimate: EnergyEstimate) -> dict[str, Any]:
     joules = {
         "energy": estimate.joules,
         "prefill": estimate.prefill_joules,
@@ -122,13 +139,7 @@ def estimate_json(estimate: EnergyEstimate) -> dict[str, Any]:
         "low": estimate.low_joules,
         "high": estimate.high_joules,
     }
-    return {
-        "method": estimate.method,
-        **with_watt_hours(joules),
-        "output_tokens": estimate.output_tokens,
-        "operational_grams": estimate.operational_grams,
-        "facility": estimate.facility,
-    }
+    return with_watt_hours(joules) | {"operational_grams": estimate.operational_grams}
 
 
 def sse_comment(record: RequestRecord) -> bytes:

@@ -18,10 +18,11 @@ MAX_WAITING: Final = 10_000
 
 
 def estimate_attributes(estimate: EnergyEstimate) -> dict[str, float]:
-    """What was estimated before the request ran."""
+    """What was estimated before the request ran, calibrated."""
+    shown = estimate.calibrated
     return {
-        PREFIX + "energy.estimated_wh": watt_hours(estimate.joules),
-        PREFIX + "emissions.estimated_gco2eq": estimate.operational_grams,
+        PREFIX + "energy.estimated_wh": watt_hours(shown.joules),
+        PREFIX + "emissions.estimated_gco2eq": shown.operational_grams,
     }
 
 

@@ -34,6 +34,11 @@ def _decades(low: int, high: int) -> tuple[float, ...]:
 ENERGY_BUCKETS: Final = _decades(-7, 1)
 """Wh"""
 GRAM_BUCKETS: Final = _decades(-8, 1)
+ERROR_BUCKETS: Final = (
+    *(-0.9, -0.75, -0.5, -0.4, -0.3, -0.2, -0.15, -0.1, -0.05, -0.02, 0.0),
+    *(0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0),
+)
+"""Signed: (estimated - measured) / measured, -1 at the least."""
 
 
 class PrometheusExporter:
@@ -80,6 +85,13 @@ class PrometheusExporter:
             "request_emissions_grams", "gCO2eq of an exchange", GRAM_BUCKETS, "scope", "source"
         )
         self._requests = self._counter("requests_total", "Finished exchanges", "quality", "outcome")
+        self._errors_of_estimates = self._histogram(
+            "estimate_error_ratio",
+            "(estimated - measured) / measured; `conditional`: given length and company",
+            ERROR_BUCKETS,
+            "stage",
+            "basis",
+        )
 
     def _total_metrics(self) -> None:
         self._joules = self._counter(
@@ -156,10 +168,21 @@ class PrometheusExporter:
             energy.operational_grams
         )
         if record.estimate is not None:
-            self._observe(common, _estimated_phases(record.estimate), Source.ESTIMATED)
+            shown = record.estimate.calibrated
+            self._observe(common, _estimated_phases(shown), Source.ESTIMATED)
             self._request_grams.labels(*common, "operational", Source.ESTIMATED).observe(
-                record.estimate.operational_grams
+                shown.operational_grams
             )
+
+    def estimate_errors(
+        self, record: RequestRecord, ratios: Mapping[tuple[str, str], float]
+    ) -> None:
+        """Count how far the estimates of a finished exchange were off, by stage and basis."""
+        if record.energy is None:
+            return
+        for (stage, basis), ratio in ratios.items():
+            labels = (self._model_name, str(record.energy.engine), stage, basis)
+            self._errors_of_estimates.labels(*labels).observe(ratio)
 
     def _observe(
         self, common: tuple[str, str], phases: Mapping[str, float], source: Source

@@ -1,114 +1,183 @@
-"""Energy of a request before it runs: the protocol, and the FLOP formula of the LLM-BENCH note.
+"""The seam between energy models and whoever asks for an estimate.
 
-A new estimator is a class with `estimate`, and a name in `ESTIMATORS`.
+A new energy model is a class with `bind` in a file of its own, and a name in `ENERGY_MODELS`.
 """
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Protocol
+from math import exp, hypot, log
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
 
 from llm_carbon_meter.carbon import CarbonIntensity, operational_grams
 from llm_carbon_meter.predictor.lengths import LengthForecast
 from llm_carbon_meter.records import EnergyEstimate, EstimateQuery, MeterError
-from llm_carbon_meter.specs import ModelSpec
+from llm_carbon_meter.specs import GpuSpec, ModelSpec
+
+Floats = NDArray[np.float64]
 
 
-class Estimator(Protocol):
-    """Something that can say what a request will cost."""
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """Everything a request's energy depends on beside itself and its company."""
 
-    def estimate(self, query: EstimateQuery, lengths: LengthForecast) -> EnergyEstimate:
-        """Estimate a request of known prompt and expected output length.
+    model: ModelSpec
+    """Its number formats included."""
+    gpu: GpuSpec
+    num_gpus: int
+    """Of the tensor-parallel group."""
+    engine: str = ""
+    """vllm, transformers, tensorrt-llm, …; empty where unknown."""
+    engine_version: str = ""
 
-        Raises:
-            MeterError: the query makes no sense.
+
+class PhaseEnergy(NamedTuple):
+    """Joules per request, all GPUs of the group together; arrays of shape (requests,)."""
+
+    prefill_joules: Floats
+    decode_joules: Floats
+    low_joules: Floats
+    """10 % of the total, given the lengths."""
+    high_joules: Floats
+    """90 %"""
+
+
+class BoundModel(Protocol):
+    """An energy model that has prepared itself for one deployment."""
+
+    @property
+    def out_of_domain(self) -> str:
+        """Why the deployment is outside what the model was made for; empty inside."""
+        ...
+
+    def phases(
+        self, concurrency: Floats, prompt_tokens: Floats, output_tokens: Floats
+    ) -> PhaseEnergy:
+        """Energy of requests that each share the GPUs with ``concurrency`` like themselves.
+
+        Args:
+            concurrency: requests at once, itself included, at least 1; shape (requests,).
+            prompt_tokens: at least 1.
+            output_tokens: at least 1, an expectation or a whole number.
         """
         ...
 
 
-class PhaseFlop(NamedTuple):
-    """Operations of both phases of one sequence."""
+class EnergyModel(Protocol):
+    """A way to predict energy, for any deployment."""
 
-    prefill: float
-    decode: float
+    name: str
+    """flop, gnn"""
+    facility: bool
+    """Its figures already contain the data centre's overhead."""
 
+    def bind(self, deployment: Deployment) -> BoundModel:
+        """Prepare for one deployment.
 
-@dataclass(frozen=True, slots=True)
-class FlopConstants:
-    """The note's constants; a facility figure, so PUE is not applied again."""
-
-    joules_per_flop: float = 1.5e-12
-    """1500 W / 1e15 FLOP/s"""
-    prefill_utilisation: float = 0.5
-    decode_utilisation: float = 0.1
-
-
-NOTE_CONSTANTS: Final = FlopConstants()
+        Raises:
+            SpecError: the model cannot run there at all.
+        """
+        ...
 
 
-def note_flop(model: ModelSpec, prompt_tokens: float, output_tokens: float) -> PhaseFlop:
-    """Operations as the LLM-BENCH note counts them.
+class DeploymentEstimator:
+    """Estimates of one deployment's requests while their length is not known.
 
-    FLOP = 2 P_act S + 4 d n_q layers x mean_input_len x S, with S = L and mean_input_len = L for
-    prefill (the full square), S = N and mean_input_len = L + (N - 1)/2 for decode.
-    """
-    per_context = 4.0 * model.head_dim * model.num_heads * model.num_layers
-    per_token = 2.0 * model.active_parameters
-    decode_context = prompt_tokens + (output_tokens - 1) / 2
-    return PhaseFlop(
-        prefill=(per_token + per_context * prompt_tokens) * prompt_tokens,
-        decode=(per_token + per_context * decode_context) * output_tokens,
-    )
-
-
-class FlopEstimator:
-    """Energy [J] = FLOP / utilisation x joules per FLOP, per phase (the LLM-BENCH note).
+    Two things are uncertain: how long the answer gets, and the energy of a given length. Either
+    gives a distance from the estimate as a factor; both are independent, so that their logarithms
+    add in quadrature:  ln(high / E) = hypot(ln(E(long) / E), ln(E_90% / E)),  low likewise.
 
     Args:
-        model: shape of the served model.
+        model: predicts the energy.
+        deployment: what it is bound to.
         intensity: of the grid, for the grams.
-        constants: of the note by default.
+        pue: on top of figures that do not contain it.
+        remark: joins the model's own ``out_of_domain``.
+
+    Raises:
+        SpecError: the model cannot run on that deployment.
     """
 
     def __init__(
         self,
-        model: ModelSpec,
+        model: EnergyModel,
+        deployment: Deployment,
         intensity: CarbonIntensity,
-        constants: FlopConstants = NOTE_CONSTANTS,
+        pue: float = 1.0,
+        remark: str = "",
     ) -> None:
-        self._model = model
+        self.deployment = deployment
+        self.method = model.name
+        self.facility = model.facility
+        self._bound = model.bind(deployment)
+        self._out_of_domain = "; ".join(filter(None, (remark, self._bound.out_of_domain)))
         self._intensity = intensity
-        self._constants = constants
+        self._pue = 1.0 if model.facility else pue
 
     def estimate(self, query: EstimateQuery, lengths: LengthForecast) -> EnergyEstimate:
-        """See `Estimator`; concurrency is not an input of the formula."""
-        if query.prompt_tokens < 1 or query.num_sequences < 1:
-            raise MeterError(
-                f"prompt_tokens is {query.prompt_tokens} and n is {query.num_sequences}; "
-                "both must be at least 1"
-            )
-        prefill, decode = self._joules(query, lengths.mean)
+        """Estimate a request of known prompt and expected output length.
+
+        Each of ``num_sequences`` answers is charged its own prefill.
+
+        Raises:
+            MeterError: the query makes no sense.
+        """
+        _check(query)
+        # A request without an answer (an embedding) is a prefill: one token, its decode left out.
+        output = np.maximum(lengths, 1.0)
+        prompt = np.full(3, query.prompt_tokens, np.float64)
+        energy = self._bound.phases(np.full(3, query.concurrency, np.float64), prompt, output)
+        prefill, decode = energy.prefill_joules.tolist(), energy.decode_joules.tolist()
+        point, short, long = (a + b for a, b in zip(prefill, decode, strict=True))
+        below = _distance(point / short, point / float(energy.low_joules[0]))
+        above = _distance(long / point, float(energy.high_joules[0]) / point)
+        sequences = query.num_sequences
+        decode_joules = decode[0] * sequences if lengths.mean > 0 else 0.0
+        joules = prefill[0] * sequences + decode_joules
         return EnergyEstimate(
-            method="flop",
-            prefill_joules=prefill,
-            decode_joules=decode,
-            low_joules=sum(self._joules(query, lengths.low)),
-            high_joules=sum(self._joules(query, lengths.high)),
-            output_tokens=lengths.mean * query.num_sequences,
-            facility=True,
-            operational_grams=operational_grams(prefill + decode, self._intensity, pue=1.0),
-        )
-
-    def _joules(self, query: EstimateQuery, output_tokens: float) -> tuple[float, float]:
-        """Prefill and decode; each of ``n`` sequences is charged its own prefill."""
-        flop = note_flop(self._model, query.prompt_tokens, output_tokens)
-        constants = self._constants
-        scale = constants.joules_per_flop * query.num_sequences
-        return (
-            flop.prefill / constants.prefill_utilisation * scale,
-            flop.decode / constants.decode_utilisation * scale,
+            method=self.method,
+            prefill_joules=prefill[0] * sequences,
+            decode_joules=decode_joules,
+            low_joules=joules * exp(-below),
+            high_joules=joules * exp(above),
+            output_tokens=lengths.mean * sequences,
+            facility=self.facility,
+            operational_grams=operational_grams(joules, self._intensity, self._pue),
+            out_of_domain=self._out_of_domain,
         )
 
 
-ESTIMATORS: Mapping[str, Callable[[ModelSpec, CarbonIntensity], Estimator]] = {
-    "flop": FlopEstimator,
-}
+def _distance(*factors: float) -> float:
+    """Independent factors as one distance in logarithms; none reaches across its point."""
+    return hypot(*(log(max(1.0, factor)) for factor in factors))
+
+
+def _check(query: EstimateQuery) -> None:
+    if min(query.prompt_tokens, query.num_sequences, query.concurrency) < 1:
+        raise MeterError(
+            f"prompt_tokens is {query.prompt_tokens}, n is {query.num_sequences} and concurrency "
+            f"is {query.concurrency}; each must be at least 1"
+        )
+
+
+def _flop() -> EnergyModel:
+    from llm_carbon_meter.predictor.flop import FlopModel
+
+    return FlopModel()
+
+
+# A model's file is imported when it is asked for: not every one needs what another one needs.
+ENERGY_MODELS: Mapping[str, Callable[[], EnergyModel]] = {"flop": _flop}
+
+
+def energy_model(name: str) -> EnergyModel:
+    """An energy model by its name.
+
+    Raises:
+        MeterError: there is none of that name.
+    """
+    if name not in ENERGY_MODELS:
+        raise MeterError(f"no energy model {name!r}; known: {', '.join(ENERGY_MODELS)}")
+    return ENERGY_MODELS[name]()

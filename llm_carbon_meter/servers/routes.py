@@ -101,11 +101,13 @@ class CarbonRoutes:
                 400,
                 "give `messages`, `prompt` or `prompt_tokens`, and `max_tokens` or `output_tokens`",
             )
+        concurrency = self._meter.exchanges.num_open + sequences * len(prompts)
         return [
             EstimateQuery(
                 prompt,
                 output.at_most,
                 num_sequences=sequences,
+                concurrency=concurrency,
                 output_tokens=output.exactly,
             )
             for prompt in prompts

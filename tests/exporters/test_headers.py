@@ -52,6 +52,7 @@ ENERGY = RequestEnergy(
     last_step_s=2.0,
 )
 ESTIMATE = EnergyEstimate("flop", 49.75443148800, 125.3671526400, 100.0, 200.0, 500.0, True, 0.02)
+CONDITIONAL = replace(ESTIMATE, decode_joules=100.0, calibration=0.5, out_of_domain="old GPU")
 RECORD = RequestRecord(
     id="a",
     external_ids=("mine", "chatcmpl-1"),
@@ -61,6 +62,7 @@ RECORD = RequestRecord(
     energy=ENERGY,
     provisional=replace(ENERGY, status=Status.PROVISIONAL, decode_joules=1.0),
     estimate=ESTIMATE,
+    conditional=CONDITIONAL,
     features=Features(1.7e9, 500, 2, 3),
     intensity_g_per_kwh=475.0,
     intensity_source="static",
@@ -141,7 +143,7 @@ def test_every_joule_has_its_watt_hours_beside_it() -> None:
         for name in [name for name in inner if name.endswith("_joules")]:
             found += 1
             assert inner[name.removesuffix("_joules") + "_wh"] == inner[name] / 3600
-    assert found == 6 + 6 + 5
+    assert found == 6 + 6 + 2 * (5 + 5)
 
 
 def test_a_record_in_full() -> None:
@@ -159,6 +161,7 @@ def test_a_record_in_full() -> None:
     assert body["provisional"]["status"] == "provisional"
     assert body["provisional"]["energy_joules"] == 2.875
     assert body["estimate"] == estimate_json(ESTIMATE)
+    assert body["conditional"] == estimate_json(CONDITIONAL)
     assert (body["zone"], body["intensity_source"], body["pue"]) == ("world", "static", 1.2)
     assert body["features"] == {
         "arrived_unix_s": 1.7e9,
@@ -172,10 +175,12 @@ def test_a_record_in_full() -> None:
 
 def test_what_is_not_known_is_absent() -> None:
     """Before any figure there is no energy, not an energy of 0."""
-    body = record_json(replace(RECORD, energy=None, provisional=None, estimate=None))
+    body = record_json(
+        replace(RECORD, energy=None, provisional=None, estimate=None, conditional=None)
+    )
     assert body["status"] == "provisional"
     assert not [name for name in body if name.endswith(("_joules", "_wh"))]
-    assert (body["provisional"], body["estimate"]) == (None, None)
+    assert [body[name] for name in ("provisional", "estimate", "conditional")] == [None] * 3
 
 
 def test_an_estimate_says_that_it_is_a_facility_figure() -> None:
@@ -184,6 +189,19 @@ def test_an_estimate_says_that_it_is_a_facility_figure() -> None:
     assert body["facility"] is True
     assert body["method"] == "flop"
     assert body["energy_wh"] == pytest.approx(0.0486448845, abs=5e-11)
+
+
+def test_an_estimate_shows_raw_and_calibrated() -> None:
+    """The model's own figures, the factor, what headers show, and why to trust it less."""
+    body = estimate_json(CONDITIONAL)
+    assert body["calibration"] == 0.5
+    assert body["out_of_domain"] == "old GPU"
+    assert body["energy_joules"] == CONDITIONAL.joules
+    for name in ("energy_wh", "prefill_wh", "decode_wh", "low_wh", "high_wh", "operational_grams"):
+        assert body["calibrated"][name] == pytest.approx(0.5 * body[name])
+    told = body["calibrated"]["energy_wh"]
+    assert estimate_headers(CONDITIONAL)["LLM-Carbon-Estimated-Wh"] == decimal(told)
+    assert not any("domain" in name.lower() for name in estimate_headers(CONDITIONAL))
 
 
 @given(model=st.text(), external_id=st.text())

@@ -47,8 +47,9 @@ SPINE = {
     "accounted_ratio",
     "sampler_gap_seconds",
     "errors",
+    "estimate_error_ratio",
 }
-LATER = {"estimate_error_ratio", "drift_ratio", "drift_alert", "allreduce_modelled_joules"}
+LATER = {"drift_ratio", "drift_alert", "allreduce_modelled_joules"}
 
 ACCOUNT_JOULES = (100.0, 200.0, 10.0, 5.0, 20.0, 60.0, 5.0)
 TOTALS = EngineTotals(
@@ -92,6 +93,7 @@ RECORD = RequestRecord(
     energy=ENERGY,
     provisional=None,
     estimate=EnergyEstimate("flop", 36.0, 36.0, 40.0, 80.0, 5.0, True, 0.02),
+    conditional=None,
     features=Features(0.0, 5, 1, 1),
     intensity_g_per_kwh=475.0,
     intensity_source="static",
@@ -131,6 +133,7 @@ def test_every_metric_of_the_contract_is_there_after_one_of_each() -> None:
     exporter.totals(TOTALS)
     exporter.record(RECORD)
     exporter.intensity(CarbonIntensity(475.0, "world", "static"), 0.0)
+    exporter.estimate_errors(RECORD, {("raw", "conditional"): -0.07})
     found = families(registry)
     assert set(found) == SPINE
     assert all(family.samples for family in found.values())
@@ -248,6 +251,7 @@ def test_only_the_owner_exports_the_totals() -> None:
         "request_energy_watt_hours",
         "request_emissions_grams",
         "requests",
+        "estimate_error_ratio",
         "errors",
     }
     errors = {"model_name": "llama", "engine": "", "where": "channel"}
@@ -339,3 +343,19 @@ def test_the_constant_intensity_is_shown() -> None:
     labels: dict[str, Any] = {"engine": "", "zone": "world", "provider": "static"}
     assert value(registry, "carbon_intensity_grams_per_kwh", **labels) == 475
     assert value(registry, "carbon_intensity_age_seconds", **labels) == 0
+
+
+def test_errors_of_estimates_are_signed() -> None:
+    """Too little is below the bucket of 0, too much above; stage and basis stay apart."""
+    exporter, registry = exporter_of()
+    exporter.estimate_errors(
+        RECORD, {("raw", "conditional"): -0.07, ("calibrated", "end_to_end"): 0.3}
+    )
+    bucket, raw = "estimate_error_ratio_bucket", {"stage": "raw", "basis": "conditional"}
+    assert value(registry, bucket, le="-0.1", **raw) == 0
+    assert value(registry, bucket, le="-0.05", **raw) == 1
+    told = {"stage": "calibrated", "basis": "end_to_end"}
+    assert value(registry, bucket, le="0.2", **told) == 0
+    assert value(registry, bucket, le="0.3", **told) == 1
+    assert value(registry, "estimate_error_ratio_count", **told) == 1
+    assert value(registry, bucket, le="+Inf", stage="raw", basis="end_to_end") is None

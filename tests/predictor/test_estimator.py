@@ -1,6 +1,7 @@
 """The FLOP formula of the LLM-BENCH note, to the digit."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from math import hypot, log
 
 import pytest
 from hypothesis import given
@@ -9,19 +10,30 @@ from hypothesis import strategies as st
 from llm_carbon_meter.carbon import CarbonIntensity
 from llm_carbon_meter.predictor.azure import conversation_quantiles
 from llm_carbon_meter.predictor.estimator import (
-    ESTIMATORS,
-    FlopConstants,
-    FlopEstimator,
-    note_flop,
+    ENERGY_MODELS,
+    Deployment,
+    DeploymentEstimator,
+    Floats,
+    PhaseEnergy,
+    energy_model,
 )
-from llm_carbon_meter.predictor.lengths import OutputLengths, exact_length
+from llm_carbon_meter.predictor.flop import NOTE_CONSTANTS, FlopConstants, FlopModel, note_flop
+from llm_carbon_meter.predictor.lengths import LengthForecast, OutputLengths, exact_length
 from llm_carbon_meter.records import EstimateQuery, MeterError
-from llm_carbon_meter.specs import built_in_model
+from llm_carbon_meter.specs import built_in_config, built_in_model, gpu_spec, model_spec
 from llm_carbon_meter.units import watt_hours
 
 LLAMA = built_in_model("Llama-3.1-8B")
 GRID = CarbonIntensity(400.0, "DE", "static")
-FLOP = FlopEstimator(LLAMA, GRID)
+H100 = Deployment(LLAMA, gpu_spec("H100"), 1)
+
+
+def flop(constants: FlopConstants = NOTE_CONSTANTS) -> DeploymentEstimator:
+    """The formula on a deployment."""
+    return DeploymentEstimator(FlopModel(constants), H100, GRID)
+
+
+FLOP = flop()
 
 
 @pytest.mark.parametrize(
@@ -53,9 +65,9 @@ def test_energy_of_the_reference(
 def test_experts_count_as_active_parameters() -> None:
     """Mixtral is charged two experts of eight."""
     mixtral = built_in_model("Mixtral-8x7B")
-    flop = note_flop(mixtral, 1, 1)
-    assert flop.prefill == 2 * mixtral.active_parameters + 4 * 128 * 32 * 32
-    assert flop.prefill == flop.decode
+    counted = note_flop(mixtral, 1, 1)
+    assert counted.prefill == 2 * mixtral.active_parameters + 4 * 128 * 32 * 32
+    assert counted.prefill == counted.decode
 
 
 def test_a_facility_figure_has_no_pue_on_top() -> None:
@@ -112,7 +124,12 @@ def test_concurrency_is_no_input_of_the_formula() -> None:
 
 @pytest.mark.parametrize(
     "query",
-    [EstimateQuery(0, 10), EstimateQuery(-5, 10), EstimateQuery(10, 10, num_sequences=0)],
+    [
+        EstimateQuery(0, 10),
+        EstimateQuery(-5, 10),
+        EstimateQuery(10, 10, num_sequences=0),
+        EstimateQuery(10, 10, concurrency=0),
+    ],
 )
 def test_senseless_queries_are_refused(query: EstimateQuery) -> None:
     """No prompt or no sequence is an error that says so."""
@@ -124,14 +141,104 @@ def test_constants_are_configurable() -> None:
     """Twice the joules per FLOP are twice the joules; utilisation acts on its own phase."""
     query, length = EstimateQuery(100, 50), exact_length(50)
     note = FLOP.estimate(query, length)
-    dear = FlopEstimator(LLAMA, GRID, FlopConstants(joules_per_flop=3e-12)).estimate(query, length)
+    dear = flop(FlopConstants(joules_per_flop=3e-12)).estimate(query, length)
     assert dear.joules == pytest.approx(2 * note.joules)
-    busy = FlopEstimator(LLAMA, GRID, FlopConstants(decode_utilisation=0.2)).estimate(query, length)
+    busy = flop(FlopConstants(decode_utilisation=0.2)).estimate(query, length)
     assert busy.prefill_joules == note.prefill_joules
     assert busy.decode_joules == pytest.approx(note.decode_joules / 2)
 
 
-def test_the_formula_is_there_by_its_name() -> None:
+def test_models_are_there_by_their_names() -> None:
     """Settings and the command line ask for `flop`, and estimates carry the name."""
-    estimate = ESTIMATORS["flop"](LLAMA, GRID).estimate(EstimateQuery(1, 1), exact_length(1))
-    assert estimate.method == "flop"
+    for name in ENERGY_MODELS:
+        assert energy_model(name).name == name
+    assert FLOP.estimate(EstimateQuery(1, 1), exact_length(1)).method == "flop"
+    with pytest.raises(MeterError, match=r"'oracle'; known: .*flop"):
+        energy_model("oracle")
+
+
+@dataclass(frozen=True)
+class LinearModel:
+    """A joule a prompt token, ten an output token, shared by all; uncertain by a factor."""
+
+    uncertainty: float = 1.0
+    out_of_domain: str = ""
+    name: str = "linear"
+    facility: bool = False
+
+    def bind(self, deployment: Deployment) -> "LinearModel":
+        return self
+
+    def phases(
+        self, concurrency: Floats, prompt_tokens: Floats, output_tokens: Floats
+    ) -> PhaseEnergy:
+        assert concurrency.shape == prompt_tokens.shape == output_tokens.shape
+        assert min(concurrency.min(), prompt_tokens.min(), output_tokens.min()) >= 1
+        prefill, decode = prompt_tokens / concurrency, 10 * output_tokens / concurrency
+        total = prefill + decode
+        return PhaseEnergy(prefill, decode, total / self.uncertainty, total * self.uncertainty)
+
+
+def test_both_uncertainties_add_in_quadrature() -> None:
+    """Length alone, model alone, and both: their logarithms are the sides of a triangle."""
+    query = EstimateQuery(10, None)
+    spread, known = LengthForecast(100.0, 50.0, 400.0), exact_length(100)
+
+    def logs(uncertainty: float, lengths: LengthForecast) -> tuple[float, float]:
+        estimator = DeploymentEstimator(LinearModel(uncertainty), H100, GRID)
+        found = estimator.estimate(query, lengths)
+        return log(found.joules / found.low_joules), log(found.high_joules / found.joules)
+
+    assert logs(1.0, spread) == pytest.approx((log(1010 / 510), log(4010 / 1010)))
+    assert logs(1.3, known) == pytest.approx((log(1.3), log(1.3)))
+    assert logs(1.3, spread) == pytest.approx(
+        (hypot(log(1010 / 510), log(1.3)), hypot(log(4010 / 1010), log(1.3)))
+    )
+
+
+def test_company_and_overhead_count_where_the_model_says_so() -> None:
+    """Concurrency reaches the model, as a mean too; PUE is on figures without it alone."""
+    site = DeploymentEstimator(LinearModel(), H100, GRID, pue=1.5)
+    alone = site.estimate(EstimateQuery(10, None), exact_length(4))
+    assert alone.operational_grams == pytest.approx(50 / 3.6e6 * 1.5 * 400)
+    shared = site.estimate(EstimateQuery(10, None, concurrency=2.5), exact_length(4))
+    assert shared.joules == pytest.approx(alone.joules / 2.5)
+    facility = DeploymentEstimator(FlopModel(), H100, GRID, pue=1.5)
+    assert facility.estimate(EstimateQuery(10, None), exact_length(4)).operational_grams == (
+        FLOP.estimate(EstimateQuery(10, None), exact_length(4)).operational_grams
+    )
+
+
+def test_an_embedding_is_a_prefill() -> None:
+    """Without an answer there is no decode, and the interval is that of the prefill."""
+    estimate = DeploymentEstimator(LinearModel(1.2), H100, GRID).estimate(
+        EstimateQuery(10, 0), exact_length(0)
+    )
+    assert (estimate.prefill_joules, estimate.decode_joules) == (10.0, 0.0)
+    assert estimate.high_joules == pytest.approx(12.0)
+    assert estimate.output_tokens == 0
+
+
+def test_an_estimate_says_what_it_was_not_made_for() -> None:
+    """The model's own reason and the deployment's, both."""
+    model = LinearModel(out_of_domain="no such GPU was learnt")
+    estimator = DeploymentEstimator(model, H100, GRID, remark="H100 is assumed")
+    estimate = estimator.estimate(EstimateQuery(1, 1), exact_length(1))
+    assert estimate.out_of_domain == "H100 is assumed; no such GPU was learnt"
+    assert FLOP.estimate(EstimateQuery(1, 1), exact_length(1)).out_of_domain == ""
+    unknown = model_spec({**built_in_config("Llama-3.1-8B"), "model_type": "new"}, approximate=True)
+    approximate = DeploymentEstimator(FlopModel(), replace(H100, model=unknown), GRID)
+    assert (
+        "counted as llama"
+        in approximate.estimate(EstimateQuery(1, 1), exact_length(1)).out_of_domain
+    )
+
+
+def test_calibration_scales_everything_that_clients_are_told() -> None:
+    """The raw figures stay beside the factor."""
+    raw = replace(FLOP.estimate(EstimateQuery(10, None), LengthForecast(5, 2, 9)), calibration=1.5)
+    told = raw.calibrated
+    for name in ("joules", "prefill_joules", "low_joules", "high_joules", "operational_grams"):
+        assert getattr(told, name) == pytest.approx(1.5 * getattr(raw, name))
+    assert told.output_tokens == raw.output_tokens
+    assert told.calibrated is told

@@ -1,0 +1,98 @@
+"""The FLOP formula of the LLM-BENCH note: operations / utilisation x joules per FLOP."""
+
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+from llm_carbon_meter.predictor.estimator import Deployment, Floats, PhaseEnergy
+from llm_carbon_meter.specs import ModelSpec
+
+
+class PhaseFlop(NamedTuple):
+    """Operations of both phases of one sequence; shape (requests,)."""
+
+    prefill: Floats
+    decode: Floats
+
+
+@dataclass(frozen=True, slots=True)
+class FlopConstants:
+    """The note's constants; a facility figure, so PUE is not applied again."""
+
+    joules_per_flop: float = 1.5e-12
+    """1500 W / 1e15 FLOP/s"""
+    prefill_utilisation: float = 0.5
+    decode_utilisation: float = 0.1
+
+
+NOTE_CONSTANTS: Final = FlopConstants()
+
+
+def note_flop(model: ModelSpec, prompt_tokens: Floats, output_tokens: Floats) -> PhaseFlop:
+    """Operations as the LLM-BENCH note counts them.
+
+    FLOP = 2 P_act S + 4 d n_q layers x mean_input_len x S, with S = L and mean_input_len = L for
+    prefill (the full square), S = N and mean_input_len = L + (N - 1)/2 for decode.
+    """
+    return _flop(2.0 * model.active_parameters, _per_context(model), prompt_tokens, output_tokens)
+
+
+def _per_context(model: ModelSpec) -> float:
+    return 4.0 * model.head_dim * model.num_heads * model.num_layers
+
+
+def _flop(per_token: float, per_context: float, prompt: Floats, output: Floats) -> PhaseFlop:
+    decode_context = prompt + (output - 1) / 2
+    return PhaseFlop(
+        prefill=(per_token + per_context * prompt) * prompt,
+        decode=(per_token + per_context * decode_context) * output,
+    )
+
+
+class FlopModel:
+    """Energy [J] = FLOP / utilisation x joules per FLOP, per phase.
+
+    Knows neither GPU nor batch: decode at 10 % utilisation assumes one already.
+
+    Args:
+        constants: of the note by default.
+    """
+
+    name = "flop"
+    facility = True
+
+    def __init__(self, constants: FlopConstants = NOTE_CONSTANTS) -> None:
+        self._constants = constants
+
+    def bind(self, deployment: Deployment) -> "BoundFlop":
+        """Count the model's parameters once."""
+        model, constants = deployment.model, self._constants
+        return BoundFlop(
+            per_token=2.0 * model.active_parameters,
+            per_context=_per_context(model),
+            prefill_joules=constants.joules_per_flop / constants.prefill_utilisation,
+            decode_joules=constants.joules_per_flop / constants.decode_utilisation,
+            out_of_domain=model.approximation,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class BoundFlop:
+    """The formula for one model."""
+
+    per_token: float
+    """Operations of a token outside attention."""
+    per_context: float
+    """Operations of a token per token of its context."""
+    prefill_joules: float
+    """Per operation."""
+    decode_joules: float
+    out_of_domain: str
+
+    def phases(
+        self, concurrency: Floats, prompt_tokens: Floats, output_tokens: Floats
+    ) -> PhaseEnergy:
+        """See `estimator.BoundModel`; a formula has no interval of its own."""
+        flop = _flop(self.per_token, self.per_context, prompt_tokens, output_tokens)
+        prefill, decode = flop.prefill * self.prefill_joules, flop.decode * self.decode_joules
+        total = prefill + decode
+        return PhaseEnergy(prefill, decode, total, total)

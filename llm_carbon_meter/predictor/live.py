@@ -1,0 +1,107 @@
+"""The estimator of a running server: it learns how long answers are, and how far it is off."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.predictor.azure import conversation_quantiles
+from llm_carbon_meter.predictor.calibration import (
+    Calibration,
+    State,
+    identity,
+    learnable_log_ratio,
+    load_state,
+    save_state,
+)
+from llm_carbon_meter.predictor.estimator import DeploymentEstimator
+from llm_carbon_meter.predictor.lengths import OutputLengths, exact_length
+from llm_carbon_meter.records import EnergyEstimate, EstimateQuery, MeterError, RequestEnergy
+
+SAVE_S: Final = 10.0
+"""The calibration file is written at most this often."""
+
+
+class LiveEstimator:
+    """Estimates before and, given what is known then, after a request.
+
+    Args:
+        estimator: of this deployment.
+        file: keeps the calibration over a restart; None to keep none, or where another API server
+            keeps it.
+        faults: counts of what went wrong.
+    """
+
+    def __init__(self, estimator: DeploymentEstimator, file: Path | None, faults: Faults) -> None:
+        self._estimator = estimator
+        self._faults = faults
+        self._file = file
+        self._identity = identity(estimator.deployment, estimator.method)
+        self._lengths = OutputLengths(conversation_quantiles().output_tokens)
+        self._calibration = Calibration(self._load())
+        self._saved_s = time.monotonic()
+        self._learnt = False
+
+    def _load(self) -> State | None:
+        if self._file is None:
+            return None
+        try:
+            return load_state(self._file, self._identity)
+        except MeterError as error:
+            self._faults.note("calibration", error, "It begins anew.")
+            return None
+
+    def estimate(self, query: EstimateQuery) -> EnergyEstimate:
+        """Estimate a request that has not run.
+
+        Raises:
+            MeterError: the query makes no sense.
+        """
+        if query.output_tokens is None:
+            lengths = self._lengths.forecast(query.max_tokens)
+        else:
+            lengths = exact_length(query.output_tokens)
+        estimate = self._estimator.estimate(query, lengths)
+        factor = self._calibration.factor
+        return estimate if factor == 1.0 else replace(estimate, calibration=factor)
+
+    def conditional(self, energy: RequestEnergy) -> EnergyEstimate:
+        """What would have been estimated, had its length and its company been known.
+
+        Raises:
+            MeterError: the request had no prompt.
+        """
+        return self.estimate(
+            EstimateQuery(
+                energy.prompt_tokens,
+                None,
+                concurrency=max(1.0, energy.mean_running),
+                output_tokens=energy.output_tokens,
+            )
+        )
+
+    def learn_length(self, output_tokens: int) -> None:
+        """An answer ended by itself or at its limit."""
+        self._lengths.observe(output_tokens)
+
+    def learn(self, record: Mapping[str, Any]) -> None:
+        """Learn from the JSON of a finished record, of this API server or another one."""
+        log_ratio = learnable_log_ratio(record)
+        if log_ratio is None:
+            return
+        self._calibration.observe(log_ratio)
+        self._learnt = True
+        if time.monotonic() - self._saved_s >= SAVE_S:
+            self.save()
+
+    def save(self) -> None:
+        """Write the calibration file, where there is one and something was learnt."""
+        self._saved_s = time.monotonic()
+        if self._file is None or not self._learnt:
+            return
+        try:
+            save_state(self._file, self._identity, self._calibration.state)
+        except OSError as error:
+            self._faults.note("calibration", error, "The correction is not kept.")
