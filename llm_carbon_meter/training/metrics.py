@@ -91,7 +91,8 @@ def errors(measured: Floats, predicted: Floats, weights: Floats | None = None) -
 def _shares(weights: Floats | None, n: int) -> Floats:
     """Weights that sum to 1."""
     given = np.ones(n) if weights is None else weights
-    return given / given.sum()
+    shares: Floats = given / given.sum()
+    return shares
 
 
 def _within(ape: Floats, share: Floats, threshold: float) -> float:

@@ -115,9 +115,7 @@ def _row_physics(row: Row) -> tuple[float, ...]:
     )
 
 
-def _in_model(
-    kernels: Sequence[KernelTotals], amount: Callable[[KernelTotals], float]
-) -> float:
+def _in_model(kernels: Sequence[KernelTotals], amount: Callable[[KernelTotals], float]) -> float:
     """Sum over a model, in which a kernel stands ``count`` times."""
     return sum(kernel.count * amount(kernel) for kernel in kernels)
 
