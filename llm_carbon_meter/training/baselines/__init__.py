@@ -17,7 +17,7 @@ from llm_carbon_meter.training.baselines.formulas import (
     fit_note,
     fit_tdp_roofline,
 )
-from llm_carbon_meter.training.baselines.nnlqp import NARROW_WIDTH, fit_nnlqp
+from llm_carbon_meter.training.baselines.nnlqp import NARROW_BUDGET, NARROW_WIDTH, fit_nnlqp
 from llm_carbon_meter.training.baselines.regressions import (
     fit_joules_per_token,
     fit_per_deployment,
@@ -40,7 +40,7 @@ _ALL: Final = (
     Baseline("boosting on physics", fit_boosting),
     Baseline("DeepEn", fit_deepen),
     Baseline("NNLQP", fit_nnlqp),
-    Baseline("NNLQP, 16 wide", partial(fit_nnlqp, width=NARROW_WIDTH)),
+    Baseline("NNLQP, 16 wide", partial(fit_nnlqp, width=NARROW_WIDTH, budget=NARROW_BUDGET)),
 )
 
 BASELINES: Final[Mapping[str, Baseline]] = {baseline.name: baseline for baseline in _ALL}
