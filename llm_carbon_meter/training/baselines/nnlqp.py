@@ -40,6 +40,8 @@ BATCH_ROWS: Final = 64
 LEARNING_RATE: Final = 1e-3
 MOST_GRADIENT: Final = 1.0
 """Norm above which a gradient is cut: a small label predicted far too high outweighs all others."""
+LEAST_DEVIATION: Final = 1e-6
+"""Below it a static feature is the same in all training rows, but for rounding."""
 VALIDATION_SHARE: Final = 0.1
 
 GraphKey = tuple[ModelSpec, int]
@@ -118,7 +120,8 @@ class Network(nn.Module):
         graphs = x.new_zeros(num_graphs, x.shape[1]).index_add(0, batch.graph_of_node, x)
         joined = torch.cat([graphs[batch.graph_of_row], self.static(batch.static)], dim=1)
         output: Tensor = self.head(joined)
-        return -nn.functional.logsigmoid(output).squeeze(1)
+        positive = -nn.functional.logsigmoid(output).squeeze(1)
+        return positive.clamp_min(torch.finfo(positive.dtype).tiny)
 
 
 def fit_nnlqp(
@@ -218,7 +221,7 @@ def _encoding(rows: Sequence[Row]) -> Encoding:
         gpus=distinct([row.gpu for row in rows]),
         engines=distinct([engine_name(row) for row in rows]),
         static_mean=static.mean(axis=0),
-        static_deviation=np.where(deviation > 0, deviation, 1.0),
+        static_deviation=np.where(deviation > LEAST_DEVIATION, deviation, 1.0),
         joules=float(joules.max()),
         least_label=float(joules.min() / joules.max()),
     )
