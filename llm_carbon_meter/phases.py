@@ -4,12 +4,14 @@ A batch of B equal requests alone on the GPUs, one prefill step and N - 1 decode
 of mixed requests see `kernels.StepCosts`.
 """
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 
 from llm_carbon_meter.kernels import (
+    Floats,
     Kernel,
     KernelTotals,
     Phases,
@@ -25,21 +27,101 @@ from llm_carbon_meter.specs import ModelSpec
 Mode = Literal["corrected", "paper"]
 
 
-@dataclass(frozen=True, slots=True)
-class _Phase:
-    """Sums over the steps of a phase, of all requests."""
+SUMS: Final = (
+    "steps",
+    "tokens",
+    "context",
+    "windowed_context",
+    "kv",
+    "windowed_kv",
+    "sampled",
+    "touched",
+)
+"""What a phase is to a kernel, added up over its steps and requests: [T], contexts attended to and
+read, [n_s], and experts touched [X]. Every kernel is linear in them."""
 
-    steps: float
-    tokens: float
-    """[T]"""
-    context: float
-    windowed_context: float
-    kv: float
-    windowed_kv: float
-    sampled: float
-    """[n_s]"""
-    touched: float
-    """Experts per step, expected [X]."""
+
+def prefill_sums(model: ModelSpec, batch: Floats, prompt: Floats) -> Floats:
+    """`SUMS` of the prefill of batches of equal requests in one step, shape (batches, sums).
+
+    Args:
+        model: its shape.
+        batch: requests [B], shape (batches,).
+        prompt: tokens of each [L].
+    """
+    tokens, none = batch * prompt, np.zeros_like(prompt)
+    context = batch * context_sum(prompt, none)
+    windowed = batch * _windowed(model, prompt, none)
+    touched = touched_experts(model.num_experts, model.experts_per_token, tokens)
+    steps = np.ones_like(prompt)
+    columns = (steps, tokens, context, windowed, tokens, tokens, batch, touched)
+    return np.stack(columns, axis=-1)
+
+
+def decode_sums(model: ModelSpec, batch: Floats, prompt: Floats, steps: Floats) -> Floats:
+    """`SUMS` of the decode steps [N - 1] of the same batches.
+
+    Every step reads the context of its one token, so that context and kv are the same.
+    """
+    tokens = batch * steps
+    context = batch * context_sum(steps, prompt)
+    windowed = batch * _windowed(model, steps, prompt)
+    touched = steps * touched_experts(model.num_experts, model.experts_per_token, batch)
+    columns = (steps, tokens, context, windowed, context, windowed, tokens, touched)
+    return np.stack(columns, axis=-1)
+
+
+def _windowed(model: ModelSpec, new: Floats, cached: Floats) -> Floats:
+    if not model.sliding_window:
+        return np.zeros_like(new)
+    return windowed_sum(new, cached, model.sliding_window)
+
+
+class Coefficients(NamedTuple):
+    """What each of `SUMS` costs each kernel every time it runs, shape (kernels, sums)."""
+
+    operations: Floats
+    weight_bytes: Floats
+    other_bytes: Floats
+    network_bytes: Floats
+
+
+@lru_cache(maxsize=64)
+def coefficients(model: ModelSpec, tensor_parallel: int) -> Coefficients:
+    """The kernel table on one GPU of a group, as matrices.
+
+    Raises:
+        SpecError: heads that cannot be divided among the GPUs.
+    """
+    table = kernel_table(model, tensor_parallel)
+    return Coefficients(*(np.array([_row(one, costs(one)) for one in table]) for costs in _COSTS))
+
+
+def _row(kernel: Kernel, costs: Mapping[str, float]) -> list[float]:
+    """A kernel with a sliding window sees the windowed sums."""
+    return [
+        costs.get(name.removeprefix("windowed_"), 0.0)
+        if name not in _CONTEXTS or name.startswith("windowed_") == kernel.windowed
+        else 0.0
+        for name in SUMS
+    ]
+
+
+_CONTEXTS: Final = {"context", "windowed_context", "kv", "windowed_kv"}
+_COSTS: Final[Sequence[Callable[[Kernel], Mapping[str, float]]]] = (
+    lambda kernel: {
+        "tokens": kernel.ops_per_token,
+        "context": kernel.ops_per_context,
+        "sampled": kernel.ops_per_sample,
+    },
+    lambda kernel: {"steps": kernel.weight_bytes, "touched": kernel.expert_bytes},
+    lambda kernel: {
+        "tokens": kernel.bytes_per_token,
+        "kv": kernel.bytes_per_kv,
+        "sampled": kernel.bytes_per_sample,
+    },
+    lambda kernel: {"tokens": kernel.network_per_token, "sampled": kernel.network_per_sample},
+)
 
 
 def phase_totals(
@@ -70,75 +152,18 @@ def phase_totals(
     table = kernel_table(model, tensor_parallel)
     if mode == "paper":
         return paper_totals(model, tensor_parallel, batch, prompt, output)
-    first, rest = _prefill(model, batch, prompt), _decode(model, batch, prompt, output - 1)
+    each = np.array([batch]), np.array([prompt])
+    prefill = prefill_sums(model, *each)[0]
+    decode = decode_sums(model, *each, np.array([output - 1.0]))[0]
     return Phases(
-        tuple(_totals(kernel, first) for kernel in table),
-        tuple(_totals(kernel, rest) for kernel in table),
+        _totals(table, coefficients(model, tensor_parallel), prefill),
+        _totals(table, coefficients(model, tensor_parallel), decode),
     )
 
 
-def _prefill(model: ModelSpec, batch: float, prompt: float) -> _Phase:
-    return _Phase(
-        steps=1,
-        tokens=batch * prompt,
-        context=batch * _context(prompt, 0),
-        windowed_context=batch * _windowed(model, prompt, 0),
-        kv=batch * prompt,
-        windowed_kv=batch * prompt,
-        sampled=batch,
-        touched=_touched(model, batch * prompt),
-    )
-
-
-def _decode(model: ModelSpec, batch: float, prompt: float, steps: float) -> _Phase:
-    """Every step reads the context of its one token, so that kv and context are the same."""
-    context = batch * _context(steps, prompt)
-    windowed = batch * _windowed(model, steps, prompt)
-    return _Phase(
-        steps=steps,
-        tokens=batch * steps,
-        context=context,
-        windowed_context=windowed,
-        kv=context,
-        windowed_kv=windowed,
-        sampled=batch * steps,
-        touched=_touched(model, batch),
-    )
-
-
-def _context(new: float, cached: float) -> float:
-    return float(context_sum(np.array(new), np.array(cached)))
-
-
-def _windowed(model: ModelSpec, new: float, cached: float) -> float:
-    if not model.sliding_window:
-        return 0.0
-    return float(windowed_sum(np.array(new), np.array(cached), model.sliding_window))
-
-
-def _touched(model: ModelSpec, tokens: float) -> float:
-    return float(touched_experts(model.num_experts, model.experts_per_token, np.array(tokens)))
-
-
-def _totals(kernel: Kernel, phase: _Phase) -> KernelTotals:
-    """The kernel is linear in the sums; its weights are read in every step."""
-    context = phase.windowed_context if kernel.windowed else phase.context
-    kv = phase.windowed_kv if kernel.windowed else phase.kv
-    streamed = kernel.weight_bytes + kernel.expert_bytes * phase.touched
-    return KernelTotals(
-        name=kernel.name,
-        kind=kernel.kind,
-        count=kernel.count,
-        peak=kernel.peak,
-        d_in=kernel.d_in,
-        d_out=kernel.d_out,
-        operations=kernel.ops_per_token * phase.tokens
-        + kernel.ops_per_context * context
-        + kernel.ops_per_sample * phase.sampled,
-        weight_bytes=phase.steps * streamed,
-        other_bytes=kernel.bytes_per_token * phase.tokens
-        + kernel.bytes_per_kv * kv
-        + kernel.bytes_per_sample * phase.sampled,
-        network_bytes=kernel.network_per_token * phase.tokens
-        + kernel.network_per_sample * phase.sampled,
+def _totals(table: Sequence[Kernel], costs: Coefficients, sums: Floats) -> tuple[KernelTotals, ...]:
+    columns = zip(*((matrix @ sums).tolist() for matrix in costs), strict=True)
+    return tuple(
+        KernelTotals(one.name, one.kind, one.count, one.peak, one.d_in, one.d_out, *values)
+        for one, values in zip(table, columns, strict=True)
     )

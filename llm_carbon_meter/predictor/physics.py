@@ -1,0 +1,203 @@
+"""Energy of a batch by physics: what its kernels need of a data sheet, times fitted constants.
+
+Each phase takes time = |GPU time, host time| and draws static power for that time plus energy for
+what it computes and moves. The network (gnn.py) learns what this leaves over.
+
+The law uses operators only, so that the same lines are fitted in torch and served in numpy.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm_carbon_meter.kernels import Kernel, kernel_table
+from llm_carbon_meter.phases import SUMS, coefficients, decode_sums, prefill_sums
+from llm_carbon_meter.predictor.engines import nearest_engines
+from llm_carbon_meter.specs import GpuSpec, ModelSpec
+
+Floats = NDArray[np.float64]
+
+MICRO: Final = 1e-6
+LOGIT_BYTES: Final = 4.0
+"""Sampling reads logits in float32."""
+PACKED_BYTES: Final = 0.9
+"""Weights below this size are unpacked before use."""
+
+TERMS: Final = (
+    # seconds at the data sheet's rates
+    "weights",
+    "expert_weights",
+    "packed_weights",
+    "fp8_expert_weights",
+    "cache",
+    "activations",
+    "products",
+    "expert_products",
+    "attention",
+    "vector",
+    "network",
+    "logits",
+    # counts, a microsecond each
+    "allreduces",
+    "expert_layers",
+    "fp8_expert_layers",
+    "launches",
+    "steps",
+    "sequence_steps",
+)
+HOST_TERMS: Final = ("launches", "steps", "sequence_steps")
+"""Time in which the host prepares; the others are the GPU's."""
+GROUPS: Final[Mapping[str, str]] = {
+    **dict.fromkeys(("weights", "expert_weights", "packed_weights"), "weights"),
+    **dict.fromkeys(("products", "expert_products"), "products"),
+    **dict.fromkeys(("cache", "activations", "attention", "vector"), "cache"),
+    **dict.fromkeys(("launches",), "launches"),
+    **dict.fromkeys(("steps",), "steps"),
+    **dict.fromkeys(("sequence_steps",), "sequence_steps"),
+}
+"""Terms whose time an engine scales by a factor of its own."""
+ENGINE_FACTORS: Final = (*dict.fromkeys(GROUPS.values()), "static", "dynamic")
+_LINEAR: Final = frozenset(
+    (
+        *("q_proj", "k_proj", "v_proj", "out_proj"),
+        *("gate_proj", "up_proj", "down_proj", "router", "lm_head"),
+    )
+)
+
+
+def term_matrix(model: ModelSpec, gpu: GpuSpec, tensor_parallel: int) -> Floats:
+    """Seconds of every term per unit of every sum, on one GPU of a group, shape (terms, sums).
+
+    Raises:
+        SpecError: heads that cannot be divided among the GPUs.
+    """
+    matrix = dict.fromkeys(TERMS, np.zeros(len(SUMS)))
+    costs = coefficients(model, tensor_parallel)
+    memory = 1 / gpu.bandwidth_bytes_per_s
+    for number, kernel in enumerate(kernel_table(model, tensor_parallel)):
+        one = [kernel.count * table[number] for table in costs]
+        operations = one[0] / gpu.peak(kernel.peak) if kernel.peak else 0 * one[0]
+        for term, seconds in _terms(model, kernel, operations, one[1] * memory, one[2] * memory):
+            matrix[term] = matrix[term] + seconds
+        matrix["network"] = matrix["network"] + one[3] / gpu.link_bytes_per_s
+        matrix["launches"] = matrix["launches"] + MICRO * kernel.count * _unit("steps")
+        if one[3].any():
+            matrix["allreduces"] = matrix["allreduces"] + MICRO * kernel.count * _unit("steps")
+    experts = MICRO * model.expert_layers * _unit("steps")
+    matrix["expert_layers"] = experts
+    matrix["fp8_expert_layers"] = experts * (model.compute == "fp8")
+    matrix["steps"] = MICRO * _unit("steps")
+    matrix["sequence_steps"] = MICRO * _unit("sampled")
+    matrix["logits"] = model.vocab_size * LOGIT_BYTES * memory * _unit("sampled")
+    return np.stack([matrix[term] for term in TERMS])
+
+
+def _unit(name: str) -> Floats:
+    return np.array([float(name == one) for one in SUMS])
+
+
+def _terms(
+    model: ModelSpec, kernel: Kernel, operations: Floats, weights: Floats, other: Floats
+) -> list[tuple[str, Floats]]:
+    """Where a kernel's seconds of arithmetic, of weights and of other bytes belong."""
+    if kernel.kind == "fuse_attn":
+        return [("attention", operations), ("cache", other)]
+    if kernel.kind == "recurrent_state":
+        return [("vector", operations), ("cache", other)]
+    expert = kernel.name.startswith("expert_")
+    linear = kernel.kind in _LINEAR
+    product = "expert_products" if expert else "products"
+    places = [
+        (product if linear else "vector", operations),
+        ("expert_weights" if expert else "weights", weights),
+        ("activations", other),
+    ]
+    if expert and model.compute == "fp8":
+        places.append(("fp8_expert_weights", weights))
+    if (model.expert_weight_bytes if expert else model.weight_bytes) < PACKED_BYTES:
+        places.append(("packed_weights", weights))
+    return places
+
+
+class Constants(NamedTuple):
+    """What is fitted, for one engine or a column of them: prefill and decode, then terms."""
+
+    gpu_time: Any
+    """Seconds of GPU time per second of a term, shape (…, 2, terms)."""
+    host_time: Any
+    """Seconds of host time per second of a term."""
+    dynamic: Any
+    """Joules above static per board watt and second of a term."""
+    static: Any
+    """Share of the board's power that is drawn all the time, shape (…, 1)."""
+
+
+def phase_seconds(constants: Constants, terms: Any) -> Any:
+    """Seconds of prefill and decode of a batch, shape (batches, 2), of its terms (…, 2, terms).
+
+    The host prepares the next step while the GPU works on one; whichever is longer counts most.
+    """
+    gpu = (terms * constants.gpu_time).sum(-1)
+    host = (terms * constants.host_time).sum(-1)
+    return (gpu**2 + host**2) ** 0.5
+
+
+def board_seconds(constants: Constants, terms: Any) -> Any:
+    """Energy of both phases per GPU in units of board power x 1 s, shape (batches, 2).
+
+    A GPU throttles before it draws more than its board power.
+    """
+    seconds = phase_seconds(constants, terms)
+    energy = constants.static * seconds + (terms * constants.dynamic).sum(-1)
+    load = energy.sum(-1) / seconds.sum(-1)
+    return energy * ((1 + load**8) ** -0.125)[..., None]
+
+
+@dataclass(frozen=True, slots=True)
+class FittedPhysics:
+    """The constants of all engines that were measured, as logarithms."""
+
+    time: Floats
+    """Shape (terms,)."""
+    energy: Floats
+    decode_time: float
+    """Of products in decode against prefill, where they have few rows."""
+    decode_energy: float
+    static: float
+    engines: Mapping[str, Floats]
+    """``engine version`` -> logarithm of each of `ENGINE_FACTORS`."""
+
+    def constants(self, engine: str, version: str) -> Constants:
+        """For an engine; where it was not measured, of the nearest that were."""
+        weights = nearest_engines(engine, version, tuple(self.engines))
+        factors = sum(weight * self.engines[name] for name, weight in weights.items())
+        return constants_of(self, np.asarray(factors), np)
+
+
+def constants_of(fitted: Any, factors: Any, library: Any) -> Constants:
+    """Effective constants of the factors (…, engine factors), in numpy or in torch."""
+    by_name = {name: factors[..., place] for place, name in enumerate(ENGINE_FACTORS)}
+    none = factors[..., 0] * 0
+    scale = library.stack([by_name.get(GROUPS.get(term, ""), none) for term in TERMS], -1)
+    products = np.array([float(GROUPS.get(term) == "products") for term in TERMS])
+    on_host = np.array([float(term in HOST_TERMS) for term in TERMS])
+    if library is not np:
+        products, on_host = library.from_numpy(products), library.from_numpy(on_host)
+    both = library.stack([products * 0, products])
+    time = library.exp((fitted.time + scale)[..., None, :] + fitted.decode_time * both)
+    dynamic = fitted.energy + by_name["dynamic"][..., None]
+    return Constants(
+        gpu_time=time * (1 - on_host),
+        host_time=time * on_host,
+        dynamic=library.exp(dynamic[..., None, :] + fitted.decode_energy * both) * (1 - on_host),
+        static=library.exp(fitted.static + by_name["static"])[..., None],
+    )
+
+
+def phase_sums(model: ModelSpec, batch: Floats, prompt: Floats, output: Floats) -> Floats:
+    """`phases.SUMS` of both phases, shape (batches, 2, sums)."""
+    prefill = prefill_sums(model, batch, prompt)
+    return np.stack((prefill, decode_sums(model, batch, prompt, output - 1.0)), axis=1)

@@ -1,0 +1,1 @@
+"""Weights of the shipped predictor, and their card."""
