@@ -56,7 +56,7 @@ def neighbours(model: ModelSpec, tensor_parallel: int) -> Floats:
     linked = np.zeros((len(place), len(place)))
     for source, target in graph.edges:
         linked[place[source], place[target]] = linked[place[target], place[source]] = 1
-    return linked / np.maximum(linked.sum(1, keepdims=True), 1)
+    return np.asarray(linked / np.maximum(linked.sum(1, keepdims=True), 1))
 
 
 @lru_cache(maxsize=64)

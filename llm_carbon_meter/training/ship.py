@@ -1,4 +1,4 @@
-"""``llm-carbon-meter train``: the weights that the package ships, and the card that describes them."""
+"""``llm-carbon-meter train``: the weights that the package ships, and the card that tells of them."""
 
 import hashlib
 import json
@@ -73,6 +73,7 @@ def _fit(known: Examples, gate: float, seed: int) -> Trained:
 def _card(rows: Sequence[Row], known: Examples, final: Trained, held_out: Floats) -> dict[str, Any]:
     residual = np.log(known.joules / held_out)
     low, high = quantiles(residual, known.weights)
+    within = (residual >= low) & (residual <= high)
     found = errors(known.joules, held_out, known.weights)
     return {
         "data": dict(sorted(manifest().items())),

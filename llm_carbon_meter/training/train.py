@@ -183,7 +183,7 @@ def fit_physics(data: Examples, steps: int = PHYSICS_STEPS) -> FittedPhysics:
         loss = loss + TIME_WEIGHT * (weights[known] * _huber(time)).sum() / NOISE**2
         for name, (mean, deviation) in prior.items():
             loss = loss + 0.5 * (((free[name] - mean) / deviation) ** 2).sum()
-        loss.backward()
+        torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
     found = {name: value.detach().numpy() for name, value in free.items()}
@@ -253,13 +253,13 @@ def fit_network(data: Examples, base: Floats, form: Form = FULL, seed: int = SEE
     shrinkage = SHRINKAGE if form.residual else 0.0
     network.train()
     for _ in range(EPOCHS):
-        for some in torch.randperm(len(data)).split(BATCH):
+        for some in torch.split(torch.randperm(len(data)), BATCH):
             output = network(*(one[some] for one in inputs))
             error = torch.log((start[some] * torch.exp(output)).sum(-1)) - target[some]
             loss = (weights[some] * _huber(error, 0.1)).sum() / weights[some].sum()
             loss = loss + shrinkage * (output**2).mean()
             optimizer.zero_grad()
-            loss.backward()
+            torch.autograd.backward(loss)
             optimizer.step()
             schedule.step()
     return network
