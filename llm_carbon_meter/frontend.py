@@ -115,6 +115,9 @@ class FrontendMeter:
         if config.estimator == "none":
             return None
         gpu, remark = self._gpu()
+        stages = int(self._deployment.get("pipeline_parallel_size", 1))
+        if stages > 1:
+            remark = "; ".join(filter(None, (remark, f"{stages} pipeline stages counted as one")))
         deployment = Deployment(
             model,
             gpu,

@@ -235,3 +235,9 @@ def test_a_damaged_or_unwritable_file_is_counted_and_served_without(
     nowhere.serve(1)
     nowhere.meter.stop()
     assert nowhere.faults.counts == {"calibration": 1}
+
+
+def test_pipeline_stages_are_not_passed_over(bound: list[Deployment]) -> None:
+    """No energy model knows them: the estimate says so."""
+    record = Frontend({**DEPLOYED, "pipeline_parallel_size": 2}).serve(1)
+    assert record["estimate"]["out_of_domain"] == "2 pipeline stages counted as one"

@@ -56,8 +56,12 @@ def test_an_answer_carries_its_estimate_and_measurement(metered: Metered) -> Non
     _, headers, body = metered.http("/v1/chat/completions", chat("What is a joule?", 60))
     took_s = time.monotonic() - start_s
     record = metered.record(json.loads(body)["id"])
-    assert headers["llm-carbon-estimated-wh"] == decimal(record["estimate"]["energy_wh"])
-    assert headers["llm-carbon-estimated-low-wh"] == decimal(record["estimate"]["low_wh"])
+    assert headers["llm-carbon-estimated-wh"] == decimal(
+        record["estimate"]["calibrated"]["energy_wh"]
+    )
+    assert headers["llm-carbon-estimated-low-wh"] == decimal(
+        record["estimate"]["calibrated"]["low_wh"]
+    )
     assert headers["llm-carbon-measured-wh"] == decimal(record["provisional"]["energy_wh"])
     assert headers["llm-carbon-quality"] == "counter"
     assert headers["llm-carbon-status"] in ("provisional", "final")
@@ -86,7 +90,9 @@ def test_a_stream_carries_the_estimate_in_front_and_the_measurement_at_its_end(
     record = metered.record(shown["id"])
     assert record["estimate"] == shown["estimate"]
     assert record["provisional"] == shown["provisional"]
-    assert headers["llm-carbon-estimated-wh"] == decimal(record["estimate"]["energy_wh"])
+    assert headers["llm-carbon-estimated-wh"] == decimal(
+        record["estimate"]["calibrated"]["energy_wh"]
+    )
     assert record["output_tokens"] == 30
 
 
@@ -264,7 +270,7 @@ def test_spans_carry_estimate_and_measurement(metered: Metered) -> None:
     parent, child = eventually(find, "both spans", 20)
     estimated = attributes(parent)["llm_carbon_meter.energy.estimated_wh"]
     measured = attributes(child)["llm_carbon_meter.energy.measured_wh"]
-    assert estimated == pytest.approx(record["estimate"]["energy_wh"])
+    assert estimated == pytest.approx(record["estimate"]["calibrated"]["energy_wh"])
     assert measured == pytest.approx(record["energy_wh"])
     assert attributes(child)["llm_carbon_meter.status"] == "final"
     assert child.end_time_unix_nano >= parent.end_time_unix_nano
