@@ -115,6 +115,9 @@ class FrontendMeter:
         if config.estimator == "none":
             return None
         gpu, remark = self._gpu()
+        stages = int(self._deployment.get("pipeline_parallel_size", 1))
+        if stages > 1:
+            remark = "; ".join(filter(None, (remark, f"{stages} pipeline stages counted as one")))
         deployment = Deployment(
             model,
             gpu,
@@ -129,9 +132,9 @@ class FrontendMeter:
         except MeterError as error:
             self._faults.note("estimator", error, "Requests have no estimate.")
             return None
+        file = Path(config.calibration_file) if config.calibration_file else None
         # Two processes must not write one file.
-        file = config.calibration_file if index == 0 else ""
-        return LiveEstimator(estimator, Path(file) if file else None, self._faults)
+        return LiveEstimator(estimator, file, index == 0, self._faults)
 
     def _gpu(self) -> _Gpu:
         """The data sheet of the engine's GPU, or the assumed one and why."""

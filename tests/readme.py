@@ -21,9 +21,9 @@ from llm_carbon_meter.records import (
 README = Path(__file__).parents[1] / "README.md"
 
 MEANINGS = {
-    "Estimated-Wh": "energy estimated before the request ran",
-    "Estimated-Low-Wh": "10 % of the expected answer lengths cost less",
-    "Estimated-High-Wh": "10 % cost more",
+    "Estimated-Wh": "energy estimated before the request ran, calibrated",
+    "Estimated-Low-Wh": "one in ten costs less: answer lengths and the model's own error",
+    "Estimated-High-Wh": "one in ten costs more",
     "Estimated-gCO2eq": "operational emissions of the estimate",
     "Measured-Wh": "energy measured by NVML, this request's share (not in streams' headers)",
     "Measured-gCO2eq": "its operational emissions",

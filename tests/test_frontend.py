@@ -202,7 +202,7 @@ def test_all_api_servers_learn_from_each_other_s_records(bound: list[Deployment]
     assert idle.errors("raw", "conditional") is None
 
 
-def test_a_restart_goes_on_and_only_the_first_server_writes(
+def test_all_go_on_after_a_restart_and_only_the_first_server_writes(
     bound: list[Deployment], tmp_path: Path
 ) -> None:
     """The file is there after a stop; another engine version does not take it."""
@@ -213,7 +213,9 @@ def test_a_restart_goes_on_and_only_the_first_server_writes(
             frontend.serve(number)
         frontend.meter.stop()
         assert file.exists() == (index == 0)
-    assert Frontend(calibration_file=str(file)).factor() == frontend.factor()
+    for index in (0, 1):
+        restarted = Frontend(index=index, calibration_file=str(file))
+        assert restarted.factor() == frontend.factor() != 1.0
     newer = Frontend({**DEPLOYED, "engine_version": "0.33.0"}, calibration_file=str(file))
     assert newer.factor() == 1.0
     assert not newer.faults.counts
@@ -235,3 +237,9 @@ def test_a_damaged_or_unwritable_file_is_counted_and_served_without(
     nowhere.serve(1)
     nowhere.meter.stop()
     assert nowhere.faults.counts == {"calibration": 1}
+
+
+def test_pipeline_stages_are_not_passed_over(bound: list[Deployment]) -> None:
+    """No energy model knows them: the estimate says so."""
+    record = Frontend({**DEPLOYED, "pipeline_parallel_size": 2}).serve(1)
+    assert record["estimate"]["out_of_domain"] == "2 pipeline stages counted as one"

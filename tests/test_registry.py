@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 import threading
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -161,6 +162,14 @@ def test_estimates_are_summed() -> None:
     """Phases, interval, tokens and grams add up; method and boundary stay."""
     both = sum_estimates([estimate_of(1.0), estimate_of(3.0)])
     assert both == EnergyEstimate("flop", 2.0, 2.0, 1.0, 8.0, 14.0, True, 4.0)
+
+
+def test_a_calibration_that_moved_is_weighed_by_energy() -> None:
+    """The calibrated total of the exchange is the sum of the calibrated ones."""
+    early, late = estimate_of(1.0), replace(estimate_of(3.0), calibration=2.0)
+    both = sum_estimates([early, late])
+    assert both.joules == 4.0
+    assert both.calibrated.joules == pytest.approx(7.0)
 
 
 def test_an_exchange_is_not_estimated_by_half() -> None:

@@ -97,7 +97,8 @@ class BatchEstimator:
         self._model = model
         self._folder = folder
         self._note = note
-        self._deployments: dict[_Key, tuple[ModelSpec, _Group] | MeterError] = {}
+        self._deployments: dict[_Key, tuple[ModelSpec, _Group] | str] = {}
+        """Or why there is none."""
 
     def run(self, table: Table) -> Table:
         """The table with energies or errors; columns of these names that it had are replaced."""
@@ -139,10 +140,10 @@ class BatchEstimator:
                 deployment = self._deployment(key)
                 known = deployment.model, _Group(self._model.bind(deployment))
             except MeterError as error:
-                known = error
+                known = str(error)
             self._deployments[key] = known
-        if isinstance(known, MeterError):
-            raise known
+        if isinstance(known, str):
+            raise MeterError(known)
         return known
 
     def _deployment(self, key: _Key) -> Deployment:

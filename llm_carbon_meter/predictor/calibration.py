@@ -111,7 +111,7 @@ class Calibration:
     Every API server keeps one and feeds it the records that it answered and those that the others
     share for look-ups: all see the same requests, so that no factor has to travel, and none stands
     still when a server is gone. Order and start differ a little between them, as do their factors.
-    One alone (the first) writes the file.
+    All begin with the same file, one alone (the first) writes it.
 
     Args:
         state: from before.

@@ -126,9 +126,9 @@ class DeploymentEstimator:
         """
         _check(query)
         # A request without an answer (an embedding) is a prefill: one token, its decode left out.
-        output = np.maximum(lengths, 1.0)
-        prompt = np.full(3, query.prompt_tokens, np.float64)
-        energy = self._bound.phases(np.full(3, query.concurrency, np.float64), prompt, output)
+        output = [max(1.0, length) for length in lengths]
+        columns = ([query.concurrency] * 3, [query.prompt_tokens] * 3, output)
+        energy = self._bound.phases(*np.array(columns, np.float64))
         prefill, decode = energy.prefill_joules.tolist(), energy.decode_joules.tolist()
         point, short, long = (a + b for a, b in zip(prefill, decode, strict=True))
         below = _distance(point / short, point / float(energy.low_joules[0]))

@@ -29,15 +29,18 @@ class LiveEstimator:
 
     Args:
         estimator: of this deployment.
-        file: keeps the calibration over a restart; None to keep none, or where another API server
-            keeps it.
+        file: keeps the calibration over a restart; None to keep none.
+        writes: whether this API server is the one that writes it; all read it.
         faults: counts of what went wrong.
     """
 
-    def __init__(self, estimator: DeploymentEstimator, file: Path | None, faults: Faults) -> None:
+    def __init__(
+        self, estimator: DeploymentEstimator, file: Path | None, writes: bool, faults: Faults
+    ) -> None:
         self._estimator = estimator
         self._faults = faults
         self._file = file
+        self._writes = writes
         self._identity = identity(estimator.deployment, estimator.method)
         self._lengths = OutputLengths(conversation_quantiles().output_tokens)
         self._calibration = Calibration(self._load())
@@ -97,9 +100,9 @@ class LiveEstimator:
             self.save()
 
     def save(self) -> None:
-        """Write the calibration file, where there is one and something was learnt."""
+        """Write the calibration file, where there is one of ours and something was learnt."""
         self._saved_s = time.monotonic()
-        if self._file is None or not self._learnt:
+        if self._file is None or not self._writes or not self._learnt:
             return
         try:
             save_state(self._file, self._identity, self._calibration.state)

@@ -35,6 +35,7 @@ GOALS: Mapping[str, Goal] = {
     "hook_us_per_request": Goal("hook, each further request, µs", 0.05, True),
     "p99_ratio": Goal("step latency at 256 requests, p99 with / without", 1.05, True),
     "tokens_ratio": Goal("tokens/s of the real server, with / without, median", 0.98, False),
+    "estimate_us": Goal("estimate of a request before it runs, median µs", 40, True),
     "memory_mb": Goal("resident growth over a million requests, MB", 50, True),
     "steps_per_s": Goal("steps of 64 requests settled per second on one core", 20_000, False),
 }

@@ -1,6 +1,7 @@
-"""The book itself: a million requests through ledger and registry, and steps settled per second."""
+"""The book itself: estimates, a million requests through ledger and registry, settled steps."""
 
 import gc
+import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from llm_carbon_meter.ledger import EnergyLedger
 from llm_carbon_meter.records import (
     Account,
     EnergyReading,
+    EstimateQuery,
     Outcome,
     Quality,
     RequestEnd,
@@ -32,11 +34,28 @@ TOGETHER = 64
 STEP_S = 0.005
 STEPS_A_TICK = 10
 SETTLED_STEPS = 40_000
+ESTIMATES, ESTIMATE_ROUNDS = 2000, 7
 
 
 def measure(model: Path) -> Mapping[str, float]:
-    """Megabytes that a million requests leave behind, and steps of 64 requests per second."""
-    return {"steps_per_s": _steps_per_s(), "memory_mb": _memory_mb()}
+    """Estimate and steps in time, and megabytes that a million requests leave behind."""
+    return {
+        "estimate_us": _estimate_us(),
+        "steps_per_s": _steps_per_s(),
+        "memory_mb": _memory_mb(),
+    }
+
+
+def _estimate_us() -> float:
+    """Median of rounds, through the estimator that the settings choose by default."""
+    frontend, query = _frontend(), EstimateQuery(1000, 500, concurrency=8)
+    rounds = []
+    for _ in range(ESTIMATE_ROUNDS):
+        start = time.perf_counter()
+        for _ in range(ESTIMATES):
+            frontend.estimate(query)
+        rounds.append((time.perf_counter() - start) / ESTIMATES)
+    return 1e6 * statistics.median(rounds)
 
 
 def _ledger() -> EnergyLedger:
@@ -62,10 +81,8 @@ def _steps_per_s() -> float:
     return SETTLED_STEPS / (time.process_time() - start)
 
 
-def _memory_mb() -> float:
-    """Resident growth after the first tenth, in which every buffer reaches its size."""
-    ledger, process = _ledger(), psutil.Process()
-    frontend = FrontendMeter(
+def _frontend() -> FrontendMeter:
+    return FrontendMeter(
         Config(),
         "model",
         built_in_model("Llama-3.1-8B"),
@@ -76,6 +93,12 @@ def _memory_mb() -> float:
         faults=Faults(),
         registry=CollectorRegistry(),
     )
+
+
+def _memory_mb() -> float:
+    """Resident growth after the first tenth, in which every buffer reaches its size."""
+    ledger, process = _ledger(), psutil.Process()
+    frontend = _frontend()
     ledger.observe_reading(EnergyReading(0.0, "gpu", 0.0))
     warm = 0
     for done in tqdm(range(0, MILLION, TOGETHER), desc="requests", unit="batch"):

@@ -190,3 +190,10 @@ def test_spans_that_never_meet_their_figure_do_not_pile_up(
     for name in "abc":
         spans.final(energy_of(name), None)
     assert len(collected.get_finished_spans()) == 2
+
+
+def test_attributes_of_a_calibrated_estimate() -> None:
+    """What clients are told, not what the model said."""
+    told = estimate_attributes(replace(ESTIMATE, calibration=2.0))
+    assert told["llm_carbon_meter.energy.estimated_wh"] == pytest.approx(72 / 3600)
+    assert told["llm_carbon_meter.emissions.estimated_gco2eq"] == pytest.approx(0.04)
