@@ -214,7 +214,7 @@ def test_deepen_knows_depth_as_a_number_of_launches() -> None:
     """A model of twice the layers of the same width costs about twice as much."""
     law = physical(lambda found: 1.3 * found.board_joules)
     rows = measured(grid(models=("Llama-3.1-8B-Instruct",)), law)
-    layers = {name: 64 for name in ("num_layers", "attention_layers", "dense_layers")}
+    layers = dict.fromkeys(("num_layers", "attention_layers", "dense_layers"), 64)
     deep = measured([replace(row, spec=replace(row.spec, **layers)) for row in rows], law)
     assert mape(deep, fit_deepen(rows, 0, trees=10).predict(deep)) < 10
 
