@@ -210,6 +210,15 @@ def test_deepen_deals_out_all_joules() -> None:
     assert predicted == pytest.approx([123.0], rel=0.02)
 
 
+def test_deepen_knows_depth_as_a_number_of_launches() -> None:
+    """A model of twice the layers of the same width costs about twice as much."""
+    law = physical(lambda found: 1.3 * found.board_joules)
+    rows = measured(grid(models=("Llama-3.1-8B-Instruct",)), law)
+    layers = dict.fromkeys(("num_layers", "attention_layers", "dense_layers"), 64)
+    deep = measured([replace(row, spec=replace(row.spec, **layers)) for row in rows], law)
+    assert mape(deep, fit_deepen(rows, 0, trees=10).predict(deep)) < 10
+
+
 def test_nnlqp_trains() -> None:
     """Labels over three decades, with the least budget that does it; less is far worse."""
     rows = measured(grid(), physical(lambda found: 2 * found.board_joules))

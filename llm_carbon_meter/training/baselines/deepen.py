@@ -1,8 +1,9 @@
 """DeepEn and nn-Meter, ported: one random forest for each kind of kernel, the sum over kernels.
 
 The labels here are of whole requests: each row's joules are dealt to its kernels in proportion to
-their roofline time. Features are the configuration of a launch, without phase and without
-roofline. Forests have 370 trees in nn-Meter.
+their roofline time. Features are the configuration of a launch and its platform, without phase and
+without roofline. Forests learn logarithms, since a launch costs microjoules or joules; they have
+370 trees in nn-Meter.
 """
 
 from collections import defaultdict

@@ -91,6 +91,15 @@ class Batch(NamedTuple):
     """(rows, 6 + GPUs + engines)"""
 
 
+class Labelled(NamedTuple):
+    """A batch with what was measured."""
+
+    batch: Batch
+    joules: Tensor
+    """Over the largest, shape (rows,)."""
+    weights: Tensor
+
+
 class Network(nn.Module):
     """Two convolutions, the sum over nodes, and two layers on it and the static features."""
 
@@ -158,11 +167,7 @@ def _trained(
     for _ in range(budget.epochs):
         network.train()
         for chunk in _chunks(fitted, generator.permutation(len(fitted))):
-            part = _labelled(chunk, encoding)
-            optimizer.zero_grad()
-            _loss(network, part).backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(network.parameters(), MOST_GRADIENT)
-            optimizer.step()
+            _step(network, optimizer, _labelled(chunk, encoding))
         network.eval()
         with torch.no_grad():
             error = float(_loss(network, check))
@@ -175,13 +180,11 @@ def _trained(
     return network.eval()
 
 
-class Labelled(NamedTuple):
-    """A batch with what was measured."""
-
-    batch: Batch
-    joules: Tensor
-    """Over the largest, shape (rows,)."""
-    weights: Tensor
+def _step(network: Network, optimizer: torch.optim.Optimizer, part: Labelled) -> None:
+    optimizer.zero_grad()
+    _loss(network, part).backward()  # type: ignore[no-untyped-call]
+    nn.utils.clip_grad_norm_(network.parameters(), MOST_GRADIENT)
+    optimizer.step()
 
 
 def _loss(network: Network, part: Labelled) -> Tensor:
