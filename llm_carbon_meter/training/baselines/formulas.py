@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llm_carbon_meter.predictor.estimator import NOTE_CONSTANTS, note_flop
+from llm_carbon_meter.predictor.flop import NOTE_CONSTANTS, note_flop
 from llm_carbon_meter.specs import ModelSpec, gpu_spec
 from llm_carbon_meter.training.baselines.baseline import Fitted, Floats, non_negative_fit
 from llm_carbon_meter.training.physics_features import engine_name, physics
@@ -63,12 +63,12 @@ def fit_note(rows: Sequence[Row], seed: int) -> Fitted:
 
 
 def _note_joules(row: Row) -> float:
-    flop = note_flop(row.spec, row.prompt_tokens, row.output_tokens)
+    flop = note_flop(row.spec, np.array(row.prompt_tokens), np.array(row.output_tokens))
     operations = (
         flop.prefill / NOTE_CONSTANTS.prefill_utilisation
         + flop.decode / NOTE_CONSTANTS.decode_utilisation
     )
-    return operations * NOTE_CONSTANTS.joules_per_flop
+    return float(operations) * NOTE_CONSTANTS.joules_per_flop
 
 
 def fit_tdp_roofline(rows: Sequence[Row], seed: int) -> Fitted:
