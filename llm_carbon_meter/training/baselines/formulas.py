@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from llm_carbon_meter.predictor.estimator import NOTE_CONSTANTS, note_flop
+from llm_carbon_meter.predictor.flop import NOTE_CONSTANTS, note_flop
 from llm_carbon_meter.specs import ModelSpec, gpu_spec
 from llm_carbon_meter.training.baselines.baseline import Fitted, Floats, non_negative_fit
 from llm_carbon_meter.training.physics_features import engine_name, physics
