@@ -11,6 +11,7 @@ from llm_carbon_meter.predictor.graph import GLOBAL_FEATURES, NODE_FEATURES
 from llm_carbon_meter.predictor.network import LARGEST
 from llm_carbon_meter.training.examples import Examples
 from llm_carbon_meter.training.train import (
+    EPOCHS,
     SHRINKAGE,
     fit_network,
     fit_physics,
@@ -25,6 +26,8 @@ ROOFLINE_GLOBALS: Final = (
     *(name for name in GLOBAL_FEATURES if name.endswith("_share")),
     "step_time",
 )
+ALONE_EPOCHS: Final = 320
+"""Without physics there is more to learn: a fifth less error than after the predictor's own 80."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ FORMS: Final[Mapping[str, Form]] = {
 
 
 def fit_form(form: Form, train: Examples, test: Examples, seed: int) -> Floats:
-    """Joules per request of the test examples, shape (n,); the network's correction counts whole."""
+    """Joules per request of the test examples, shape (n,); no gate."""
     base_train, base_test = _bases(form, train, test)
     seen = visible(train, form)
     network = fit_network(
@@ -57,6 +60,7 @@ def fit_form(form: Form, train: Examples, test: Examples, seed: int) -> Floats:
         seed,
         largest=LARGEST if form.residual else float("inf"),
         shrinkage=SHRINKAGE if form.residual else 0.0,
+        epochs=EPOCHS if form.residual else ALONE_EPOCHS,
     )
     correction = residuals(network, visible(test, form))
     return np.asarray((base_test * np.exp(correction)).sum(-1))

@@ -225,6 +225,7 @@ def fit_network(
     seed: int = SEED,
     largest: float = LARGEST,
     shrinkage: float = SHRINKAGE,
+    epochs: int = EPOCHS,
 ) -> PhaseNetwork:
     """Train on the logarithm of measured / base.
 
@@ -234,16 +235,17 @@ def fit_network(
         seed: of weights and order.
         largest: bound of the correction.
         shrinkage: weight of the correction's own square.
+        epochs: passes over the examples.
     """
     torch.manual_seed(seed)
     network = PhaseNetwork(largest=largest)
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
-    rounds = EPOCHS * -(-len(data) // BATCH)
+    rounds = epochs * -(-len(data) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=rounds)
     inputs, weights = _inputs(data), torch.from_numpy(data.weights).float()
     start, target = torch.from_numpy(base).float(), torch.from_numpy(np.log(data.joules)).float()
     network.train()
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         for some in torch.split(torch.randperm(len(data)), BATCH):
             output = network(*(one[some] for one in inputs))
             error = torch.log((start[some] * torch.exp(output)).sum(-1)) - target[some]

@@ -1,0 +1,12 @@
+"""Predictors and splits that are spoken of by name."""
+
+from typing import Final
+
+OURS: Final = "GNN"
+PHYSICS: Final = "physics alone"
+"""The predictor without its network."""
+RESIDUAL_FORM: Final = "+ physics residual"
+"""`OURS` as the last line of the ablation."""
+FOLDS: Final = "architecture folds"
+MODERN: Final = "leave-architecture-out, modern dense"
+ENGINES: Final = "leave-engine-out"
