@@ -98,7 +98,11 @@ class Config:
     pue: float = _setting(
         1.0, _number(1.0, 5.0), "power usage effectiveness; 1.0 counts the GPUs alone"
     )
-    estimator: str = _setting("flop", _choice("flop", "gnn", "none"), "how requests are estimated")
+    estimator: str = _setting(
+        "gnn",
+        _choice("gnn", "flop", "none"),
+        "how requests are estimated: the trained network, the FLOP formula, or not at all",
+    )
     calibration_file: str = _setting(
         "", str, "file that keeps the correction of the estimates over a restart; empty: not kept"
     )

@@ -16,7 +16,12 @@ from llm_carbon_meter.exporters.prometheus import PrometheusExporter
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.meter import HEARTBEAT_S, assumed_gpu, grid
 from llm_carbon_meter.predictor.calibration import error_ratios
-from llm_carbon_meter.predictor.estimator import Deployment, DeploymentEstimator, energy_model
+from llm_carbon_meter.predictor.estimator import (
+    Deployment,
+    DeploymentEstimator,
+    EnergyModel,
+    energy_model,
+)
 from llm_carbon_meter.predictor.live import LiveEstimator
 from llm_carbon_meter.records import (
     EnergyEstimate,
@@ -127,7 +132,7 @@ class FrontendMeter:
         )
         try:
             estimator = DeploymentEstimator(
-                energy_model(config.estimator), deployment, self._intensity, config.pue, remark
+                self._energy_model(), deployment, self._intensity, config.pue, remark
             )
         except MeterError as error:
             self._faults.note("estimator", error, "Requests have no estimate.")
@@ -135,6 +140,13 @@ class FrontendMeter:
         file = Path(config.calibration_file) if config.calibration_file else None
         # Two processes must not write one file.
         return LiveEstimator(estimator, file, index == 0, self._faults)
+
+    def _energy_model(self) -> EnergyModel:
+        try:
+            return energy_model(self.config.estimator)
+        except MeterError as error:
+            self._faults.note("estimator", error, "Estimates are those of the FLOP formula.")
+            return energy_model("flop")
 
     def _gpu(self) -> _Gpu:
         """The data sheet of the engine's GPU, or the assumed one and why."""

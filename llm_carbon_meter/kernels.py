@@ -502,7 +502,7 @@ def touched_experts(experts: int, per_token: int, tokens: Floats) -> Floats:
     return experts * (1 - (1 - per_token / experts) ** tokens)
 
 
-def context_sum(new: Floats, cached: Floats) -> Floats:
+def context_sum(new: Floats, cached: Floats | float) -> Floats:
     """Sum over the new tokens of the context each attends to, itself included (causal)."""
     return new * cached + new * (new + 1) / 2
 

@@ -87,7 +87,7 @@ def test_settings_are_read(name: str, text: str, value: object) -> None:
         ("carbon_intensity", "inf", "expected a number from 0 to 5000"),
         ("policy", "fair", "expected one of shapley, tokens, flops, equal"),
         ("idle", "spread", "expected one of separate, by_time"),
-        ("estimator", "oracle", "expected one of flop, gnn, none"),
+        ("estimator", "oracle", "expected one of gnn, flop, none"),
         ("records", "0", "expected a whole number from 1"),
         ("records", "1e3", "invalid literal"),
         ("request_log_max_bytes", "999", "expected a whole number from 1000"),

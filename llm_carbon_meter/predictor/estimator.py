@@ -169,7 +169,13 @@ def _flop() -> EnergyModel:
 
 
 # A model's file is imported when it is asked for: not every one needs what another one needs.
-ENERGY_MODELS: Mapping[str, Callable[[], EnergyModel]] = {"flop": _flop}
+def _gnn() -> EnergyModel:
+    from llm_carbon_meter.predictor.gnn import GnnModel
+
+    return GnnModel()
+
+
+ENERGY_MODELS: Mapping[str, Callable[[], EnergyModel]] = {"gnn": _gnn, "flop": _flop}
 
 
 def energy_model(name: str) -> EnergyModel:

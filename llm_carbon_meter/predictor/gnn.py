@@ -14,11 +14,19 @@ from safetensors.numpy import load
 
 from llm_carbon_meter.predictor.engines import engine_key
 from llm_carbon_meter.predictor.estimator import Deployment, PhaseEnergy
-from llm_carbon_meter.predictor.graph import DeploymentGraph, Inputs, neighbours, static_nodes
+from llm_carbon_meter.predictor.graph import (
+    EXPAND,
+    DeploymentGraph,
+    Inputs,
+    neighbours,
+    static_nodes,
+)
 from llm_carbon_meter.predictor.physics import FittedPhysics, board_seconds
 from llm_carbon_meter.records import MeterError
 
 Floats = NDArray[np.float64]
+Array = NDArray[Any]
+"""Single precision inside the network, as it was trained."""
 
 WEIGHTS: Final = "gnn.safetensors"
 CARD: Final = "card.json"
@@ -28,23 +36,23 @@ CARD: Final = "card.json"
 class Network:
     """Weights of `network.PhaseNetwork`."""
 
-    neighbour_1: Floats
+    neighbour_1: Array
     """Shape (inputs, width), as all matrices here."""
-    own_1: Floats
-    bias_1: Floats
-    neighbour_2: Floats
-    own_2: Floats
-    bias_2: Floats
-    linear_1: Floats
-    linear_bias_1: Floats
-    linear_2: Floats
+    own_1: Array
+    bias_1: Array
+    neighbour_2: Array
+    own_2: Array
+    bias_2: Array
+    linear_1: Array
+    linear_bias_1: Array
+    linear_2: Array
     linear_bias_2: float
     largest: float
 
     @classmethod
     def of(cls, state: Mapping[str, Any], largest: float) -> "Network":
         """From the state of the torch module."""
-        one = {name: np.asarray(value, np.float64) for name, value in state.items()}
+        one = {name: np.asarray(value, np.float32) for name, value in state.items()}
         return cls(
             one["sage_1.lin_rel.weight"].T,
             one["sage_1.lin_root.weight"].T,
@@ -112,10 +120,11 @@ class BoundGnn:
         linked = neighbours(model, deployment.num_gpus)
         fixed = static_nodes(model, deployment.num_gpus)
         kinds = fixed.shape[1]
-        self._linked = linked
-        self._fixed = linked @ fixed @ network.neighbour_1[:kinds] + fixed @ network.own_1[:kinds]
-        self._fixed = self._fixed + network.bias_1
-        self._neighbour_1, self._own_1 = network.neighbour_1[kinds:], network.own_1[kinds:]
+        first = linked @ fixed @ network.neighbour_1[:kinds] + fixed @ network.own_1[:kinds]
+        self._linked = linked.astype(np.float32)
+        self._fixed = (first + network.bias_1)[:, None].astype(np.float32)
+        self._neighbour_1 = (EXPAND @ network.neighbour_1[kinds:]).astype(np.float32)
+        self._own_1 = (EXPAND @ network.own_1[kinds:]).astype(np.float32)
         self.out_of_domain = _outside(weights, deployment)
         widening = weights.wider if self.out_of_domain else 1.0
         self._low, self._high = np.exp(weights.low * widening), np.exp(weights.high * widening)
@@ -136,18 +145,31 @@ class BoundGnn:
 
     def residual(self, inputs: Inputs) -> Floats:
         """The network's correction, a logarithm; `network.PhaseNetwork` is the same in torch."""
-        network, nodes = self._weights.network, inputs.nodes
-        hidden = self._fixed + self._linked @ (nodes @ self._neighbour_1) + nodes @ self._own_1
+        network, kernels = self._weights.network, len(self._linked)
+        basis = inputs.basis.reshape(kernels, -1, inputs.basis.shape[-1]).astype(np.float32)
+        hidden = self._sage(basis, self._neighbour_1, self._own_1)
+        hidden += self._fixed
         np.maximum(hidden, 0, out=hidden)
-        hidden = (
-            self._linked @ (hidden @ network.neighbour_2) + hidden @ network.own_2 + network.bias_2
-        )
+        hidden = self._sage(hidden, network.neighbour_2, network.own_2)
+        hidden += network.bias_2
         np.maximum(hidden, 0, out=hidden)
-        pooled = (nodes[..., None, :, -1] @ hidden)[..., 0, :]
-        joined = np.concatenate((pooled, inputs.globals), axis=-1)
+        pooled = np.einsum("kg,kgh->gh", basis[..., -1], hidden)
+        described = inputs.described.reshape(len(pooled), -1).astype(np.float32)
+        joined = np.concatenate((pooled, described), axis=1)
         dense = np.maximum(joined @ network.linear_1 + network.linear_bias_1, 0)
         output = dense @ network.linear_2 + network.linear_bias_2
-        return np.asarray(network.largest * np.tanh(output / network.largest))
+        return np.asarray(network.largest * np.tanh(output / network.largest).reshape(-1, 2))
+
+    def _sage(
+        self, nodes: NDArray[Any], neighbour: NDArray[Any], own: NDArray[Any]
+    ) -> NDArray[Any]:
+        """The mean of the neighbours and the node itself: (kernels, graphs, width)."""
+        kernels, graphs, inputs = nodes.shape
+        flat = nodes.reshape(-1, inputs)
+        given = (flat @ neighbour).reshape(kernels, -1)
+        summed = (self._linked @ given).reshape(kernels * graphs, -1)
+        summed += flat @ own
+        return np.asarray(summed.reshape(kernels, graphs, -1))
 
 
 def _outside(weights: Weights, deployment: Deployment) -> str:
@@ -197,25 +219,28 @@ def shipped_weights() -> Weights:
     """The weights of the package.
 
     Raises:
-        MeterError: they are not the ones of their card.
+        MeterError: they are missing, damaged, or not the ones of their card.
     """
     folder = resources.files("llm_carbon_meter.predictor.weights")
-    return read_weights(
-        folder.joinpath(WEIGHTS).read_bytes(), folder.joinpath(CARD).read_text("utf-8")
-    )
+    try:
+        data = folder.joinpath(WEIGHTS).read_bytes()
+        card = folder.joinpath(CARD).read_text("utf-8")
+    except OSError as error:
+        raise MeterError(f"the predictor's weights: {error}; install the package again") from error
+    return read_weights(data, card)
 
 
 def read_weights(data: bytes, card_text: str) -> Weights:
     """Check a weights file against its card and read it.
 
     Raises:
-        MeterError: the checksum differs.
+        MeterError: one of them is damaged, or they do not belong together.
     """
-    card = json.loads(card_text)
-    found = hashlib.sha256(data).hexdigest()
-    if found != card["sha256"]:
-        raise MeterError(
-            f"{WEIGHTS} has the checksum {found[:12]}…, its card says {card['sha256'][:12]}…; "
-            "install the package again"
-        )
-    return weights_of(load(data), card)
+    try:
+        card = json.loads(card_text)
+        found = hashlib.sha256(data).hexdigest()
+        if found != card["sha256"]:
+            raise ValueError(f"its checksum is {found[:12]}…, the card says {card['sha256'][:12]}…")
+        return weights_of(load(data), card)
+    except (ValueError, KeyError, TypeError) as error:
+        raise MeterError(f"{WEIGHTS} cannot be used: {error}; install the package again") from error

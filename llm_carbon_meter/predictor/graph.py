@@ -5,6 +5,7 @@ Node features are the paper's, in log space: type [T], dimensions [S], operation
 is bound by arithmetic, and its share of its phase. All are per step and for one of its places.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -14,9 +15,9 @@ from numpy.typing import NDArray
 
 from llm_carbon_meter.graph import layer_graph
 from llm_carbon_meter.kernels import kernel_table
-from llm_carbon_meter.phases import coefficients
+from llm_carbon_meter.phases import coefficients, phase_sums
 from llm_carbon_meter.predictor.estimator import Deployment
-from llm_carbon_meter.predictor.physics import TERMS, phase_sums, term_matrix
+from llm_carbon_meter.predictor.physics import TERMS, term_matrix
 from llm_carbon_meter.specs import ModelSpec
 
 Floats = NDArray[np.float64]
@@ -26,15 +27,32 @@ KINDS: Final = (
     *("gate_proj", "up_proj", "act_mlp", "down_proj", "router", "combine", "recurrent_state"),
     *("allreduce", "lm_head", "logit_gather"),
 )
-DYNAMIC: Final = ("operations", "memory", "network", "intensity", "throughput", "time", "bound")
-NODE_FEATURES: Final = (*KINDS, "input", "output", *DYNAMIC, "share")
+BASIS: Final = ("operations", "memory", "network", "time", "bound", "share")
+"""What is computed of each node per batch: four logarithms to 10, whether arithmetic takes longest,
+and the kernel's share of its phase."""
+DYNAMIC: Final[Mapping[str, Mapping[str, float]]] = {
+    "operations": {"operations": 0.1},
+    "memory": {"memory": 0.1},
+    "network": {"network": 0.1},
+    "intensity": {"operations": 1.0, "memory": -1.0},
+    "throughput": {"operations": 1 / 15, "time": -1 / 15},
+    "time": {"time": 0.25},
+    "bound": {"bound": 1.0},
+    "share": {"share": 1.0},
+}
+"""The features made of them, as sums; O/M and P are differences of logarithms."""
+EXPAND: Final = np.array([[part.get(one, 0.0) for part in DYNAMIC.values()] for one in BASIS])
+NODE_FEATURES: Final = (*KINDS, "input", "output", *DYNAMIC)
 GLOBAL_TERMS: Final = TERMS[: TERMS.index("allreduces")]
 GLOBAL_FEATURES: Final = (
     *(f"{term}_share" for term in GLOBAL_TERMS),
     *("step_time", "batch", "prompt", "output", "gpus", "hidden", "layers", "quantised"),
     *("experts", "vllm", "transformers", "bandwidth", "board_power", "decode"),
 )
-TINY: Final = 1e-12
+TINY_S: Final = 1e-9
+# Batch, prompt and output as logarithms around 0.
+LOG_SCALE: Final = np.array((0.66, 1.0, 1.0))
+LOG_SHIFT: Final = np.array((-1.0, -2.5, -2.5))
 
 
 class Inputs(NamedTuple):
@@ -42,9 +60,9 @@ class Inputs(NamedTuple):
 
     terms: Floats
     """`physics.TERMS` in seconds, shape (batches, 2, terms)."""
-    nodes: Floats
-    """`DYNAMIC` and share, shape (batches, 2, kernels, features)."""
-    globals: Floats
+    basis: Floats
+    """`BASIS`, kernels first so that all graphs are one product: (kernels, batches, 2, basis)."""
+    described: Floats
     """`GLOBAL_FEATURES`, shape (batches, 2, features)."""
 
 
@@ -76,12 +94,12 @@ class DeploymentGraph:
     term_matrix: Floats
     """Shape (sums, terms)."""
     costs: Floats
-    """O, M, I of each kernel, each time it runs, per unit of each sum; shape (sums, 3 kernels)."""
+    """O, M, I of each kernel and their seconds at the GPU's rates, each time it runs, per unit of
+    each sum; shape (6 x kernels, sums)."""
     counts: Floats
-    peaks: Floats
-    """Seconds per operation, shape (kernels,)."""
+    """Shape (kernels, 1)."""
     constants: Floats
-    """The last of `GLOBAL_FEATURES`, except the phase."""
+    """`GLOBAL_FEATURES` that are the same for all batches, except the phase."""
 
     @classmethod
     def of(cls, deployment: Deployment) -> "DeploymentGraph":
@@ -92,59 +110,52 @@ class DeploymentGraph:
         """
         model, gpu, parallel = deployment.model, deployment.gpu, deployment.num_gpus
         table, costs = kernel_table(model, parallel), coefficients(model, parallel)
-        moved = costs.weight_bytes + costs.other_bytes
+        peaks = np.array([1 / gpu.peak(one.peak) if one.peak else 0.0 for one in table])
+        operations, moved = costs.operations, costs.weight_bytes + costs.other_bytes
+        seconds = (
+            operations * peaks[:, None],
+            moved / gpu.bandwidth_bytes_per_s,
+            costs.network_bytes / gpu.link_bytes_per_s,
+        )
         return cls(
             deployment,
-            term_matrix(model, gpu, parallel).T,
-            np.concatenate((costs.operations, moved, costs.network_bytes)).T,
-            np.array([float(kernel.count) for kernel in table]),
-            np.array([1 / gpu.peak(kernel.peak) if kernel.peak else 0.0 for kernel in table]),
+            np.ascontiguousarray(term_matrix(model, gpu, parallel).T),
+            np.concatenate((operations, moved, costs.network_bytes, *seconds)),
+            np.array([[float(one.count)] for one in table]),
             _constants(deployment),
         )
 
     def inputs(self, batch: Floats, prompt: Floats, output: Floats) -> Inputs:
         """Features of batches of equal requests, each argument of shape (batches,)."""
         sums = phase_sums(self.deployment.model, batch, prompt, output)
-        terms = sums @ self.term_matrix
         steps = np.maximum(sums[..., :1], 1.0)
-        return Inputs(
-            terms, self._nodes(sums / steps), self._globals(terms / steps, batch, prompt, output)
-        )
+        terms, per_step = sums @ self.term_matrix, (sums / steps).reshape(-1, sums.shape[-1])
+        described = self._globals(terms / steps, batch, prompt, output)
+        return Inputs(terms, self._basis(per_step, len(batch)), described)
 
-    def _nodes(self, sums: Floats) -> Floats:
-        gpu, kernels = self.deployment.gpu, len(self.counts)
-        costs = (sums @ self.costs).reshape(*sums.shape[:2], 3, kernels)
-        operations, moved, sent = costs[..., 0, :], costs[..., 1, :], costs[..., 2, :]
-        computing = operations * self.peaks
-        moving = moved * (1 / gpu.bandwidth_bytes_per_s)
-        seconds = np.maximum(np.maximum(computing, moving), sent * (1 / gpu.link_bytes_per_s))
+    def _basis(self, sums: Floats, batches: int) -> Floats:
+        kernels = len(self.counts)
+        costs = (self.costs @ sums.T).reshape(6, kernels, -1)
+        computing, moving, sending = costs[3:]
+        seconds = np.maximum(np.maximum(computing, moving), sending)
         whole = seconds * self.counts
-        logs = np.log10(costs + 1)
-        return np.stack(
-            (
-                logs[..., 0, :] / 10,
-                logs[..., 1, :] / 10,
-                logs[..., 2, :] / 10,
-                logs[..., 0, :] - logs[..., 1, :],
-                np.log10(operations / (seconds + TINY) + 1) / 15,
-                np.log10(seconds + 1e-9) / 4 + 1,
-                (computing > moving).astype(np.float64),
-                whole / (whole.sum(-1, keepdims=True) + TINY),
-            ),
-            axis=-1,
-        )
+        basis = np.empty((kernels, len(sums), len(BASIS)))
+        basis[..., :3] = np.log10(costs[:3] + 1).transpose(1, 2, 0)
+        basis[..., 3] = np.log10(seconds + TINY_S)
+        basis[..., 4] = computing > moving
+        basis[..., 5] = whole / (whole.sum(0) + TINY_S)
+        return basis.reshape(kernels, batches, 2, -1)
 
     def _globals(self, terms: Floats, batch: Floats, prompt: Floats, output: Floats) -> Floats:
-        seconds = terms[..., : len(GLOBAL_TERMS)]
-        step = seconds.sum(-1, keepdims=True) + TINY
+        place = len(GLOBAL_TERMS)
+        seconds = terms[..., :place]
+        step = seconds.sum(-1)
         features = np.empty((len(batch), 2, len(GLOBAL_FEATURES)))
-        changing = len(GLOBAL_TERMS) + 4
-        features[..., : len(GLOBAL_TERMS)] = seconds / step
-        features[..., len(GLOBAL_TERMS)] = np.log10(step[..., 0]) / 3 + 1
-        features[..., len(GLOBAL_TERMS) + 1] = np.log2(batch)[:, None] / 5 - 1
-        features[..., len(GLOBAL_TERMS) + 2] = np.log10(prompt)[:, None] - 2.5
-        features[..., len(GLOBAL_TERMS) + 3] = np.log10(output)[:, None] - 2.5
-        features[..., changing:-1] = self.constants
+        features[..., :place] = seconds / (step[..., None] + TINY_S)
+        features[..., place] = np.log10(step + TINY_S) / 3 + 1
+        logs = np.log10((batch, prompt, output)).T
+        features[..., place + 1 : place + 4] = logs[:, None] * LOG_SCALE + LOG_SHIFT
+        features[..., place + 4 : -1] = self.constants
         features[..., -1] = (0.0, 1.0)
         return features
 

@@ -14,13 +14,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_carbon_meter.kernels import Kernel, kernel_table
-from llm_carbon_meter.phases import SUMS, coefficients, decode_sums, prefill_sums
+from llm_carbon_meter.phases import SUMS, coefficients
 from llm_carbon_meter.predictor.engines import nearest_engines
 from llm_carbon_meter.specs import GpuSpec, ModelSpec
 
 Floats = NDArray[np.float64]
 
 MICRO: Final = 1e-6
+TINY_S: Final = 1e-12
+"""Keeps the root of an empty phase differentiable."""
 LOGIT_BYTES: Final = 4.0
 """Sampling reads logits in float32."""
 PACKED_BYTES: Final = 0.9
@@ -123,14 +125,11 @@ def _terms(
 
 
 class Constants(NamedTuple):
-    """What is fitted, for one engine or a column of them: prefill and decode, then terms."""
+    """What is fitted, for one engine or a column of them."""
 
-    gpu_time: Any
-    """Seconds of GPU time per second of a term, shape (…, 2, terms)."""
-    host_time: Any
-    """Seconds of host time per second of a term."""
-    dynamic: Any
-    """Joules above static per board watt and second of a term."""
+    rates: Any
+    """Per second of each term in prefill and in decode: seconds of GPU time, seconds of host time,
+    and joules above static per board watt; shape (…, 2, terms, 3)."""
     static: Any
     """Share of the board's power that is drawn all the time, shape (…, 1)."""
 
@@ -140,9 +139,7 @@ def phase_seconds(constants: Constants, terms: Any) -> Any:
 
     The host prepares the next step while the GPU works on one; whichever is longer counts most.
     """
-    gpu = (terms * constants.gpu_time).sum(-1)
-    host = (terms * constants.host_time).sum(-1)
-    return (gpu**2 + host**2) ** 0.5
+    return _seconds_and_dynamic(constants, terms)[0]
 
 
 def board_seconds(constants: Constants, terms: Any) -> Any:
@@ -150,10 +147,16 @@ def board_seconds(constants: Constants, terms: Any) -> Any:
 
     A GPU throttles before it draws more than its board power.
     """
-    seconds = phase_seconds(constants, terms)
-    energy = constants.static * seconds + (terms * constants.dynamic).sum(-1)
+    seconds, dynamic = _seconds_and_dynamic(constants, terms)
+    energy = constants.static * seconds + dynamic
     load = energy.sum(-1) / seconds.sum(-1)
     return energy * ((1 + load**8) ** -0.125)[..., None]
+
+
+def _seconds_and_dynamic(constants: Constants, terms: Any) -> tuple[Any, Any]:
+    summed = (terms[..., None, :] @ constants.rates)[..., 0, :]
+    gpu, host, dynamic = summed[..., 0], summed[..., 1], summed[..., 2]
+    return (gpu * gpu + host * host + TINY_S**2) ** 0.5, dynamic
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,16 +191,9 @@ def constants_of(fitted: Any, factors: Any, library: Any) -> Constants:
         products, on_host = library.from_numpy(products), library.from_numpy(on_host)
     both = library.stack([products * 0, products])
     time = library.exp((fitted.time + scale)[..., None, :] + fitted.decode_time * both)
-    dynamic = fitted.energy + by_name["dynamic"][..., None]
+    energy = (fitted.energy + by_name["dynamic"][..., None])[..., None, :]
+    dynamic = library.exp(energy + fitted.decode_energy * both) * (1 - on_host)
     return Constants(
-        gpu_time=time * (1 - on_host),
-        host_time=time * on_host,
-        dynamic=library.exp(dynamic[..., None, :] + fitted.decode_energy * both) * (1 - on_host),
+        rates=library.stack((time * (1 - on_host), time * on_host, dynamic), -1),
         static=library.exp(fitted.static + by_name["static"])[..., None],
     )
-
-
-def phase_sums(model: ModelSpec, batch: Floats, prompt: Floats, output: Floats) -> Floats:
-    """`phases.SUMS` of both phases, shape (batches, 2, sums)."""
-    prefill = prefill_sums(model, batch, prompt)
-    return np.stack((prefill, decode_sums(model, batch, prompt, output - 1.0)), axis=1)

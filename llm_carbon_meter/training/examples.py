@@ -14,7 +14,13 @@ import numpy.typing as npt
 
 from llm_carbon_meter.predictor.engines import engine_key
 from llm_carbon_meter.predictor.estimator import Deployment
-from llm_carbon_meter.predictor.graph import DeploymentGraph, neighbours, static_nodes
+from llm_carbon_meter.predictor.graph import (
+    EXPAND,
+    NODE_FEATURES,
+    DeploymentGraph,
+    neighbours,
+    static_nodes,
+)
 from llm_carbon_meter.specs import ModelSpec, gpu_spec
 from llm_carbon_meter.training.physics_features import placement
 from llm_carbon_meter.training.rows import Row
@@ -95,10 +101,10 @@ def _example(row: Row) -> tuple[Any, ...]:
     batch = row.concurrency / placement(row).replicas
     each = (np.array([max(one, 1.0)]) for one in (batch, row.prompt_tokens, row.output_tokens))
     inputs = graph.inputs(*each)
-    nodes = np.zeros((2, MAX_KERNELS, fixed.shape[1] + inputs.nodes.shape[-1]))
-    kernels = len(fixed)
-    nodes[:, :kernels, : fixed.shape[1]] = fixed
-    nodes[:, :kernels, fixed.shape[1] :] = inputs.nodes[0]
+    nodes = np.zeros((2, MAX_KERNELS, len(NODE_FEATURES)))
+    kernels, kinds = fixed.shape
+    nodes[:, :kernels, :kinds] = fixed
+    nodes[:, :kernels, kinds:] = (inputs.basis[:, 0] @ EXPAND).swapaxes(0, 1)
     seconds = np.nan
     if row.output_tokens_per_s:
         seconds = row.concurrency * row.output_tokens / row.output_tokens_per_s
@@ -107,7 +113,7 @@ def _example(row: Row) -> tuple[Any, ...]:
         nodes,
         linked,
         mask,
-        inputs.globals[0],
+        inputs.described[0],
         gpu_spec(row.gpu).board_watts * row.num_gpus / row.concurrency,
         row.energy_joules,
         seconds,

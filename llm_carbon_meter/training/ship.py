@@ -1,4 +1,4 @@
-"""``llm-carbon-meter train``: the weights that the package ships, and the card that tells of them."""
+"""``llm-carbon-meter train``: the weights that the package ships, and their card."""
 
 import hashlib
 import json
@@ -86,11 +86,7 @@ def _card(rows: Sequence[Row], known: Examples, final: Trained, held_out: Floats
             "mape_percent": round(found.mape, 2),
             "median_percent": round(found.median_ape, 2),
             "eba10_percent": round(found.eba10, 2),
-            "coverage_percent": round(
-                100
-                * float(np.average((residual >= low) & (residual <= high), weights=known.weights)),
-                1,
-            ),
+            "coverage_percent": round(100 * float(np.average(within, weights=known.weights)), 1),
         },
         "interval": {"low": low, "high": high, "wider_outside": _widening(rows, known, high - low)},
         "gate": final.gate,

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from llm_carbon_meter.demo.tiny_model import make_tiny_model
 
-from . import book, hook, latency, throughput
+from . import book, estimate, hook, latency, throughput
 
 
 class Goal(NamedTuple):
@@ -35,13 +35,19 @@ GOALS: Mapping[str, Goal] = {
     "hook_us_per_request": Goal("hook, each further request, µs", 0.05, True),
     "p99_ratio": Goal("step latency at 256 requests, p99 with / without", 1.05, True),
     "tokens_ratio": Goal("tokens/s of the real server, with / without, median", 0.98, False),
-    "estimate_us": Goal("estimate of a request before it runs, median µs", 40, True),
+    "estimate_us": Goal("estimate of a request before it runs, median µs", 60, True),
+    "estimate_p99_us": Goal("the same, p99 µs", 500, True),
+    "first_estimate_ms": Goal("first estimate for a new model, ms", 200, True),
+    "estimate_rows_per_s": Goal("rows per second of estimate --input", 5_000, False),
+    "predictor_load_s": Goal("seconds that loading the predictor adds", 1.0, True),
+    "predictor_mb": Goal("resident memory that it adds, MB", 150, True),
     "memory_mb": Goal("resident growth over a million requests, MB", 50, True),
     "steps_per_s": Goal("steps of 64 requests settled per second on one core", 20_000, False),
 }
 
 BENCHMARKS: Mapping[str, Callable[[Path], Mapping[str, float]]] = {
     "hook": hook.measure,
+    "estimate": estimate.measure,
     "latency": latency.measure,
     "book": book.measure,
     "throughput": throughput.measure,

@@ -1,7 +1,6 @@
-"""The book itself: estimates, a million requests through ledger and registry, settled steps."""
+"""The book itself: a million requests through ledger and registry, and steps settled per second."""
 
 import gc
-import statistics
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,7 +18,6 @@ from llm_carbon_meter.ledger import EnergyLedger
 from llm_carbon_meter.records import (
     Account,
     EnergyReading,
-    EstimateQuery,
     Outcome,
     Quality,
     RequestEnd,
@@ -34,28 +32,14 @@ TOGETHER = 64
 STEP_S = 0.005
 STEPS_A_TICK = 10
 SETTLED_STEPS = 40_000
-ESTIMATES, ESTIMATE_ROUNDS = 2000, 7
 
 
 def measure(model: Path) -> Mapping[str, float]:
-    """Estimate and steps in time, and megabytes that a million requests leave behind."""
+    """Steps in time, and megabytes that a million requests leave behind."""
     return {
-        "estimate_us": _estimate_us(),
         "steps_per_s": _steps_per_s(),
         "memory_mb": _memory_mb(),
     }
-
-
-def _estimate_us() -> float:
-    """Median of rounds, through the estimator that the settings choose by default."""
-    frontend, query = _frontend(), EstimateQuery(1000, 500, concurrency=8)
-    rounds = []
-    for _ in range(ESTIMATE_ROUNDS):
-        start = time.perf_counter()
-        for _ in range(ESTIMATES):
-            frontend.estimate(query)
-        rounds.append((time.perf_counter() - start) / ESTIMATES)
-    return 1e6 * statistics.median(rounds)
 
 
 def _ledger() -> EnergyLedger:

@@ -63,12 +63,12 @@ def fit_note(rows: Sequence[Row], seed: int) -> Fitted:
 
 
 def _note_joules(row: Row) -> float:
-    flop = note_flop(row.spec, row.prompt_tokens, row.output_tokens)
+    flop = note_flop(row.spec, np.array(row.prompt_tokens), np.array(row.output_tokens))
     operations = (
         flop.prefill / NOTE_CONSTANTS.prefill_utilisation
         + flop.decode / NOTE_CONSTANTS.decode_utilisation
     )
-    return operations * NOTE_CONSTANTS.joules_per_flop
+    return float(operations) * NOTE_CONSTANTS.joules_per_flop
 
 
 def fit_tdp_roofline(rows: Sequence[Row], seed: int) -> Fitted:

@@ -1,0 +1,175 @@
+"""The shipped predictor: what it says, and that it is the network that was trained."""
+
+import json
+from importlib import resources
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load
+from torch_geometric.nn import SAGEConv
+from torch_geometric.utils import dense_to_sparse
+
+from llm_carbon_meter.predictor.estimator import Deployment
+from llm_carbon_meter.predictor.gnn import (
+    CARD,
+    WEIGHTS,
+    BoundGnn,
+    GnnModel,
+    read_weights,
+    shipped_weights,
+)
+from llm_carbon_meter.predictor.graph import EXPAND, Inputs, neighbours, static_nodes
+from llm_carbon_meter.predictor.network import PhaseNetwork
+from llm_carbon_meter.records import MeterError, SpecError
+from llm_carbon_meter.specs import built_in_model, gpu_spec
+
+CASES = [
+    ("Llama-3.1-8B", 1),
+    ("Llama-3.1-70B", 4),
+    ("Qwen3-30B-A3B", 2),
+    ("gpt-oss-20b", 1),
+    ("Bloom-560m", 1),
+    ("Gemma2-9b", 2),
+    ("Nemotron-Nano-9B-v2", 1),
+]
+BATCH = np.array([1.0, 8.0, 64.0])
+PROMPT = np.array([20.0, 1000.0, 6000.0])
+OUTPUT = np.array([1.0, 150.0, 900.0])
+
+
+def bound(model: str = "Llama-3.1-8B", gpus: int = 1, gpu: str = "H100", **more: str) -> BoundGnn:
+    """The shipped predictor on a deployment."""
+    engine = {"engine": "vllm", "engine_version": "0.11.1"} | more
+    return GnnModel().bind(Deployment(built_in_model(model), gpu_spec(gpu), gpus, **engine))
+
+
+def folder() -> Any:
+    """Where the package has its weights."""
+    return resources.files("llm_carbon_meter.predictor.weights")
+
+
+def network() -> PhaseNetwork:
+    """The shipped weights in the module that is trained."""
+    module = PhaseNetwork()
+    tensors = load(folder().joinpath(WEIGHTS).read_bytes())
+    names = module.state_dict()
+    module.load_state_dict({name: torch.from_numpy(tensors[name]) for name in names})
+    return module.eval()
+
+
+def padded(model: str, gpus: int, inputs: Inputs, missing: int) -> list[torch.Tensor]:
+    """Inputs of the module, with some kernels that are none."""
+    spec = built_in_model(model)
+    fixed, linked = static_nodes(spec, gpus), neighbours(spec, gpus)
+    changing = (inputs.basis @ EXPAND).transpose(1, 2, 0, 3)
+    same = np.broadcast_to(fixed, (*changing.shape[:3], fixed.shape[1]))
+    nodes = np.concatenate((same, changing), -1)
+    nodes = np.pad(nodes, ((0, 0), (0, 0), (0, missing), (0, 0)))
+    batches = len(nodes)
+    links = np.broadcast_to(np.pad(linked, (0, missing)), (batches, nodes.shape[2], nodes.shape[2]))
+    mask = np.zeros((batches, nodes.shape[2]))
+    mask[:, : len(fixed)] = 1
+    arrays = (nodes, links, mask, inputs.described)
+    return [torch.from_numpy(np.array(one)).float() for one in arrays]
+
+
+@pytest.mark.parametrize(("model", "gpus"), CASES)
+def test_numpy_serves_what_torch_geometric_trained(model: str, gpus: int) -> None:
+    """The same correction to 1e-5, padding or not."""
+    served = bound(model, gpus)
+    inputs = served._graph.inputs(BATCH, PROMPT, OUTPUT)
+    with torch.no_grad():
+        for missing in (0, 5):
+            trained = network()(*padded(model, gpus, inputs, missing)).numpy()
+            np.testing.assert_allclose(served.residual(inputs), trained, atol=1e-5)
+
+
+def test_the_layers_are_graphsage() -> None:
+    """Dense and sparse layers of torch-geometric agree: a mean over neighbours, and the node."""
+    inputs = bound()._graph.inputs(BATCH, PROMPT, OUTPUT)
+    nodes, linked, mask, _ = padded("Llama-3.1-8B", 1, inputs, 0)
+    dense = network().sage_1
+    sparse = SAGEConv(nodes.shape[-1], dense.out_channels)
+    sparse.lin_l.weight, sparse.lin_r.weight = dense.lin_rel.weight, dense.lin_root.weight
+    sparse.lin_l.bias = dense.lin_root.bias
+    edges, _ = dense_to_sparse(linked[0].T)
+    with torch.no_grad():
+        expected = sparse(nodes[0, 1], edges)
+        torch.testing.assert_close(dense(nodes[:1, 1], linked[:1], mask[:1])[0], expected)
+
+
+@pytest.mark.parametrize(("model", "gpus"), CASES)
+def test_every_request_is_answered_by_itself(model: str, gpus: int) -> None:
+    """Positive and finite, the interval around it, and no row depends on its neighbours."""
+    served = bound(model, gpus)
+    together = served.phases(BATCH, PROMPT, OUTPUT)
+    total = together.prefill_joules + together.decode_joules
+    assert np.isfinite(total).all()
+    assert (together.prefill_joules > 0).all()
+    assert (together.low_joules < total).all()
+    assert (total < together.high_joules).all()
+    for row in range(len(BATCH)):
+        alone = served.phases(BATCH[row : row + 1], PROMPT[row : row + 1], OUTPUT[row : row + 1])
+        for one, all_ in zip(alone, together, strict=True):
+            assert one[0] == pytest.approx(all_[row], rel=1e-5)
+
+
+def test_what_grows_with_what() -> None:
+    """Prefill with the prompt, decode with the answer; company makes a request cheaper."""
+    served = bound()
+
+    def joules(concurrency: float, prompt: float, output: float) -> tuple[float, float]:
+        energy = served.phases(*(np.array([one]) for one in (concurrency, prompt, output)))
+        return float(energy.prefill_joules[0]), float(energy.decode_joules[0])
+
+    prefill, decode = joules(8, 1000, 200)
+    assert joules(8, 4000, 200)[0] > 2.5 * prefill
+    assert joules(8, 1000, 800)[1] > 3 * decode
+    assert joules(8, 1000, 800)[0] == pytest.approx(prefill, rel=0.2)
+    assert joules(8, 1000, 1)[1] == pytest.approx(0, abs=1e-6)
+    assert (
+        sum(joules(64, 1000, 200))
+        < 0.6 * sum(joules(8, 1000, 200))
+        < 0.6 * sum(joules(1, 1000, 200))
+    )
+
+
+def test_outside_its_domain_it_says_so_and_widens() -> None:
+    """A GPU or engine that was not measured, and an approximated model, are named."""
+    assert bound().out_of_domain == ""
+    assert "T4" in bound(gpu="T4").out_of_domain
+    assert "sglang 1" in bound(engine="sglang", engine_version="1").out_of_domain
+    assert "recurrent" in bound("Nemotron-Nano-9B-v2").out_of_domain
+    inside, outside = (one.phases(BATCH, PROMPT, OUTPUT) for one in (bound(), bound(gpu="H200")))
+    widths = [np.log(one.high_joules / one.low_joules) for one in (inside, outside)]
+    assert (widths[1] > widths[0]).all()
+
+
+def test_heads_that_cannot_be_divided() -> None:
+    """vLLM would not start either."""
+    with pytest.raises(SpecError, match="32 heads"):
+        bound(gpus=3)
+
+
+def test_the_weights_are_those_of_the_card() -> None:
+    """One changed byte, or another card, is refused by name."""
+    data, card = folder().joinpath(WEIGHTS).read_bytes(), folder().joinpath(CARD).read_text("utf-8")
+    assert read_weights(data, card).gate == shipped_weights().gate
+    damaged = data[:-1] + bytes([data[-1] ^ 1])
+    with pytest.raises(MeterError, match=r"gnn\.safetensors.*checksum"):
+        read_weights(damaged, card)
+    other = json.dumps({**json.loads(card), "sha256": "0" * 64})
+    with pytest.raises(MeterError, match="checksum"):
+        read_weights(data, other)
+    with pytest.raises(MeterError, match="cannot be used"):
+        read_weights(data, "{")
+
+
+def test_the_network_is_switched_on() -> None:
+    """Inner cross-validation found its correction worth having, and it does correct."""
+    assert shipped_weights().gate > 0
+    served = bound("Llama-3.1-70B", 4)
+    residual = served.residual(served._graph.inputs(BATCH, PROMPT, OUTPUT))
+    assert abs(residual).max() > 0.01
