@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from llm_carbon_meter.predictor.calibration import Calibration
 from llm_carbon_meter.training.metrics import (
+    ROUNDING,
     Interval,
     absolute_percentage_errors,
     bootstrap,
@@ -87,7 +88,7 @@ def accuracy(judged: Judged, predictor: str) -> Figures:
         "mape": _mean(judged, ape),
         "median": round(found.median_ape, 2),
         "eba5": round(found.eba5, 1),
-        "eba10": _mean(judged, np.where(ape <= 10, 100.0, 0.0)),
+        "eba10": _mean(judged, np.where(ape <= 10 + ROUNDING, 100.0, 0.0)),
         "eba30": round(found.eba30, 1),
         "p95": round(found.p95_ape, 1),
         "bias": round(found.bias, 3),
