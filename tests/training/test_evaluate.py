@@ -36,15 +36,25 @@ from llm_carbon_meter.training.evaluate.jobs import (
     plan,
     run,
 )
-from llm_carbon_meter.training.evaluate.names import ENGINES, FOLDS, MODERN, OURS, PHYSICS
-from llm_carbon_meter.training.evaluate.plots import PLOTS, banded_medians, draw
+from llm_carbon_meter.training.evaluate.names import (
+    ENGINES,
+    FOLDS,
+    MODERN,
+    OURS,
+    PHYSICS,
+    PLOTS,
+    RANDOM,
+    RESULTS,
+)
+from llm_carbon_meter.training.evaluate.plots import banded_medians, draw
 from llm_carbon_meter.training.evaluate.report import bounded, readme_section, report
-from llm_carbon_meter.training.evaluate.run import figures, judge
+from llm_carbon_meter.training.evaluate.run import evaluate, figures, judge
 from llm_carbon_meter.training.rows import Flag, Row
 from llm_carbon_meter.training.splits import Split
 from llm_carbon_meter.training.train import GATES
 
 from .made_rows import grid, made_row, measured
+from .synthetic import V3, tables, written
 
 MODELS = ("Llama-3.1-8B-Instruct", "Qwen3-14B", "Llama-3.1-70B-Instruct", "Qwen3-30B-A3B")
 
@@ -255,8 +265,8 @@ def test_figures_use_the_chosen_gate() -> None:
     predictors = results["splits"][FOLDS]["predictors"]
     assert predictors[OURS]["mape"]["value"] == pytest.approx(5.0)
     assert predictors[PHYSICS]["mape"]["value"] == pytest.approx(20.0)
-    assert results["splits"]["random (leaky)"]["gates"] == [0.5] * 5
-    assert not results["splits"]["random (leaky)"]["gate_of_every_fold"]
+    assert results["splits"][RANDOM]["gates"] == [0.5] * 5
+    assert not results["splits"][RANDOM]["gate_of_every_fold"]
     assert results["reductions"]["NNLQP"]["value"] == pytest.approx(75.0)
     assert ENGINES in judged
 
@@ -304,3 +314,28 @@ def test_banded_medians() -> None:
     values, errors = banded_medians(np.arange(16.0), np.arange(16.0) * 2)
     assert values.tolist() == [0.5, 2.5, 4.5, 6.5, 8.5, 10.5, 12.5, 14.5]
     assert errors.tolist() == (values * 2).tolist()
+
+
+@pytest.mark.slow
+def test_the_verb_on_a_small_data_folder(tmp_path: Path) -> None:
+    """From files to results.json, plots and a report that tells how long it took."""
+    content = tables()
+    (one,) = content[V3]
+    content[V3] = [
+        {
+            **one,
+            "model": model,
+            "tensor_parallel": 2,
+            "expert_parallel": 1,
+            "batch_size_mean": batch,
+        }
+        for model in ("Qwen/Qwen3-8B", "Qwen/Qwen3-14B")
+        for batch in (8.0, 32.0, 64.0, 128.0)
+    ]
+    accepted = written(tmp_path / "data", content)
+    text = evaluate(tmp_path / "data", tmp_path / "out", quick=True, accepted=accepted)
+    results = json.loads((tmp_path / "out" / RESULTS).read_text("utf-8"))
+    assert text == report(results)
+    assert results["splits"][MODERN]["architectures"] == 2
+    assert "NNLQP" not in results["splits"][FOLDS]["predictors"]
+    assert {file.name for file in (tmp_path / "out").iterdir()} == {RESULTS, *PLOTS}

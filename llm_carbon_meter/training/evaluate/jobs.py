@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from llm_carbon_meter.training.ablation import FORMS, fit_form
 from llm_carbon_meter.training.baselines import BASELINES
-from llm_carbon_meter.training.evaluate.names import FOLDS, MODERN, OURS
+from llm_carbon_meter.training.evaluate.names import FOLDS, MODERN, OURS, RANDOM
 from llm_carbon_meter.training.examples import examples
 from llm_carbon_meter.training.rows import Flag, Row
 from llm_carbon_meter.training.splits import (
@@ -86,13 +86,15 @@ def modern_dense(row: Row) -> bool:
 
 
 def checked_splits(rows: Sequence[Row]) -> Splits:
-    """All splits of some rows, easiest first; those without rows to train or judge on left out.
+    """All splits of some rows, the easiest last.
 
     Raises:
         MeterError: a split leaks.
     """
-    made = {name: split(rows) for name, split in SPLITS.items() if name != "leave-architecture-out"}
-    made[MODERN] = leave_architecture_out(rows, modern_dense)
+    apart = ("leave-architecture-out", RANDOM)
+    made = {MODERN: leave_architecture_out(rows, modern_dense)}
+    made |= {name: split(rows) for name, split in SPLITS.items() if name not in apart}
+    made[RANDOM] = SPLITS[RANDOM](rows)
     return checked(made, rows)
 
 

@@ -1,4 +1,4 @@
-"""Predictors and splits that are spoken of by name."""
+"""Predictors, splits and files that are spoken of by name."""
 
 from typing import Final
 
@@ -10,3 +10,11 @@ RESIDUAL_FORM: Final = "+ physics residual"
 FOLDS: Final = "architecture folds"
 MODERN: Final = "leave-architecture-out, modern dense"
 ENGINES: Final = "leave-engine-out"
+RANDOM: Final = "random (leaky)"
+RESULTS: Final = "results.json"
+PLOTS: Final = {
+    "measured.png": "predicted against measured",
+    "errors.png": "error against batch and output length",
+    "coverage.png": "stated against observed quantiles",
+}
+"""File -> what it shows."""

@@ -8,15 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_carbon_meter.training.evaluate.figures import Figures, Judged
-from llm_carbon_meter.training.evaluate.names import OURS
+from llm_carbon_meter.training.evaluate.names import OURS, PLOTS
 
 Floats = npt.NDArray[np.float64]
 
-PLOTS: Final = {
-    "measured.png": "predicted against measured",
-    "errors.png": "error against batch and output length",
-    "coverage.png": "stated against observed quantiles",
-}
 DPI: Final = 90
 BANDS: Final = 8
 """Of equal numbers of rows, for medians."""

@@ -4,7 +4,6 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 
@@ -43,6 +42,7 @@ from llm_carbon_meter.training.evaluate.names import (
     OURS,
     PHYSICS,
     RESIDUAL_FORM,
+    RESULTS,
 )
 from llm_carbon_meter.training.evaluate.plots import draw
 from llm_carbon_meter.training.evaluate.report import report
@@ -50,8 +50,6 @@ from llm_carbon_meter.training.examples import merge_repeats
 from llm_carbon_meter.training.files import Manifest
 from llm_carbon_meter.training.rows import Row
 from llm_carbon_meter.training.train import GATES
-
-RESULTS: Final = "results.json"
 
 Found = Mapping[Job, Floats]
 
