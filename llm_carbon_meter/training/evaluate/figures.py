@@ -181,7 +181,7 @@ def calibrated(judged: Judged, predictor: str) -> Figures:
     for fold in enough:
         places = np.flatnonzero(known.folds == fold)
         ratios = np.log(known.measured / known.joules[predictor])[places]
-        ape[places] = _calibrated_ape(ratios)
+        ape[places] = calibrated_ape(ratios)
     return {
         "requests": CALIBRATION_REQUESTS,
         "draws": CALIBRATION_SEEDS,
@@ -199,8 +199,12 @@ def calibrated(judged: Judged, predictor: str) -> Figures:
     }
 
 
-def _calibrated_ape(log_ratios: Floats) -> Floats:
-    """Mean absolute error [%] of each row over the draws in which it taught nothing."""
+def calibrated_ape(log_ratios: Floats) -> Floats:
+    """Mean absolute error [%] of each row over the draws in which it taught nothing.
+
+    Of ln(measured / predicted), shape (n,), at least twice as many as are drawn: then every row is
+    judged in some draw.
+    """
     total, judged = np.zeros(len(log_ratios)), np.zeros(len(log_ratios))
     for seed in range(CALIBRATION_SEEDS):
         order = np.random.default_rng(seed).permutation(len(log_ratios))
@@ -210,7 +214,7 @@ def _calibrated_ape(log_ratios: Floats) -> Floats:
         rest = order[CALIBRATION_REQUESTS:]
         total[rest] += 100 * np.abs(correction.factor / np.exp(log_ratios[rest]) - 1)
         judged[rest] += 1
-    return np.asarray(total / np.maximum(judged, 1))
+    return total / judged
 
 
 def coverage(judged: Judged, predictor: str) -> Figures:
