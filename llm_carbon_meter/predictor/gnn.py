@@ -82,8 +82,6 @@ class Weights:
     """And 90 %."""
     wider: float
     """Factor of that interval outside the domain."""
-    gpus: frozenset[str]
-    """That were measured."""
 
 
 class GnnModel:
@@ -114,7 +112,9 @@ class BoundGnn:
     def __init__(self, weights: Weights, deployment: Deployment) -> None:
         self._weights = weights
         self._graph = DeploymentGraph.of(deployment)
-        self._constants = weights.physics.constants(deployment.engine, deployment.engine_version)
+        self._constants = weights.physics.constants(
+            deployment.engine, deployment.engine_version, deployment.gpu.name
+        )
         self._board_watts = deployment.gpu.board_watts * deployment.num_gpus
         network, model = weights.network, deployment.model
         linked = neighbours(model, deployment.num_gpus)
@@ -179,7 +179,7 @@ def _outside(weights: Weights, deployment: Deployment) -> str:
     reasons = [
         deployment.model.approximation,
         f"GPU {deployment.gpu.name} not measured"
-        if deployment.gpu.name not in weights.gpus
+        if deployment.gpu.name not in weights.physics.gpus
         else "",
         f"engine {engine or 'unknown'} not measured" if engine not in known else "",
     ]
@@ -201,6 +201,7 @@ def weights_of(tensors: Mapping[str, Any], card: Mapping[str, Any]) -> Weights:
         decode_energy=float(physics["decode"][1]),
         static=float(physics["decode"][2]),
         engines=engines,
+        gpus=dict(zip(card["gpus"], physics["gpus"].tolist(), strict=True)),
     )
     interval = card["interval"]
     return Weights(
@@ -210,7 +211,6 @@ def weights_of(tensors: Mapping[str, Any], card: Mapping[str, Any]) -> Weights:
         low=interval["low"],
         high=interval["high"],
         wider=interval["wider_outside"],
-        gpus=frozenset(card["gpus"]),
     )
 
 

@@ -62,6 +62,8 @@ GROUPS: Final[Mapping[str, str]] = {
 }
 """Terms whose time an engine scales by a factor of its own."""
 ENGINE_FACTORS: Final = (*dict.fromkeys(GROUPS.values()), "static", "dynamic")
+GPU_FACTORS: Final = np.array([float(one in ("static", "dynamic")) for one in ENGINE_FACTORS])
+"""What a GPU's own deviation from its data sheet multiplies."""
 _LINEAR: Final = frozenset(
     (
         *("q_proj", "k_proj", "v_proj", "out_proj"),
@@ -172,12 +174,14 @@ class FittedPhysics:
     static: float
     engines: Mapping[str, Floats]
     """``engine version`` -> logarithm of each of `ENGINE_FACTORS`."""
+    gpus: Mapping[str, float]
+    """GPU -> logarithm of its energy against what its data sheet says; none where not measured."""
 
-    def constants(self, engine: str, version: str) -> Constants:
-        """For an engine; where it was not measured, of the nearest that were."""
+    def constants(self, engine: str, version: str, gpu: str) -> Constants:
+        """For an engine on a GPU; an engine that was not measured is like its nearest kin."""
         weights = nearest_engines(engine, version, tuple(self.engines))
         factors = sum(weight * self.engines[name] for name, weight in weights.items())
-        return constants_of(self, np.asarray(factors), np)
+        return constants_of(self, factors + self.gpus.get(gpu, 0.0) * GPU_FACTORS, np)
 
 
 def constants_of(fitted: Any, factors: Any, library: Any) -> Constants:

@@ -194,7 +194,7 @@ class Publisher:
         _private(directory)
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUB)
         self._socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
-        self._socket.setsockopt(zmq.LINGER, 500)  # ms: the last records of a stopping engine
+        self._socket.setsockopt(zmq.LINGER, 2000)  # ms: the last records of a stopping engine
         try:
             self._path.unlink(missing_ok=True)
             self._socket.bind(address)

@@ -52,6 +52,7 @@ class Examples:
     batch_seconds: Floats
     """Measured time of a whole batch; nan where unknown."""
     engines: npt.NDArray[np.str_]
+    gpus: npt.NDArray[np.str_]
     weights: Floats
 
     def __len__(self) -> int:
@@ -118,6 +119,7 @@ def _example(row: Row) -> tuple[Any, ...]:
         row.energy_joules,
         seconds,
         engine_key(row.engine, row.engine_version),
+        gpu_spec(row.gpu).name,
         row.weight,
     )
 

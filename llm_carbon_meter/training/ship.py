@@ -79,7 +79,7 @@ def _card(rows: Sequence[Row], known: Examples, final: Trained, held_out: Floats
         "data": dict(sorted(manifest().items())),
         "rows": len(rows),
         "architectures": len({row.architecture for row in rows}),
-        "gpus": sorted({row.gpu for row in rows}),
+        "gpus": sorted(final.physics.gpus),
         "engines": sorted(final.physics.engines),
         "held_out_architectures": {
             "folds": OUTER_FOLDS,
@@ -125,6 +125,7 @@ def write(trained: Trained, card: Mapping[str, Any], output: Path) -> None:
     tensors["physics.decode"] = np.array(
         [physics.decode_time, physics.decode_energy, physics.static]
     )
+    tensors["physics.gpus"] = np.array([physics.gpus[name] for name in card["gpus"]])
     tensors["physics.engines"] = np.stack([physics.engines[name] for name in card["engines"]])
     data = save(tensors)
     output.mkdir(parents=True, exist_ok=True)

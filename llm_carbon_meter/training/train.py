@@ -16,6 +16,7 @@ from torch import Tensor
 from llm_carbon_meter.predictor.network import LARGEST, PhaseNetwork
 from llm_carbon_meter.predictor.physics import (
     ENGINE_FACTORS,
+    GPU_FACTORS,
     TERMS,
     Constants,
     FittedPhysics,
@@ -92,6 +93,7 @@ FACTOR_PRIOR: Final = {
     "static": 0.2,
     "dynamic": 0.2,
 }
+GPU_PRIOR: Final = 0.15
 STATIC_PRIOR: Final = (0.25, 0.4)
 DECODE_PRIOR: Final = 0.5
 
@@ -115,15 +117,16 @@ class Trained:
 
 def log_joules(data: Examples, physics: FittedPhysics, residual: Floats) -> Floats:
     """Logarithm of joules per request, shape (n,), of residuals (n, 2)."""
-    boards = board_seconds(_constants(physics, data.engines), data.terms) * np.exp(residual)
+    boards = board_seconds(_constants(physics, data), data.terms) * np.exp(residual)
     return np.asarray(np.log(boards.sum(-1) * data.board_joules))
 
 
-def _constants(physics: FittedPhysics, engines: npt.NDArray[np.str_]) -> Constants:
+def _constants(physics: FittedPhysics, data: Examples) -> Constants:
     """Each example's constants."""
-    names, places = np.unique(engines, return_inverse=True)
-    each = [physics.constants(*_split(str(name))) for name in names]
-    return Constants(*(np.stack(column)[places] for column in zip(*each, strict=True)))
+    where = np.stack((data.engines, data.gpus), axis=1)
+    each, places = np.unique(where, axis=0, return_inverse=True)
+    found = [physics.constants(*_split(str(engine)), str(gpu)) for engine, gpu in each]
+    return Constants(*(np.stack(column)[places] for column in zip(*found, strict=True)))
 
 
 def _split(engine: str) -> tuple[str, str]:
@@ -149,9 +152,10 @@ def _inputs(data: Examples) -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def fit_physics(data: Examples, steps: int = PHYSICS_STEPS) -> FittedPhysics:
     """The most probable constants: errors of energy and time, and the priors."""
-    engines = sorted(set(data.engines.tolist()))
-    place = torch.tensor([engines.index(one) for one in data.engines.tolist()])
-    prior = _prior(len(engines))
+    engines, engine = np.unique(data.engines, return_inverse=True)
+    gpus, gpu = np.unique(data.gpus, return_inverse=True)
+    deviates = torch.from_numpy(GPU_FACTORS)
+    prior = _prior(len(engines), len(gpus))
     free = {name: mean.clone().requires_grad_() for name, (mean, _) in prior.items()}
     optimizer = torch.optim.Adam(list(free.values()), lr=PHYSICS_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PHYSICS_RATE, total_steps=steps)
@@ -161,7 +165,8 @@ def fit_physics(data: Examples, steps: int = PHYSICS_STEPS) -> FittedPhysics:
     seconds = torch.log(torch.from_numpy(data.batch_seconds)[known])
     for _ in range(steps):
         optimizer.zero_grad()
-        constants = constants_of(_Free(free), free["engines"][place], torch)
+        factors = free["engines"][engine] + free["gpus"][gpu][:, None] * deviates
+        constants = constants_of(_Free(free), factors, torch)
         energy = torch.log(board_seconds(constants, terms).sum(-1)) - target
         time = torch.log(phase_seconds(constants, terms).sum(-1)[known]) - seconds
         loss = (weights * _huber(energy)).sum() / NOISE**2
@@ -178,7 +183,8 @@ def fit_physics(data: Examples, steps: int = PHYSICS_STEPS) -> FittedPhysics:
         decode_time=float(found["decode"][0]),
         decode_energy=float(found["decode"][1]),
         static=float(found["decode"][2]),
-        engines=dict(zip(engines, found["engines"], strict=True)),
+        engines=dict(zip(engines.tolist(), found["engines"], strict=True)),
+        gpus=dict(zip(gpus.tolist(), found["gpus"].tolist(), strict=True)),
     )
 
 
@@ -190,7 +196,7 @@ class _Free:
         self.decode_time, self.decode_energy, self.static = free["decode"].unbind()
 
 
-def _prior(engines: int) -> dict[str, tuple[Tensor, Tensor]]:
+def _prior(engines: int, gpus: int) -> dict[str, tuple[Tensor, Tensor]]:
     time = np.array([TIME_PRIOR[term] for term in TERMS])
     energy = np.array([ENERGY_PRIOR.get(term, (NO_ENERGY, 1.0)) for term in TERMS])
     factors = np.array([FACTOR_PRIOR[name] for name in ENGINE_FACTORS])
@@ -203,6 +209,7 @@ def _prior(engines: int) -> dict[str, tuple[Tensor, Tensor]]:
             torch.zeros(engines, len(factors), dtype=torch.float64),
             torch.from_numpy(factors).expand(engines, -1),
         ),
+        "gpus": (torch.zeros(gpus, dtype=torch.float64), torch.tensor(GPU_PRIOR)),
     }
 
 
@@ -260,7 +267,7 @@ def fit_network(
 
 def phase_joules(data: Examples, physics: FittedPhysics) -> Floats:
     """Joules per request and phase by the physics, shape (n, 2)."""
-    boards = board_seconds(_constants(physics, data.engines), data.terms)
+    boards = board_seconds(_constants(physics, data), data.terms)
     return np.asarray(boards * data.board_joules[:, None])
 
 

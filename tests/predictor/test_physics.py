@@ -105,7 +105,7 @@ def test_the_law_is_the_same_in_torch_and_numpy() -> None:
 def test_no_gpu_draws_more_than_its_board_power() -> None:
     """However much is computed and moved, energy stays below board power x time."""
     physics = shipped_weights().physics
-    constants = physics.constants("vllm", "0.11.1")
+    constants = physics.constants("vllm", "0.11.1", "H100")
     greedy = constants._replace(rates=constants.rates * np.array([1.0, 1.0, 50.0]))
     terms = np.random.default_rng(1).uniform(0, 0.1, (50, 2, len(TERMS)))
     energy = np.asarray(board_seconds(greedy, terms)).sum(-1)

@@ -43,7 +43,7 @@ ESTIMATED = [
 def front_end(**settings: Any) -> FrontendMeter:
     """The meter of an API server, with a Prometheus registry of its own."""
     return FrontendMeter(
-        Config(**settings),
+        Config(**{"estimator": "flop", **settings}),
         "llama",
         built_in_model("Llama-3.1-8B"),
         index=0,

@@ -23,7 +23,7 @@ class Asked(FrontendMeter):
 
     def __init__(self) -> None:
         super().__init__(
-            Config(),
+            Config(estimator="flop"),
             "llama",
             built_in_model("Llama-3.1-8B"),
             deployment={},
