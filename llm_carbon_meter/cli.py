@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llm_carbon_meter import __version__
-from llm_carbon_meter.config import Config
+from llm_carbon_meter.config import DATA_VARIABLE, Config, data_folder
 from llm_carbon_meter.demo.run import add_arguments, run_demo
 from llm_carbon_meter.meter import grid
 from llm_carbon_meter.predictor.batch import INPUT_COLUMNS, estimate_file
@@ -44,7 +44,26 @@ def _parser() -> argparse.ArgumentParser:
     replay = verbs.add_parser("replay", help="print the ledger of a request log again")
     replay.add_argument("log", type=Path, help="a file written by LLM_CARBON_METER_REQUEST_LOG")
     replay.set_defaults(run=_replay)
+
+    train = verbs.add_parser("train", help="fit the predictor to measurements anew")
+    _add_data(train, "folder of the weights and their card")
+    train.add_argument("--seed", type=int, default=0, help="of the network (default: 0)")
+    train.set_defaults(run=_train)
+
+    evaluate = verbs.add_parser("evaluate", help="judge the predictor on measurements held out")
+    _add_data(evaluate, "folder of results.json and the plots")
+    evaluate.add_argument(
+        "--quick", action="store_true", help="one seed, without the baselines that take long"
+    )
+    evaluate.set_defaults(run=_evaluate)
     return parser
+
+
+def _add_data(verb: argparse.ArgumentParser, output: str) -> None:
+    verb.add_argument(
+        "--data", default="", help=f"folder of the data sets (default: {DATA_VARIABLE})"
+    )
+    verb.add_argument("--output", type=Path, required=True, metavar="FOLDER", help=output)
 
 
 def _add_estimate(estimate: argparse.ArgumentParser) -> None:
@@ -127,6 +146,23 @@ def _estimate_one(model: EnergyModel, options: argparse.Namespace, config: Confi
 
 def _replay(options: argparse.Namespace) -> int:
     print(ledger_table(read(options.log)))
+    return 0
+
+
+# Training is imported when it is asked for: it needs packages that serving does not.
+
+
+def _train(options: argparse.Namespace) -> int:
+    from llm_carbon_meter.training.ship import train
+
+    print(train(data_folder(options.data), options.output, options.seed))
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from llm_carbon_meter.training.evaluate.run import evaluate
+
+    print(evaluate(data_folder(options.data), options.output, options.quick))
     return 0
 
 

@@ -1,5 +1,9 @@
-"""Makes README's tables from the code: ``python -m tests.readme`` writes them, a test compares."""
+"""Makes README's tables from the code: ``python -m tests.readme`` writes them, a test compares.
 
+The figures of the predictor are from ``examples/predictor``, as the verb ``evaluate`` left them.
+"""
+
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,8 +21,11 @@ from llm_carbon_meter.records import (
     Source,
     Status,
 )
+from llm_carbon_meter.training.evaluate.names import PLOTS, RESULTS
+from llm_carbon_meter.training.evaluate.report import readme_section
 
 README = Path(__file__).parents[1] / "README.md"
+EVALUATION = README.parent / "examples" / "predictor"
 
 MEANINGS = {
     "Estimated-Wh": "energy estimated before the request ran, calibrated",
@@ -72,12 +79,19 @@ def headers_table() -> str:
     return "\n".join(rows)
 
 
+def evaluation() -> str:
+    """What the predictor's committed evaluation found."""
+    results = json.loads((EVALUATION / RESULTS).read_text("utf-8"))
+    return readme_section(results, EVALUATION.relative_to(README.parent).as_posix(), PLOTS)
+
+
 def tables() -> Mapping[str, str]:
     """The generated parts of README by name."""
     return {
         "metrics": metrics_table(),
         "headers": headers_table(),
         "settings": settings_table(),
+        "evaluation": evaluation(),
     }
 
 

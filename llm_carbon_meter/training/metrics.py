@@ -22,6 +22,8 @@ MEAN_OVER_DEVIATION: Final = 0.8
 """Mean distance of a normal value from its mean, over its standard deviation: sqrt(2 / pi)."""
 CONFIDENCE: Final = (2.5, 97.5)
 """Percentiles of a bootstrap interval."""
+DRAWS: Final = 2000
+"""Of groups in a bootstrap."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +78,11 @@ def errors(measured: Floats, predicted: Floats, weights: Floats | None = None) -
     share = _shares(weights, len(ape))
     found = Errors(
         mape=float(share @ ape),
-        median_ape=_quantile(ape, share, 0.5),
+        median_ape=weighted_quantile(ape, share, 0.5),
         eba5=_within(ape, share, 5),
         eba10=_within(ape, share, 10),
         eba30=_within(ape, share, 30),
-        p95_ape=_quantile(ape, share, 0.95),
+        p95_ape=weighted_quantile(ape, share, 0.95),
         bias=float(share @ np.log(predicted / measured)),
         n=len(ape),
     )
@@ -100,8 +102,11 @@ def _within(ape: Floats, share: Floats, threshold: float) -> float:
     return float(100 * share[ape <= threshold + ROUNDING].sum())
 
 
-def _quantile(values: Floats, share: Floats, level: float) -> float:
-    """The smallest value that has at least this share of the weight at or below it."""
+def weighted_quantile(values: Floats, share: Floats, level: float) -> float:
+    """The smallest value that has at least this level of the weight at or below it.
+
+    The shares sum to 1.
+    """
     order = np.argsort(values, kind="stable")
     reached = np.cumsum(share[order]) >= level - ROUNDING
     return float(values[order][np.argmax(reached)])
@@ -191,7 +196,7 @@ class Comparison(NamedTuple):
 
 
 def bootstrap(
-    ape: Floats, groups: Sequence[str], weights: Floats, seed: int, draws: int = 2000
+    ape: Floats, groups: Sequence[str], weights: Floats, seed: int, draws: int = DRAWS
 ) -> Interval:
     """The weighted mean of errors, shape (n,), and its interval over groups drawn anew.
 
@@ -209,10 +214,20 @@ def paired_bootstrap(
     groups: Sequence[str],
     weights: Floats,
     seed: int,
-    draws: int = 2000,
+    draws: int = DRAWS,
 ) -> Comparison:
     """Compare two predictors on the same rows, as `bootstrap` does with one."""
     return Comparison(*bootstrap(ape_a - ape_b, groups, weights, seed, draws))
+
+
+def reduction_bootstrap(
+    ape_a: Floats, ape_b: Floats, groups: Sequence[str], weights: Floats, seed: int
+) -> Interval:
+    """How much lower the first MAPE is than the second [%], and its interval over groups."""
+    share = _shares(weights, len(ape_a))
+    low, high = _drawn_interval(share * ape_a, share * ape_b, groups, seed, DRAWS)
+    ratio = float(share @ ape_a / (share @ ape_b))
+    return Interval(100 * (1 - ratio), 100 * (1 - high), 100 * (1 - low))
 
 
 def _drawn_interval(

@@ -15,7 +15,7 @@ from llm_carbon_meter.predictor.gnn import CARD, WEIGHTS
 from llm_carbon_meter.training.dataset import read_table, summary
 from llm_carbon_meter.training.examples import Examples, examples, merge_repeats
 from llm_carbon_meter.training.files import manifest
-from llm_carbon_meter.training.metrics import errors
+from llm_carbon_meter.training.metrics import errors, weighted_quantile
 from llm_carbon_meter.training.rows import Row
 from llm_carbon_meter.training.splits import leave_engine_out, leave_gpu_out
 from llm_carbon_meter.training.train import (
@@ -97,10 +97,8 @@ def _card(rows: Sequence[Row], known: Examples, final: Trained, held_out: Floats
 
 def quantiles(residual: Floats, weights: Floats) -> tuple[float, float]:
     """The 10 % and 90 % quantiles of weighted residuals."""
-    order = np.argsort(residual)
-    below = np.cumsum(weights[order]) / weights.sum()
-    low, high = (float(residual[order][np.searchsorted(below, share)]) for share in (LOW, HIGH))
-    return low, high
+    share = weights / weights.sum()
+    return weighted_quantile(residual, share, LOW), weighted_quantile(residual, share, HIGH)
 
 
 def _widening(rows: Sequence[Row], known: Examples, inside: float) -> float:

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from llm_carbon_meter.predictor.network import PhaseNetwork
+from llm_carbon_meter.predictor.network import LARGEST, PhaseNetwork
 from llm_carbon_meter.predictor.physics import (
     ENGINE_FACTORS,
     GPU_FACTORS,
@@ -99,21 +99,6 @@ DECODE_PRIOR: Final = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class Form:
-    """What the predictor is made of; the ablation takes parts away."""
-
-    phases: bool = True
-    """Prefill and decode have inputs and an output each."""
-    roofline: bool = True
-    """Nodes and globals know throughput, time and bound."""
-    residual: bool = True
-    """The network corrects the physics; else it predicts energy by itself."""
-
-
-FULL: Final = Form()
-
-
-@dataclass(frozen=True, slots=True)
 class Trained:
     """A predictor."""
 
@@ -150,7 +135,7 @@ def _split(engine: str) -> tuple[str, str]:
 
 
 def residuals(network: PhaseNetwork, data: Examples) -> Floats:
-    """The network's output, shape (n, 2)."""
+    """The network's output, shape (n, phases)."""
     network.eval()
     with torch.no_grad():
         return np.asarray(network(*_inputs(data)).double().numpy())
@@ -241,25 +226,33 @@ def _huber(error: Tensor, bend: float = 0.15) -> Tensor:
 # Network
 
 
-def fit_network(data: Examples, base: Floats, form: Form = FULL, seed: int = SEED) -> PhaseNetwork:
+def fit_network(
+    data: Examples,
+    base: Floats,
+    seed: int = SEED,
+    largest: float = LARGEST,
+    shrinkage: float = SHRINKAGE,
+    epochs: int = EPOCHS,
+) -> PhaseNetwork:
     """Train on the logarithm of measured / base.
 
     Args:
         data: the examples.
-        base: joules per request that the network corrects, by phase; shape (n, 2).
-        form: what of the predictor there is.
+        base: joules per request that the network corrects, by phase; shape (n, phases).
         seed: of weights and order.
+        largest: bound of the correction.
+        shrinkage: weight of the correction's own square.
+        epochs: passes over the examples.
     """
     torch.manual_seed(seed)
-    network = PhaseNetwork() if form.residual else PhaseNetwork(largest=float("inf"))
+    network = PhaseNetwork(largest=largest)
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
-    rounds = EPOCHS * -(-len(data) // BATCH)
+    rounds = epochs * -(-len(data) // BATCH)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=rounds)
     inputs, weights = _inputs(data), torch.from_numpy(data.weights).float()
     start, target = torch.from_numpy(base).float(), torch.from_numpy(np.log(data.joules)).float()
-    shrinkage = SHRINKAGE if form.residual else 0.0
     network.train()
-    for _ in range(EPOCHS):
+    for _ in range(epochs):
         for some in torch.split(torch.randperm(len(data)), BATCH):
             output = network(*(one[some] for one in inputs))
             error = torch.log((start[some] * torch.exp(output)).sum(-1)) - target[some]
