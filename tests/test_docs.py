@@ -3,6 +3,7 @@
 import re
 
 from llm_carbon_meter import cli
+from llm_carbon_meter.config import DATA_VARIABLE
 
 from .readme import README, rendered
 
@@ -36,4 +37,4 @@ def test_every_setting_that_is_named_exists() -> None:
     """No variable of README is unknown to the code."""
     table = TEXT.split("<!-- settings -->")[1].split("<!-- end of settings -->")[0]
     known = set(re.findall(r"`(LLM_CARBON_METER_\w+)`", table))
-    assert set(re.findall(r"(LLM_CARBON_METER_[A-Z_]+)", TEXT)) <= known
+    assert set(re.findall(r"(LLM_CARBON_METER_[A-Z_]+)", TEXT)) <= known | {DATA_VARIABLE}
