@@ -43,13 +43,12 @@ MEANINGS = {
 
 def metrics_table() -> str:
     """Every metric that the exporter registers."""
-    registry = CollectorRegistry()
-    PrometheusExporter("model", owns_totals=True, registry=registry)
+    exporter = PrometheusExporter("model", owns_totals=True, registry=CollectorRegistry())
     rows = [
         "| metric | type | labels beside `model_name`, `engine` | meaning |",
         "|" + " --- |" * 4,
     ]
-    for collector in sorted(registry._collector_to_names, key=lambda c: c._name):
+    for collector in sorted(exporter._metrics, key=lambda c: c._name):
         suffix = "_total" if collector._type == "counter" else ""
         labels = ", ".join(f"`{name}`" for name in collector._labelnames[2:])
         name = f"`{collector._name}{suffix}`"

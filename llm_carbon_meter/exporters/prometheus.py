@@ -4,10 +4,12 @@ Ordinary counters, gauges and histograms only, so that they also work in multi-p
 One process exports the engine-wide totals; each exports the exchanges that it answered.
 """
 
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric
+from prometheus_client.registry import Collector
 
 from llm_carbon_meter.carbon import CarbonIntensity
 from llm_carbon_meter.records import (
@@ -64,7 +66,8 @@ class PrometheusExporter:
         self, model_name: str, *, owns_totals: bool, registry: CollectorRegistry = REGISTRY
     ) -> None:
         self._model_name = model_name
-        self._registry = registry
+        self._updating = threading.RLock()
+        self._metrics: list[Counter | Gauge | Histogram] = []
         self._seen: dict[tuple[Any, ...], float] = {}
         """Last cumulative value of each series, by engine session."""
         self._request_metrics()
@@ -72,6 +75,7 @@ class PrometheusExporter:
         self._owns_totals = owns_totals
         if owns_totals:
             self._total_metrics()
+        registry.register(_Together(self._metrics, self._updating))
 
     def _request_metrics(self) -> None:
         self._request_energy = self._histogram(
@@ -121,28 +125,33 @@ class PrometheusExporter:
         )
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(PREFIX + name, text, (*COMMON, *labels), registry=self._registry)
+        metric = Counter(PREFIX + name, text, (*COMMON, *labels), registry=None)
+        self._metrics.append(metric)
+        return metric
 
     def _gauge(self, name: str, text: str, *labels: str) -> Gauge:
-        return Gauge(
+        metric = Gauge(
             PREFIX + name,
             text,
             (*COMMON, *labels),
-            registry=self._registry,
+            registry=None,
             multiprocess_mode="livemostrecent",
         )
+        self._metrics.append(metric)
+        return metric
 
     def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
-        return Histogram(
-            PREFIX + name, text, (*COMMON, *labels), registry=self._registry, buckets=buckets
-        )
+        metric = Histogram(PREFIX + name, text, (*COMMON, *labels), registry=None, buckets=buckets)
+        self._metrics.append(metric)
+        return metric
 
     # What comes in
 
     def totals(self, totals: EngineTotals) -> None:
         """Count an engine's cumulative totals, where this process is the one that does."""
         if self._owns_totals:
-            self._count_totals(totals)
+            with self._updating:
+                self._count_totals(totals)
 
     def error(self, where: str) -> None:
         """Count an error of this process."""
@@ -226,6 +235,25 @@ class PrometheusExporter:
         if before is None or value > before:
             counter.labels(*labels).inc(value - (before or 0.0))
             self._seen[series] = value
+
+
+class _Together(Collector):
+    """Metrics whose values change together: a scrape sees all of an update or nothing of it."""
+
+    def __init__(
+        self, metrics: Sequence[Counter | Gauge | Histogram], updating: threading.RLock
+    ) -> None:
+        self._metrics = metrics
+        self._updating = updating
+
+    def describe(self) -> Iterable[Metric]:
+        """Their names, so that nobody else registers them."""
+        return [family for metric in self._metrics for family in metric.describe()]
+
+    def collect(self) -> Iterable[Metric]:
+        """Their values at one moment."""
+        with self._updating:
+            return [family for metric in self._metrics for family in metric.collect()]
 
 
 def _phases(energy: RequestEnergy) -> Mapping[str, float]:

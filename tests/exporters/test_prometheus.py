@@ -1,5 +1,6 @@
 """Metrics as a scraper sees them: exposition text of a fresh registry, parsed again."""
 
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from decimal import Decimal
@@ -359,3 +360,34 @@ def test_errors_of_estimates_are_signed() -> None:
     assert value(registry, bucket, le="0.3", **told) == 1
     assert value(registry, "estimate_error_ratio_count", **told) == 1
     assert value(registry, bucket, le="+Inf", stage="raw", basis="end_to_end") is None
+
+
+def test_a_scrape_sees_all_of_an_update_or_nothing() -> None:
+    """While totals are counted by one thread, the accounts that another reads add up."""
+    registry = CollectorRegistry()
+    exporter = PrometheusExporter("llama", owns_totals=True, registry=registry)
+    stop = threading.Event()
+
+    def count() -> None:
+        factor = 1.0
+        while not stop.is_set():
+            factor += 1.0
+            (gpu,) = TOTALS.gpus
+            accounts = tuple(joules * factor for joules in ACCOUNT_JOULES)
+            exporter.totals(replace(TOTALS, gpus=(replace(gpu, account_joules=accounts),)))
+
+    counting = threading.Thread(target=count)
+    counting.start()
+    try:
+        for _ in range(300):
+            joules = [
+                sample.value
+                for family in registry.collect()
+                if family.name == PREFIX + "energy_joules"
+                for sample in family.samples
+                if sample.name.endswith("_total")
+            ]
+            assert sum(joules) % 400.0 == pytest.approx(0, abs=1e-6)
+    finally:
+        stop.set()
+        counting.join()
