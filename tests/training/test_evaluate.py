@@ -314,6 +314,8 @@ def test_banded_medians() -> None:
     values, errors = banded_medians(np.arange(16.0), np.arange(16.0) * 2)
     assert values.tolist() == [0.5, 2.5, 4.5, 6.5, 8.5, 10.5, 12.5, 14.5]
     assert errors.tolist() == (values * 2).tolist()
+    values, _ = banded_medians(np.array([1.0] * 50 + [2.0, 3.0]), np.zeros(52))
+    assert len(values) == len(set(values.tolist()))
 
 
 @pytest.mark.slow

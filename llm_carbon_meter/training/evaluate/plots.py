@@ -14,7 +14,7 @@ Floats = npt.NDArray[np.float64]
 
 DPI: Final = 90
 BANDS: Final = 8
-"""Of equal numbers of rows, for medians."""
+"""Of about equal numbers of rows, for medians."""
 
 
 def draw(folder: Path, judged: Judged, results: Figures) -> None:
@@ -61,7 +61,7 @@ def _errors(axes: Sequence[Any], judged: Judged) -> None:
         panel.plot(*banded_medians(values, error), color="black", label="median")
         panel.set(xscale="log", xlabel=label, ylim=(-100, 100))
     axes[0].set_ylabel("predicted / measured - 1 (%)")
-    axes[1].legend(fontsize="small")
+    axes[1].legend(fontsize="small", loc="lower left")
 
 
 def _coverage(axes: Any, coverage: Figures) -> None:
@@ -74,12 +74,13 @@ def _coverage(axes: Any, coverage: Figures) -> None:
 
 
 def banded_medians(values: Floats, errors: Floats) -> tuple[Floats, Floats]:
-    """Median value and median error of bands of equal numbers of rows."""
-    order = np.argsort(values, kind="stable")
-    bands = [band for band in np.array_split(order, BANDS) if len(band)]
+    """Median value and error of about equally large bands; equal values stay together."""
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, BANDS + 1)[1:-1]))
+    band = np.searchsorted(edges, values)
+    places = [np.flatnonzero(band == one) for one in np.unique(band)]
     return (
-        np.array([np.median(values[band]) for band in bands]),
-        np.array([np.median(errors[band]) for band in bands]),
+        np.array([np.median(values[some]) for some in places]),
+        np.array([np.median(errors[some]) for some in places]),
     )
 
 
