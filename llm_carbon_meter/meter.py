@@ -38,7 +38,8 @@ from llm_carbon_meter.specs import GpuSpec, ModelSpec, gpu_spec
 SLICE_ROWS: Final = 16_384
 """Requests x steps entered at a time; beyond some thousand, more at once is no quicker."""
 TOTALS_S: Final = 0.2
-"""Totals go out at most this often: they are cumulative, and every API server reads each one."""
+"""Totals go out this often, and with every final figure: they are cumulative, and every API server
+reads each one."""
 HEARTBEAT_S: Final = 1.0
 """And at least this often, so that a stalled sampler shows."""
 LAST_TICK_S: Final = 0.5
@@ -221,11 +222,13 @@ class EngineMeter:
     def _settle(self, known_until_s: float) -> None:
         while self._readings:
             self._ledger.observe_reading(self._readings.popleft())
-        for record in self._ledger.settle(known_until_s):
-            self._publish(record)
-        if time.monotonic() - self._published_s > TOTALS_S:
+        finals = self._ledger.settle(known_until_s)
+        # Before the finals: whoever sees a final figure finds its joules in the totals.
+        if finals or time.monotonic() - self._published_s > TOTALS_S:
             self._published_s = time.monotonic()
             self._publish(self._totals())
+        for record in finals:
+            self._publish(record)
 
     def _settle_the_rest(self) -> None:
         while self._turn():

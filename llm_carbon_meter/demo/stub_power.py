@@ -95,7 +95,8 @@ class StubPower:
         self, gpu: int, reads: Sequence[CounterRead], booked: float, scraped_s: float
     ) -> float:
         """The script's joules from the first reading to the last that the meter has settled."""
-        own = [read for read in reads if read.gpu == gpu]
+        # The very first call only asks whether there is a counter.
+        own = [read for read in reads if read.gpu == gpu][1:]
         recent = [read for read in own if 0.0 <= scraped_s - read.monotonic_s <= SETTLED_WITHIN_S]
         if not recent:
             return math.nan
