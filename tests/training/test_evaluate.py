@@ -203,10 +203,14 @@ def test_calibration_takes_a_constant_error_away() -> None:
     """After 20 requests that were 40 % off the others are nearly exact; few rows are not judged."""
     made = judged(lambda number: 1.4)
     found = calibrated(made, OURS)
+    assert found
     assert found["raw"]["value"] == pytest.approx(40.0)
     assert found["calibrated"]["value"] < 3.0
     few = replace(made, folds=np.where(np.arange(len(made.rows)) < 39, 1, 0))
-    assert calibrated(few, OURS)["too_few_rows"] == ["two"]
+    found = calibrated(few, OURS)
+    assert found
+    assert found["too_few_rows"] == ["two"]
+    assert calibrated(few.of(few.folds == 1), OURS) is None
 
 
 def test_what_taught_the_calibration_is_not_judged() -> None:

@@ -165,17 +165,20 @@ def reduction(judged: Judged, first: str, second: str) -> Figures:
     )
 
 
-def calibrated(judged: Judged, predictor: str) -> Figures:
+def calibrated(judged: Judged, predictor: str) -> Figures | None:
     """Errors on unseen engines after some of their requests were measured.
 
     Requests are drawn at random, of all models of the engine; the meter's own correction learns
     from them; the others are judged. An error is the mean over the draws that judge its row.
+    None where no engine has twice as many rows as are drawn.
     """
     enough = [
         fold
         for fold in range(len(judged.held_out))
         if (judged.folds == fold).sum() >= 2 * CALIBRATION_REQUESTS
     ]
+    if not enough:
+        return None
     known = judged.of(np.isin(judged.folds, enough))
     raw, ape = known.ape(predictor), np.zeros(len(known.rows))
     for fold in enough:

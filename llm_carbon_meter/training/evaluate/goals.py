@@ -53,8 +53,9 @@ def _other_goals(results: Figures) -> Iterator[Figures]:
         **_bounds(against[worst]),
         "reached": all(found["verdict"] != "worse" for found in against.values()),
     }
-    words = f"unseen engine after {results['calibration']['requests']} requests: MAPE"
-    yield goal(words, results["calibration"]["calibrated"], CALIBRATED_MAPE, False)
+    if calibration := results["calibration"]:
+        words = f"unseen engine after {calibration['requests']} requests: MAPE"
+        yield goal(words, calibration["calibrated"], CALIBRATED_MAPE, False)
     low, high = COVERAGE
     found = results["coverage"]
     yield {

@@ -286,6 +286,8 @@ def _prompts(results: Figures) -> str:
 
 def _calibration(results: Figures) -> str:
     found = results["calibration"]
+    if found is None:
+        return "No unseen engine has enough rows for a calibration."
     head = (f"unseen engine, {found['requests']} requests measured", "rows", "MAPE %", "calibrated")
     rows = [
         (name, str(one["rows"]), _one(one["raw"]), _one(one["calibrated"]))
