@@ -37,7 +37,7 @@ from llm_carbon_meter.specs import GpuSpec, ModelSpec, gpu_spec
 
 SLICE_ROWS: Final = 16_384
 """Requests x steps entered at a time; beyond some thousand, more at once is no quicker."""
-TOTALS_S: Final = 0.2
+TOTALS_S: Final = 0.1
 """Totals go out this often, and with every final figure: they are cumulative, and every API server
 reads each one."""
 HEARTBEAT_S: Final = 1.0

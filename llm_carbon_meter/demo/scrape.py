@@ -98,7 +98,7 @@ def fetch_record(url: str, response_id: str) -> dict[str, Any] | None:
 class Watch:
     """Scrapes in a thread while its ``with`` block runs."""
 
-    def __init__(self, url: str, period_s: float = 0.25) -> None:
+    def __init__(self, url: str, period_s: float = 0.5) -> None:
         self.scrapes: list[Scrape] = []
         self._url = url
         self._period_s = period_s
