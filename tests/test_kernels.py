@@ -165,7 +165,7 @@ def test_every_kernel_of_a_layer(
 
 
 def test_llama_alone() -> None:
-    """Example 8.1: model totals of prefill and decode on one GPU."""
+    """Worked example: model totals of prefill and decode on one GPU."""
     costs = step_costs(built_in_model("Llama-3.1-8B"))
     first, rest = prefill(costs), decode(costs)
     assert (first.operations, first.moved) == (14518729930752, 27209640448)
@@ -176,14 +176,14 @@ def test_llama_alone() -> None:
 
 
 def test_llama_batch_of_eight() -> None:
-    """Example 8.1: eight equal requests cost eight times everything but the weights."""
+    """Worked example: eight equal requests cost eight times everything but the weights."""
     costs = step_costs(built_in_model("Llama-3.1-8B"))
     assert prefill(costs, 8) == Work(116149839446016, 15009849344, 97598328832, 0)
     assert decode(costs, 8) == Work(15961673957376, 1921260716032, 157943332864, 0)
 
 
 def test_llama_on_four_gpus() -> None:
-    """Example 8.2: one GPU's totals, all-reduce and logit gather on the interconnect."""
+    """Worked example: one GPU's totals, all-reduce and logit gather on the interconnect."""
     costs = step_costs(built_in_model("Llama-3.1-8B"), tensor_parallel=4)
     first, rest = prefill(costs), decode(costs)
     assert (first.operations, first.moved) == (3630901390848, 11866454656)
@@ -193,7 +193,7 @@ def test_llama_on_four_gpus() -> None:
 
 
 def test_kv_heads_are_replicated_where_there_are_too_few() -> None:
-    """Example 8.2: Gemma-2b has one KV head on four GPUs, each projects and reads all of it."""
+    """Worked example: Gemma-2b has one KV head on four GPUs, each projects and reads all of it."""
     model = model_spec(GEMMA_2B)
     assert per_layer(kernel(model, "q_proj", 4), [PROMPT], [0])[0] == 2139095040
     assert per_layer(kernel(model, "k_proj", 4), [PROMPT], [0]) == (1069547520, 5748736)
@@ -201,7 +201,7 @@ def test_kv_heads_are_replicated_where_there_are_too_few() -> None:
 
 
 def test_bloom_alone() -> None:
-    """Example 8.3: LayerNorm with bias, no gate, ALiBi, embedding norm, tied head."""
+    """Worked example: LayerNorm with bias, no gate, ALiBi, embedding norm, tied head."""
     costs = step_costs(built_in_model("Bloom-560m"))
     first, rest = prefill(costs), decode(costs)
     assert (first.operations, first.moved) == (670404236800, 3136868352)
@@ -211,7 +211,7 @@ def test_bloom_alone() -> None:
 
 
 def test_mixtral_on_four_gpus() -> None:
-    """Example 8.4: a prompt touches all eight experts, a single token two."""
+    """Worked example: a prompt touches all eight experts, a single token two."""
     costs = step_costs(built_in_model("Mixtral-8x7B"), tensor_parallel=4)
     first, rest = prefill(costs), decode(costs)
     assert first == Work(6508906769920, 23287832576, 34677388928 - 23287832576, 814742400)
@@ -219,7 +219,7 @@ def test_mixtral_on_four_gpus() -> None:
 
 
 def test_mixtral_batch_of_eight_on_four_gpus() -> None:
-    """Example 8.4: eight tokens touch 7.199 experts, so weight bytes rise 3.3 times."""
+    """Worked example: eight tokens touch 7.199 experts, so weight bytes rise 3.3 times."""
     costs = step_costs(built_in_model("Mixtral-8x7B"), tensor_parallel=4)
     first, rest = prefill(costs, 8), decode(costs, 8)
     assert (first.operations, first.moved, first.network) == (
@@ -236,13 +236,13 @@ MIXED = [Row(512, 512, 0), Row(1, 100, 1), Row(1, 1000, 1), Row(1, 4000, 1)]
 
 
 def test_mixed_step() -> None:
-    """Example 8.5: one prefill chunk and three decodes in a step."""
+    """Worked example: one prefill chunk and three decodes in a step."""
     costs = step_costs(built_in_model("Llama-3.1-8B"))
     assert step(costs, MIXED) == Work(7404980202496, 15009849344, 6895934976, 0)
 
 
 def test_mixed_step_is_the_sum_of_its_parts_with_the_weights_paid_once() -> None:
-    """Example 8.5: operations and activation bytes add up; 13959176192 bytes are shared."""
+    """Worked example: operations and activation bytes add up; 13959176192 bytes are shared."""
     costs = step_costs(built_in_model("Llama-3.1-8B"))
     chunk, decodes = step(costs, MIXED[:1]), step(costs, MIXED[1:])
     assert chunk == Work(7357238345728, 13959176192, 6190792704, 0)
@@ -254,7 +254,7 @@ def test_mixed_step_is_the_sum_of_its_parts_with_the_weights_paid_once() -> None
 
 
 def test_mixed_step_per_layer() -> None:
-    """Example 8.5: the attention of 515 tokens on 6127 cached and new ones."""
+    """Worked example: the attention of 515 tokens on 6127 cached and new ones."""
     attention = kernel(built_in_model("Llama-3.1-8B"), "fuse_attn")
     rows = per_layer(attention, [row.new for row in MIXED], [row.cached for row in MIXED])
     assert rows == (6594024800, 33533952)
@@ -289,7 +289,7 @@ def test_mixed_step_per_layer() -> None:
 def test_chunks_and_cached_prefix(
     rows: list[Row], expected: Work, attention: tuple[int, int]
 ) -> None:
-    """Example 8.6: chunks read the weights again, a cached prefix is not computed again."""
+    """Worked example: chunks read the weights again, a cached prefix is not computed again."""
     model = built_in_model("Llama-3.1-8B")
     costs, total = step_costs(model), Work(0, 0, 0, 0)
     for row in rows:
@@ -334,7 +334,7 @@ def attention_only(model: ModelSpec) -> StepCosts:
 def test_sliding_window(
     length: int, full: tuple[int, int, int, int], windowed: tuple[int, int, int, int]
 ) -> None:
-    """Example 8.7: thirteen layers of Gemma2 see 4096 tokens, thirteen see all."""
+    """Worked example: thirteen layers of Gemma2 see 4096 tokens, thirteen see all."""
     model = built_in_model("Gemma2-2b")
     costs = attention_only(model)
     counts = {one.windowed: one.count for one in kernel_table(model) if one.kind == "fuse_attn"}
@@ -355,7 +355,7 @@ def test_sliding_window(
     ],
 )
 def test_weights_of_a_step(name: str, expected: int) -> None:
-    """Invariant 1 of every weight but the embedding is read once."""
+    """Every weight but the embedding is read once."""
     costs = step_costs(built_in_model(name))
     weights = costs.weight_bytes + costs.head_bytes + costs.num_experts * costs.expert_bytes
     assert whole(weights) == expected
@@ -371,7 +371,7 @@ def test_heads_must_be_divisible_among_the_gpus() -> None:
 
 
 def test_int4_weights() -> None:
-    """Example 8.8: the seven linear kernels shrink, norms, embedding and LM head do not."""
+    """Worked example: the seven linear kernels shrink, norms, embedding and LM head do not."""
     model = replace(built_in_model("Llama-3.1-8B"), weight_bytes=0.51953125)
     costs = step_costs(model)
     plain = step_costs(built_in_model("Llama-3.1-8B"))
@@ -381,7 +381,7 @@ def test_int4_weights() -> None:
 
 
 def test_fp8_kv_cache() -> None:
-    """Example 8.8: only the stores of keys and values and the loads of attention shrink."""
+    """Worked example: only the stores of keys and values and the loads of attention shrink."""
     model = replace(built_in_model("Llama-3.1-8B"), kv_bytes=1.0)
     costs = step_costs(model)
     assert prefill(costs).other == 12066097664
@@ -402,7 +402,7 @@ def test_names_are_unique_and_every_operation_has_a_peak(name: str) -> None:
 @pytest.mark.parametrize("name", ["Llama-3.1-8B", "Bloom-560m", "Gemma2-2b"])
 @pytest.mark.parametrize("gpus", [2, 4])
 def test_sharded_kernels_add_up_to_the_whole(name: str, gpus: int) -> None:
-    """Invariant 4 of G GPUs together do the products of one."""
+    """G GPUs together do the products of one."""
     model = built_in_model(name)
     alone = {one.name: one for one in kernel_table(model)}
     for one in kernel_table(model, gpus):
@@ -447,7 +447,7 @@ def test_context_sums_equal_the_loop(new: int, cached: int, window: int) -> None
 def test_chunked_prefill_computes_what_one_pass_computes(
     name: str, length: int, data: st.DataObject
 ) -> None:
-    """Invariant 3 of chunks change bytes, never operations."""
+    """Chunks change bytes, never operations."""
     cut = data.draw(st.integers(1, length - 1))
     costs = step_costs(built_in_model(name))
     once = step(costs, [Row(length, 0, 1)])

@@ -32,7 +32,7 @@ from llm_carbon_meter.records import (
     Status,
 )
 
-# DESIGN.md, contract "Metrics": marked spine. The parser cuts _total off counters.
+# Names that others rely on. The parser cuts _total off counters.
 SPINE = {
     "energy_joules",
     "energy_watt_hours",
