@@ -18,8 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_carbon_meter.demo.nvml_stub import StubScript, build, read_log
+from llm_carbon_meter.power.integral import PowerIntegral
 from llm_carbon_meter.power.meter import PowerMeter
-from llm_carbon_meter.power.nvml import PowerIntegral, open_nvml, visible_devices
+from llm_carbon_meter.power.nvml import open_nvml
+from llm_carbon_meter.power.nvml_devices import visible_devices
 from llm_carbon_meter.records import EnergyReading, MeterError, PowerError, Quality, Source
 
 UUIDS = [f"GPU-00000000-0000-0000-0000-{gpu:012d}" for gpu in range(4)]
@@ -395,25 +397,6 @@ def test_reset_shows_as_a_drop(stub: Any) -> None:
     meter.close()
     assert before.joules > 5000
     assert after.joules < 100
-
-
-def test_mig_slice_reads_its_parent(stub: Any) -> None:
-    """A slice has no sensor: its GPU is read, once, under the GPU's UUID and says mig_parent."""
-    stub.steady(100, 300, extra=("mig 0",))
-    meter = open_nvml([MIG_UUID, MIG_UUID])
-    [reading] = meter.read()
-    meter.close()
-    assert meter.quality is Quality.MIG_PARENT
-    assert reading.gpu == UUIDS[0]
-    assert reading.joules == pytest.approx(100 * 60, rel=0.05)
-
-
-def test_gpu_in_mig_mode_says_so(stub: Any) -> None:
-    """A whole GPU with MIG enabled is labelled too, since others may run on its slices."""
-    stub.steady(100, 300, extra=("mig 1",))
-    meter = open_nvml(["0", "1"])
-    meter.close()
-    assert meter.quality is Quality.MIG_PARENT
 
 
 def test_slow_call_is_stamped_in_its_middle(stub: Any, clock: Any) -> None:

@@ -1,0 +1,179 @@
+"""Who else computes on a GPU: then a request's share of its joules means little.
+
+Two signs: NVML's list of processes, where their numbers are ours to read, and a lock file that
+every meter of this user holds for each of its GPUs.
+"""
+
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from enum import StrEnum
+from io import TextIOWrapper
+from pathlib import Path
+from typing import Final
+
+from llm_carbon_meter.faults import Faults
+
+REVIEW_S: Final = 30.0
+"""The list of processes costs milliseconds and is asked this often."""
+_INITIAL_NAMESPACE: Final = "pid:[4026531836]"
+"""PROC_PID_INIT_INO of include/linux/proc_ns.h: the numbers here are those that the driver sees."""
+
+
+class Sharing(StrEnum):
+    """Whether an engine has a GPU to itself."""
+
+    ALONE = "alone"
+    SHARED = "shared"
+    UNKNOWN = "unknown"
+    """The processes listed have the numbers of another namespace, as in a container."""
+
+
+Judge = Callable[[str, Sequence[int]], Sharing]
+"""Gets a GPU and the processes on it; says whether the engine shares it."""
+
+
+def sharing(listed: Collection[int], own: Collection[int], *, host_numbers: bool) -> Sharing:
+    """Judge the processes on a GPU.
+
+    Args:
+        listed: their numbers, as NVML says them.
+        own: numbers of the engine's processes, as this process sees them.
+        host_numbers: this process sees the numbers that the driver does.
+    """
+    foreign = set(listed) - set(own)
+    # One of ours among them shows that the two kinds of numbers are the same.
+    if not host_numbers and len(foreign) == len(set(listed)):
+        return Sharing.UNKNOWN
+    return Sharing.SHARED if foreign else Sharing.ALONE
+
+
+def relatives(pid: int, parents: Mapping[int, int]) -> set[int]:
+    """A process, those that it started, and those that it was started by: a whole server."""
+    family, above = {pid}, parents.get(pid, 0)
+    while above:
+        family.add(above)
+        above = parents.get(above, 0)
+    below = {pid}
+    while below:
+        below = {child for child, parent in parents.items() if parent in below}
+        family |= below
+    return family
+
+
+def read_parents(proc: Path = Path("/proc")) -> dict[int, int]:
+    """The parent of every process that can be seen."""
+    parents = {}
+    for folder in proc.iterdir():
+        if folder.name.isdecimal():
+            with suppress(OSError):  # it has just ended
+                # The name stands in brackets and may hold any character.
+                fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
+                parents[int(folder.name)] = int(fields[1])
+    return parents
+
+
+def sees_host_numbers() -> bool:
+    """Whether this process lives in the first namespace of process numbers."""
+    with suppress(OSError):
+        return os.readlink("/proc/self/ns/pid") == _INITIAL_NAMESPACE
+    return False
+
+
+class GpuClaim:
+    """A shared lock on a GPU's file: gone when its process ends, however that ends.
+
+    Raises:
+        OSError: the folder is not writable.
+    """
+
+    def __init__(self, folder: Path, gpu: str) -> None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._file: TextIOWrapper = (folder / f"{gpu}.lock").open("a")
+        fcntl.flock(self._file, fcntl.LOCK_SH)
+
+    def contended(self) -> bool:
+        """Whether another process holds the same claim now."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        finally:
+            fcntl.flock(self._file, fcntl.LOCK_SH)
+        return False
+
+    def close(self) -> None:
+        """Give the claim up."""
+        self._file.close()
+
+
+class Neighbours:
+    """Judges the GPUs of one engine.
+
+    Args:
+        engine_pid: the engine's process.
+        folder: of the lock files, the same for all meters of a user.
+        gpus: UUIDs.
+        faults: where a folder is noted that cannot be used.
+    """
+
+    def __init__(self, engine_pid: int, folder: Path, gpus: Sequence[str], faults: Faults) -> None:
+        self._engine_pid = engine_pid
+        self._host_numbers = sees_host_numbers()
+        self._claims: dict[str, GpuClaim] = {}
+        try:
+            self._claims = {gpu: GpuClaim(folder, gpu) for gpu in gpus}
+        except OSError as error:
+            faults.note("watch", error, "A second engine on a GPU may not be noticed.")
+
+    def on(self, gpu: str, listed: Sequence[int]) -> Sharing:
+        """Whether the engine shares a GPU on which these processes compute."""
+        claim = self._claims.get(gpu)
+        if claim is not None and claim.contended():
+            return Sharing.SHARED
+        own = relatives(self._engine_pid, read_parents())
+        return sharing(listed, own, host_numbers=self._host_numbers)
+
+    def close(self) -> None:
+        """Give up all claims."""
+        for claim in self._claims.values():
+            claim.close()
+
+
+class Watch:
+    """A thread that reviews the GPUs at the start and then rarely, beside the sampler's.
+
+    Args:
+        review: judges every GPU, `NvmlMeter.review`.
+        neighbours: gives the judgement; closed by `stop`.
+        faults: where failing reviews are counted.
+    """
+
+    def __init__(
+        self, review: Callable[[Judge], None], neighbours: Neighbours, faults: Faults
+    ) -> None:
+        self._review = review
+        self._neighbours = neighbours
+        self._faults = faults
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="llm-carbon-watch", daemon=True)
+
+    def start(self) -> None:
+        """Start reviewing."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Stop reviewing."""
+        self._stop.set()
+        self._thread.join(timeout=5)
+        self._neighbours.close()
+
+    def _run(self) -> None:
+        while not self._stop.is_set():
+            try:
+                self._review(self._neighbours.on)
+            except Exception as error:  # noqa: BLE001 - boundary: metering goes on without
+                self._faults.note("watch", error, "Others on a GPU may not be noticed.")
+            self._stop.wait(REVIEW_S)
