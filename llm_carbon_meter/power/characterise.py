@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from llm_carbon_meter.power.meter import PowerMeter
 from llm_carbon_meter.records import EnergyReading, Quality
 
-Floats = npt.NDArray[np.float64]
+Floats = npt.NDArray[np.floating[Any]]
 
 MAX_LAG_S: Final = 0.5
 LAG_STEP_S: Final = 0.001

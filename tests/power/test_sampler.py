@@ -143,7 +143,12 @@ def test_readings_that_take_long_are_spaced(
 def test_calls_that_become_slow_lower_the_rate_and_it_recovers() -> None:
     """One slow reading changes nothing; many do, until they are quick again."""
     slow = threading.Event()
-    meter = CountingMeter(lambda reading: bool(time.sleep(0.01)) if slow.is_set() else False)
+
+    def slowly(reading: int) -> bool:
+        time.sleep(0.01 if slow.is_set() else 0.0)
+        return False
+
+    meter = CountingMeter(slowly)
     sink = Sink()
     sampler = PowerSampler(meter, 0.005, sink, Faults())
     sampler.start()

@@ -44,7 +44,7 @@ def test_a_quarter_of_the_time_is_sampled_where_that_was_seen() -> None:
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """The package's data are here."""
-    monkeypatch.setattr(sensors.resources, "files", lambda package: tmp_path)
+    monkeypatch.setattr("llm_carbon_meter.power.sensors.resources.files", lambda _: tmp_path)
     sensors._measurements.cache_clear()
     yield tmp_path
     sensors._measurements.cache_clear()

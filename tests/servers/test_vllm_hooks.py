@@ -42,12 +42,10 @@ def test_the_hooks_wrap_the_names_of_the_table_and_no_other(owners: dict[str, An
         assert changed == set(HOOKED[place])
 
 
-@pytest.mark.parametrize("place", HOOKED)
+@pytest.mark.parametrize("place", [place for place, names in HOOKED.items() if names[1:]])
 def test_every_name_that_is_missing_is_said(owners: dict[str, Any], place: str) -> None:
     """With the place where it was looked for."""
     name = HOOKED[place][-1]
-    if name == "__init__":
-        pytest.skip("every class has one")
     delattr(owners[place], name)
     assert load()[1] == [f"{place}.{name}"]
 
@@ -68,5 +66,5 @@ def test_a_vllm_that_does_not_fit_is_left_alone(
     assert faults.counts == {"install": 1}
     monkeypatch.setattr(vllm_plugin, "_registered", False)
     monkeypatch.setenv("LLM_CARBON_METER_STRICT", "1")
-    with pytest.raises(ConfigError, match="no vllm.entrypoints.serve.register"):
+    with pytest.raises(ConfigError, match=r"no vllm\.entrypoints\.serve\.register"):
         vllm_plugin.register()
