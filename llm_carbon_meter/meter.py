@@ -43,7 +43,7 @@ TOTALS_S: Final = 0.1
 reads each one."""
 HEARTBEAT_S: Final = 1.0
 """And at least this often, so that a stalled sampler shows."""
-LAST_TICK_S: Final = 0.5
+LAST_TICK_S: Final = 1.0
 """How long a stopping meter waits for the tick that covers the last step."""
 
 Publish = Callable[[RequestEnergy | EngineTotals], None]

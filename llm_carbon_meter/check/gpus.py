@@ -23,8 +23,7 @@ from llm_carbon_meter.power.characterise import (
 )
 from llm_carbon_meter.power.contention import (
     Sharing,
-    read_parents,
-    relatives,
+    own_processes,
     sees_host_numbers,
     sharing,
 )
@@ -152,7 +151,7 @@ def _figures(seen: Polled) -> dict[str, Any]:
 
 
 def _processes(listed: Sequence[int]) -> Finding:
-    own = relatives(os.getpid(), read_parents())
+    own = own_processes(listed, os.getpid())
     found = sharing(listed, own, host_numbers=sees_host_numbers())
     figures = {"sharing": found, "processes": list(listed)}
     if found is Sharing.ALONE:

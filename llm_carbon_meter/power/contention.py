@@ -7,7 +7,7 @@ every meter of this user holds for each of its GPUs.
 import fcntl
 import os
 import threading
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from enum import StrEnum
 from io import TextIOWrapper
@@ -40,7 +40,7 @@ def sharing(listed: Collection[int], own: Collection[int], *, host_numbers: bool
 
     Args:
         listed: their numbers, as NVML says them.
-        own: numbers of the engine's processes, as this process sees them.
+        own: those of them that are the engine's, as this process sees the numbers.
         host_numbers: this process sees the numbers that the driver does.
     """
     foreign = set(listed) - set(own)
@@ -50,29 +50,31 @@ def sharing(listed: Collection[int], own: Collection[int], *, host_numbers: bool
     return Sharing.SHARED if foreign else Sharing.ALONE
 
 
-def relatives(pid: int, parents: Mapping[int, int]) -> set[int]:
-    """A process, those that it started, and those that it was started by: a whole server."""
-    family, above = {pid}, parents.get(pid, 0)
-    while above:
-        family.add(above)
-        above = parents.get(above, 0)
-    below = {pid}
-    while below:
-        below = {child for child, parent in parents.items() if parent in below}
-        family |= below
-    return family
+def parent_of(pid: int, proc: Path = Path("/proc")) -> int:
+    """The process that started another; 0 above the first, or where it has just ended."""
+    with suppress(OSError):
+        # The name stands in brackets and may hold any character.
+        return int(
+            (proc / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()[1]
+        )
+    return 0
 
 
-def read_parents(proc: Path = Path("/proc")) -> dict[int, int]:
-    """The parent of every process that can be seen."""
-    parents = {}
-    for folder in proc.iterdir():
-        if folder.name.isdecimal():
-            with suppress(OSError):  # it has just ended
-                # The name stands in brackets and may hold any character.
-                fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
-                parents[int(folder.name)] = int(fields[1])
-    return parents
+def ancestry(pid: int, parent: Callable[[int], int] = parent_of) -> list[int]:
+    """A process, the one that started it, and so on to the first."""
+    line = []
+    while pid:
+        line.append(pid)
+        pid = parent(pid)
+    return line
+
+
+def own_processes(
+    listed: Collection[int], engine_pid: int, parent: Callable[[int], int] = parent_of
+) -> set[int]:
+    """Those below an engine, its workers, and those above it, its server."""
+    above = ancestry(engine_pid, parent)
+    return {pid for pid in listed if pid in above or engine_pid in ancestry(pid, parent)}
 
 
 def sees_host_numbers() -> bool:
@@ -133,7 +135,7 @@ class Neighbours:
         claim = self._claims.get(gpu)
         if claim is not None and claim.contended():
             return Sharing.SHARED
-        own = relatives(self._engine_pid, read_parents())
+        own = own_processes(listed, self._engine_pid)
         return sharing(listed, own, host_numbers=self._host_numbers)
 
     def close(self) -> None:

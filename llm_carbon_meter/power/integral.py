@@ -12,13 +12,15 @@ class PowerIntegral:
     def __init__(self) -> None:
         self._joules = 0.0
         self._last: tuple[float, float] | None = None
+        self.bridged = False
+        """The last sample followed closely enough on the one before; else joules are missing."""
 
     def add(self, monotonic_s: float, watts: float) -> float:
         """Take one sample and return the joules so far."""
-        if self._last is not None:
-            elapsed_s = monotonic_s - self._last[0]
-            if elapsed_s <= MAX_POWER_GAP_S:
-                self._joules += elapsed_s * (self._last[1] + watts) / 2
+        before_s, before_watts = self._last or (float("-inf"), 0.0)
+        self.bridged = monotonic_s - before_s <= MAX_POWER_GAP_S
+        if self.bridged:
+            self._joules += (monotonic_s - before_s) * (before_watts + watts) / 2
         self._last = monotonic_s, watts
         return self._joules
 

@@ -59,12 +59,8 @@ def open_nvml(
         for device in devices:
             with explained(nvml, f"GPU {device} was looked up"):
                 gpu = _probe(nvml, device)
-            if gpu.quality is Quality.MIG_PARENT and not mig_parent:
-                raise PowerError(
-                    f"GPU {device} is in MIG mode; its slices have no counter and the GPU's own "
-                    f"counts all of them: set LLM_CARBON_METER_MIG_PARENT=1 if every slice of it "
-                    f"is this engine's, {MODELLED}"
-                )
+            if gpu.standing is Quality.MIG_PARENT and not mig_parent:
+                raise _mig_refused(device)
             gpus.setdefault(gpu.uuid, gpu)
         session.pop_all()
     return NvmlMeter(nvml, list(gpus.values()), clock)
@@ -76,13 +72,18 @@ class _Gpu:
     handle: Any
     """None while the GPU is lost: an old handle may name another GPU in a new session."""
     sensors: Sensors
-    quality: Quality
-    """The worst of what its sensors are, whose joules they count, and who shares the GPU."""
+    standing: Quality
+    """Whose joules its sensors count, and who shares the GPU."""
     delay_s: float
     """How much later than it was drawn the sensors show the energy, as far as is known."""
     integral: PowerIntegral = field(default_factory=PowerIntegral)
     zero_since_s: float | None = None
     """Since when the counter has said 0 while power was drawn."""
+
+    @property
+    def quality(self) -> Quality:
+        """The worst of its standing and of what its sensors are."""
+        return worst(self.standing, self.sensors.quality)
 
 
 class NvmlMeter:
@@ -131,10 +132,10 @@ class NvmlMeter:
         for gpu in self._gpus:
             handle = gpu.handle
             if handle is not None:
-                quality = worst(scope(self._nvml, handle), gpu.sensors.quality)
+                standing = scope(self._nvml, handle)
                 if judge(gpu.uuid, processes(self._nvml, handle)) is Sharing.SHARED:
-                    quality = worst(quality, Quality.CONTENDED)
-                gpu.quality = quality
+                    standing = worst(standing, Quality.CONTENDED)
+                gpu.standing = standing
 
     def close(self) -> None:
         """End the session; a second call does nothing, and neither does a fork's."""
@@ -159,7 +160,9 @@ class NvmlMeter:
         monotonic_s = (before_s + self._clock()) / 2 - gpu.delay_s
         watts = None if milliwatts is None else milliwatts * MILLI
         joules = _joules(gpu, monotonic_s, millijoules, watts)
-        return EnergyReading(monotonic_s, gpu.uuid, joules, watts, gpu.quality)
+        gap = not gpu.sensors.counts and not gpu.integral.bridged
+        quality = Quality.RESET if gap else gpu.quality
+        return EnergyReading(monotonic_s, gpu.uuid, joules, watts, quality)
 
     def _end_session(self) -> None:
         # NVML counts its sessions: a shutdown too many would end that of vLLM in this process.
@@ -205,13 +208,18 @@ def _joules_at_zero(gpu: _Gpu, at_s: float, watts: float) -> float:
     if at_s - gpu.zero_since_s <= ZERO_BELIEVED_S:
         return 0.0
     gpu.sensors = gpu.sensors.without_counter()
-    gpu.quality = worst(gpu.quality, gpu.sensors.quality)
     return joules
 
 
 def _probe(nvml: Any, device: str) -> _Gpu:
     handle = find(nvml, device)
     sensors = probe_sensors(nvml, handle)
-    quality = worst(scope(nvml, handle), sensors.quality)
     uuid, delay_s = nvml.nvmlDeviceGetUUID(handle), sensor_delay_s(nvml, handle, sensors)
-    return _Gpu(uuid, handle, sensors, quality, delay_s)
+    return _Gpu(uuid, handle, sensors, scope(nvml, handle), delay_s)
+
+
+def _mig_refused(device: str) -> PowerError:
+    return PowerError(
+        f"GPU {device} is in MIG mode; its slices have no counter and the GPU's own counts all of "
+        f"them: set LLM_CARBON_METER_MIG_PARENT=1 if every slice of it is this engine's, {MODELLED}"
+    )

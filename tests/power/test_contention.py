@@ -8,8 +8,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.power.contention import (
@@ -18,11 +16,15 @@ from llm_carbon_meter.power.contention import (
     Neighbours,
     Sharing,
     Watch,
-    read_parents,
-    relatives,
+    ancestry,
+    own_processes,
+    parent_of,
     sees_host_numbers,
     sharing,
 )
+
+GONE = 2**22 + 1
+"""Above every process number that Linux gives."""
 
 
 @pytest.mark.parametrize(
@@ -44,43 +46,34 @@ def test_sharing(listed: list[int], host_numbers: bool, expected: Sharing) -> No
 
 
 @pytest.mark.parametrize(
-    ("parents", "family"),
+    ("parents", "own"),
     [
-        ({5: 4, 4: 1, 1: 0}, {1, 4, 5}),
-        ({5: 4, 6: 5, 7: 6, 8: 4, 4: 1, 1: 0}, {1, 4, 5, 6, 7}),
+        ({5: 4, 4: 1}, {1, 4, 5}),
+        ({5: 4, 6: 5, 7: 6, 8: 4, 4: 1}, {1, 4, 5, 6, 7}),
         ({}, {5}),
     ],
 )
-def test_relatives(parents: Mapping[int, int], family: set[int]) -> None:
+def test_own_processes(parents: Mapping[int, int], own: set[int]) -> None:
     """Workers below an engine and the server above it are its own, the server's others are not."""
-    assert relatives(5, parents) == family
+    assert own_processes(range(1, 10), 5, lambda pid: parents.get(pid, 0)) == own
 
 
-@given(st.dictionaries(st.integers(2, 30), st.integers(1, 30), max_size=30))
-def test_relatives_of_any_tree(parents: dict[int, int]) -> None:
-    """Whatever the table of a busy machine says while it changes, an answer comes."""
-    parents = {child: parent for child, parent in parents.items() if parent < child}
-    assert 7 in relatives(7, parents)
-
-
-def test_the_process_table_has_this_process_and_its_child() -> None:
-    """A child's parent is this process, and both are relatives."""
+def test_a_child_of_this_process_is_its_own() -> None:
+    """And this process is its child's; one that has ended is nobody's."""
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
-        parents = read_parents()
+        listed = [os.getpid(), child.pid, GONE]
+        assert own_processes(listed, os.getpid()) == {os.getpid(), child.pid}
+        assert ancestry(child.pid)[:2] == [child.pid, os.getpid()]
         child.communicate(b"\n")
-    assert parents[child.pid] == os.getpid()
-    assert {os.getpid(), child.pid} <= relatives(os.getpid(), parents)
+    assert parent_of(GONE) == 0
     assert isinstance(sees_host_numbers(), bool)
 
 
-def test_a_process_that_ends_while_it_is_read_is_left_out(tmp_path: Path) -> None:
-    """Its folder is there and its file is not; names with brackets are read right."""
-    for pid, stat in ((3, "3 (a) b) c) S 2 0"), (4, None)):
-        (tmp_path / str(pid)).mkdir()
-        if stat:
-            (tmp_path / str(pid) / "stat").write_text(stat)
-    (tmp_path / "meminfo").write_text("")
-    assert read_parents(tmp_path) == {3: 2}
+def test_a_name_with_brackets_is_read_right(tmp_path: Path) -> None:
+    """A process may call itself anything."""
+    (tmp_path / "3").mkdir()
+    (tmp_path / "3" / "stat").write_text("3 (a) b) c) S 2 0")
+    assert parent_of(3, tmp_path) == 2
 
 
 HOLD = """
@@ -127,7 +120,7 @@ def test_neighbours_judge_by_claims_and_by_numbers(
     neighbours = Neighbours(os.getpid(), tmp_path, ["GPU-a", "GPU-b"], faults)
     assert neighbours.on("GPU-a", []) is Sharing.SHARED
     assert neighbours.on("GPU-b", [os.getpid()]) is Sharing.ALONE
-    assert neighbours.on("GPU-b", [os.getpid(), 2**22 + 1]) is Sharing.SHARED
+    assert neighbours.on("GPU-b", [os.getpid(), GONE]) is Sharing.SHARED
     neighbours.close()
     assert not faults.counts
 
@@ -138,7 +131,7 @@ def test_without_a_folder_the_numbers_still_count(tmp_path: Path) -> None:
     blocked.write_text("")
     faults = Faults()
     neighbours = Neighbours(os.getpid(), blocked / "folder", ["GPU-a"], faults)
-    assert neighbours.on("GPU-a", [os.getpid(), 2**22 + 1]) is Sharing.SHARED
+    assert neighbours.on("GPU-a", [os.getpid(), GONE]) is Sharing.SHARED
     neighbours.close()
     assert faults.counts == {"watch": 1}
 

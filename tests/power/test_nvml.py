@@ -271,6 +271,8 @@ def test_gap_between_power_samples_is_not_bridged(stub: Any, clock: Any) -> None
     meter.close()
     assert before.joules == pytest.approx(100, rel=0.2)
     assert after.joules == before.joules
+    assert (before.quality, after.quality) == (Quality.POWER, Quality.RESET)
+    assert later.quality is Quality.POWER
     elapsed_s = later.monotonic_s - after.monotonic_s
     assert later.joules - after.joules == pytest.approx(200 * elapsed_s)
 

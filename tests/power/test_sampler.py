@@ -108,7 +108,12 @@ def test_the_gap_grows_while_the_meter_fails() -> None:
 
 def test_a_slow_meter_is_not_read_in_bursts() -> None:
     """Readings that were missed are not made up for."""
-    meter = CountingMeter(lambda reading: bool(time.sleep(0.1)) if reading == 1 else False)
+
+    def slow_at_first(reading: int) -> bool:
+        time.sleep(0.1 if reading == 1 else 0.0)
+        return False
+
+    meter = CountingMeter(slow_at_first)
     sink = Sink()
     sampler = PowerSampler(meter, 0.02, sink, Faults())
     sampler.start()
