@@ -53,10 +53,9 @@ def sharing(listed: Collection[int], own: Collection[int], *, host_numbers: bool
 def parent_of(pid: int, proc: Path = Path("/proc")) -> int:
     """The process that started another; 0 above the first, or where it has just ended."""
     with suppress(OSError):
+        stat = (proc / str(pid) / "stat").read_text(errors="replace")
         # The name stands in brackets and may hold any character.
-        return int(
-            (proc / str(pid) / "stat").read_text(errors="replace").rpartition(")")[2].split()[1]
-        )
+        return int(stat.rpartition(")")[2].split()[1])
     return 0
 
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_carbon_meter.power.characterise import (
@@ -39,6 +39,7 @@ def square(seconds: float, half_s: float = 0.17) -> Floats:
     return np.where(times_s // half_s % 2 == 0, 100.0, 500.0)
 
 
+@settings(deadline=None)
 @given(st.sampled_from([0.01, 0.02, 0.05, 0.1]), st.floats(0.0, 0.3))
 def test_the_period_is_that_of_the_moves(period_s: float, lag: float) -> None:
     """Whatever the lag; the histogram has its milliseconds."""
@@ -49,6 +50,7 @@ def test_the_period_is_that_of_the_moves(period_s: float, lag: float) -> None:
     assert polled.mean_watts == pytest.approx(200, rel=0.05)
 
 
+@settings(deadline=None)
 @given(st.sampled_from([0.01, 0.02, 0.1]), st.floats(0.0, 0.3), st.floats(0.5, 1.5))
 def test_the_lag_is_the_shift_that_fits(period_s: float, lag: float, gain: float) -> None:
     """Also where the counter and the power disagree by a factor."""
@@ -72,6 +74,7 @@ def test_agreement_is_counter_over_power(gain: float) -> None:
     assert agreement(replace(made(square(2.0)), watts=np.full(2000, np.nan))) is None
 
 
+@settings(deadline=None)
 @given(st.lists(st.floats(0, 1000), min_size=2, max_size=20), st.floats(0, 1000))
 def test_the_integral_is_additive(watts: list[float], more: float) -> None:
     """Straight lines between polls: exact for a constant, additive in the watts."""
