@@ -152,7 +152,7 @@ def _figures(seen: Polled) -> dict[str, Any]:
 
 def _processes(listed: Sequence[int]) -> Finding:
     own = own_processes(listed, os.getpid())
-    found = sharing(listed, own, host_numbers=sees_host_numbers())
+    found = sharing(listed, own, host_numbers=sees_host_numbers(listed))
     figures = {"sharing": found, "processes": list(listed)}
     if found is Sharing.ALONE:
         return Finding("  shared", Verdict.OK, "nobody else computes here", figures)

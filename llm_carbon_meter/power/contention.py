@@ -43,11 +43,10 @@ def sharing(listed: Collection[int], own: Collection[int], *, host_numbers: bool
         own: those of them that are the engine's, as this process sees the numbers.
         host_numbers: this process sees the numbers that the driver does.
     """
-    foreign = set(listed) - set(own)
     # One of ours among them shows that the two kinds of numbers are the same.
-    if not host_numbers and len(foreign) == len(set(listed)):
+    if not (host_numbers or own):
         return Sharing.UNKNOWN
-    return Sharing.SHARED if foreign else Sharing.ALONE
+    return Sharing.SHARED if set(listed) - set(own) else Sharing.ALONE
 
 
 def parent_of(pid: int, proc: Path = Path("/proc")) -> int:
@@ -76,10 +75,14 @@ def own_processes(
     return {pid for pid in listed if pid in above or engine_pid in ancestry(pid, parent)}
 
 
-def sees_host_numbers() -> bool:
-    """Whether this process lives in the first namespace of process numbers."""
+def sees_host_numbers(listed: Collection[int], proc: Path = Path("/proc")) -> bool:
+    """Whether this process lives in the first namespace, and finds all those listed there.
+
+    A sandbox may claim the first and still number its processes by itself.
+    """
     with suppress(OSError):
-        return os.readlink("/proc/self/ns/pid") == _INITIAL_NAMESPACE
+        outside = os.readlink(proc / "self/ns/pid") == _INITIAL_NAMESPACE
+        return outside and all((proc / str(pid)).exists() for pid in listed)
     return False
 
 
@@ -122,7 +125,6 @@ class Neighbours:
 
     def __init__(self, engine_pid: int, folder: Path, gpus: Sequence[str], faults: Faults) -> None:
         self._engine_pid = engine_pid
-        self._host_numbers = sees_host_numbers()
         self._claims: dict[str, GpuClaim] = {}
         try:
             self._claims = {gpu: GpuClaim(folder, gpu) for gpu in gpus}
@@ -135,7 +137,7 @@ class Neighbours:
         if claim is not None and claim.contended():
             return Sharing.SHARED
         own = own_processes(listed, self._engine_pid)
-        return sharing(listed, own, host_numbers=self._host_numbers)
+        return sharing(listed, own, host_numbers=sees_host_numbers(listed))
 
     def close(self) -> None:
         """Give up all claims."""

@@ -19,7 +19,7 @@ ALWAYS = "0 9e9"
 def _all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """CUDA hides nothing."""
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    monkeypatch.setattr(gpus, "sees_host_numbers", lambda: True)
+    monkeypatch.setattr(gpus, "sees_host_numbers", lambda listed: True)
 
 
 def found(poll_s: float = 0.1, **settings: Any) -> tuple[dict[str, Finding], Quality]:
@@ -41,7 +41,7 @@ def test_processes_of_another_namespace_are_unknown(
     stub: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In a container the numbers say nothing."""
-    monkeypatch.setattr(gpus, "sees_host_numbers", lambda: False)
+    monkeypatch.setattr(gpus, "sees_host_numbers", lambda listed: False)
     stub.steady(100, extra=(f"process 0 {ALWAYS} 4711",))
     assert "unknown" in found()[0]["shared"].text
 

@@ -135,8 +135,8 @@ class Decoder:
             gate, value = (x @ up).chunk(2, dim=-1)
             x = x + (torch.nn.functional.silu(gate) * value) @ down
             x = torch.nn.functional.rms_norm(x, x.shape[-1:])
-        last = torch.tensor(lengths, device=self._device).cumsum(0) - 1
-        return x[last] @ self._head
+        last = torch.stack([part[-1] for part in torch.split(x, lengths)])
+        return last @ self._head
 
     def _attend(self, qkv: torch.Tensor, cache: torch.Tensor) -> torch.Tensor:
         """Causal among new tokens, or one token over its cache; shape (new, heads x head_dim)."""

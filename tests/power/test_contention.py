@@ -42,7 +42,8 @@ GONE = 2**22 + 1
 )
 def test_sharing(listed: list[int], host_numbers: bool, expected: Sharing) -> None:
     """Strangers share the GPU, unless none of the numbers can be known for ours or theirs."""
-    assert sharing(listed, {10, 11}, host_numbers=host_numbers) is expected
+    own = {10, 11} & set(listed)
+    assert sharing(listed, own, host_numbers=host_numbers) is expected
 
 
 @pytest.mark.parametrize(
@@ -66,7 +67,27 @@ def test_a_child_of_this_process_is_its_own() -> None:
         assert ancestry(child.pid)[:2] == [child.pid, os.getpid()]
         child.communicate(b"\n")
     assert parent_of(GONE) == 0
-    assert isinstance(sees_host_numbers(), bool)
+
+
+@pytest.mark.parametrize(
+    ("namespace", "listed", "expected"),
+    [
+        ("pid:[4026531836]", [], True),
+        ("pid:[4026531836]", [7], True),
+        ("pid:[4026531836]", [7, 8], False),
+        ("pid:[4026532000]", [7], False),
+        (None, [7], False),
+    ],
+)
+def test_host_numbers(
+    tmp_path: Path, namespace: str | None, listed: list[int], expected: bool
+) -> None:
+    """Outside of any namespace, where everybody listed can be seen."""
+    (tmp_path / "7").mkdir()
+    (tmp_path / "self/ns").mkdir(parents=True)
+    if namespace:
+        (tmp_path / "self/ns/pid").symlink_to(namespace)
+    assert sees_host_numbers(listed, tmp_path) is expected
 
 
 def test_a_name_with_brackets_is_read_right(tmp_path: Path) -> None:
