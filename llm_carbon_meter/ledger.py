@@ -394,7 +394,7 @@ class EnergyLedger:
         if last is None:
             gpu.segment_base_joules = gpu.settled_joules = reading.joules
             gpu.settled_until_s = at_s
-        elif at_s <= last.monotonic_s or _stands_still(last, reading.joules, at_s):
+        elif at_s <= last.monotonic_s or _stands_still(last, reading, at_s):
             return
         else:
             lost = reading.joules < last.joules
@@ -544,8 +544,10 @@ class EnergyLedger:
         ]
 
 
-def _stands_still(last: EnergyReading, joules: float, at_s: float) -> bool:
-    return joules == last.joules and at_s - last.monotonic_s < STUCK_S
+def _stands_still(last: EnergyReading, reading: EnergyReading, at_s: float) -> bool:
+    """Nothing was counted, and nothing that was drawn is known to be missing."""
+    waiting = reading.quality is not Quality.RESET and at_s - last.monotonic_s < STUCK_S
+    return waiting and reading.joules == last.joules
 
 
 def _rows(events: Sequence[StepEvent]) -> StepRows:

@@ -197,14 +197,14 @@ class EngineMeter:
 
     def stop(self) -> None:
         """Settle the last tick, close what is open, publish it, and end both threads."""
-        if self._watch is not None:
-            self._watch.stop()
         self._sampler.stop()
         self._stop.set()
         self._source.wake.set()
         self._thread.join(timeout=5)
         try:
             self._settle_the_rest()
+            if self._watch is not None:
+                self._watch.stop()
             self._power.close()
         except MeterError as error:
             self._faults.note("stop", error)

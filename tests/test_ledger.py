@@ -893,6 +893,24 @@ def test_a_reading_no_better_than_the_source_changes_no_label() -> None:
     assert record.quality is Quality.MIG_PARENT
 
 
+def test_a_gap_in_power_labels_who_ran_in_it() -> None:
+    """However short: its joules are missing, and those after it are not spread over it."""
+    ledger = ledger_of()
+    ledger.observe_steps([step_of(0, 1, "a"), step_of(1, 1.5, "gap"), step_of(1.5, 2.5, "b")])
+    read(ledger, "gpu-0", (0.0, 0.0), (1.0, 100.0))
+    ledger.observe_reading(EnergyReading(1.5, "gpu-0", 100.0, quality=Quality.RESET))
+    read(ledger, "gpu-0", (2.5, 200.0))
+    for name in ("a", "gap", "b"):
+        ledger.close(end_of(name, 2.5))
+    final = {record.request_id: record for record in ledger.settle(2.5)}
+    assert [final[name].quality for name in ("a", "gap", "b")] == [
+        Quality.COUNTER,
+        Quality.RESET,
+        Quality.COUNTER,
+    ]
+    assert [final[name].joules for name in ("a", "gap", "b")] == pytest.approx([100, 0, 100])
+
+
 def test_a_merged_tick_keeps_the_worse_label() -> None:
     """Ticks that wait for a step too long become one; so do their labels."""
     ledger = ledger_of()

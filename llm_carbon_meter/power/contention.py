@@ -168,9 +168,9 @@ class Watch:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stop reviewing."""
+        """Stop reviewing; a driver that does not answer is not waited for."""
         self._stop.set()
-        self._thread.join(timeout=5)
+        self._thread.join(timeout=0.5)
         self._neighbours.close()
 
     def _run(self) -> None:

@@ -348,6 +348,7 @@ def test_lost_gpu_restarts_its_power_integral(stub: Any, clock: Any) -> None:
     [back] = meter.read()
     meter.close()
     assert back.joules == 0
+    assert back.quality is Quality.RESET
 
 
 def test_every_gpu_lost_is_an_error(stub: Any) -> None:
