@@ -201,10 +201,10 @@ class EngineMeter:
         self._stop.set()
         self._source.wake.set()
         self._thread.join(timeout=5)
+        if self._watch is not None:
+            self._watch.stop()
         try:
             self._settle_the_rest()
-            if self._watch is not None:
-                self._watch.stop()
             self._power.close()
         except MeterError as error:
             self._faults.note("stop", error)

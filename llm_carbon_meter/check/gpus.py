@@ -136,7 +136,7 @@ def _counter(gpu: GpuFacts, seen: Polled) -> Finding:
 def _lag(gpu: GpuFacts, seen: Polled) -> str:
     known, now_s = measured(gpu.name), lag_s(seen)
     if known is not None:
-        return f"lag {_ms(known.lag_s)} as measured on this type"
+        return f"on this type {_ms(known.period_s)} and a lag of {_ms(known.lag_s)} were measured"
     return "lag not to be seen at this steady power" if now_s is None else f"lag {_ms(now_s)}"
 
 

@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from llm_carbon_meter.power.contention import Judge, Sharing
 from llm_carbon_meter.power.integral import PowerIntegral
-from llm_carbon_meter.power.nvml_binding import MODELLED, binding, explain, explained
+from llm_carbon_meter.power.nvml_binding import MODELLED, binding, explain, explained, lost
 from llm_carbon_meter.power.nvml_devices import find
 from llm_carbon_meter.power.nvml_sensors import (
     Sensors,
@@ -120,8 +120,7 @@ class NvmlMeter:
             except self._nvml.NVMLError as error:
                 gpu.integral.restart()
                 errors.append(error)
-        lost = (self._nvml.NVML_ERROR_UNINITIALIZED, self._nvml.NVML_ERROR_GPU_IS_LOST)
-        self._session_lost = any(error.value in lost for error in errors)
+        self._session_lost = any(lost(self._nvml, error) for error in errors)
         if not readings:
             raise explain(self._nvml, errors[0], f"{', '.join(self.gpus)}: all were read")
         return readings
@@ -132,16 +131,19 @@ class NvmlMeter:
         for gpu in self._gpus:
             handle = gpu.handle
             if handle is not None:
-                standing = scope(self._nvml, handle)
-                if judge(gpu.uuid, processes(self._nvml, handle)) is Sharing.SHARED:
-                    standing = worst(standing, Quality.CONTENDED)
-                gpu.standing = standing
+                with suppress(self._nvml.NVMLError):  # lost meanwhile: what was known stays
+                    gpu.standing = self._standing(gpu.uuid, handle, judge)
 
     def close(self) -> None:
         """End the session; a second call does nothing, and neither does a fork's."""
         self._closed = True
         if os.getpid() == self._pid:
             self._end_session()
+
+    def _standing(self, uuid: str, handle: Any, judge: Judge) -> Quality:
+        found = judge(uuid, processes(self._nvml, handle))
+        shared = Quality.CONTENDED if found is Sharing.SHARED else Quality.COUNTER
+        return worst(scope(self._nvml, handle), shared)
 
     def _check_usable(self) -> None:
         if self._closed:

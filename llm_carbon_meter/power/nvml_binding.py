@@ -1,10 +1,12 @@
 """nvidia-ml-py, loaded when a meter is opened, and its errors in our words. For power/ alone."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from llm_carbon_meter.records import PowerError
+
+Answer = TypeVar("Answer")
 
 COUNTER_FIELD: Final = 83  # NVML_FI_DEV_TOTAL_ENERGY_CONSUMPTION, mJ
 INSTANT_FIELD: Final = 186  # NVML_FI_DEV_POWER_INSTANT, mW
@@ -54,6 +56,23 @@ def value(nvml: Any, field: Any) -> float:
     if field.nvmlReturn != nvml.NVML_SUCCESS:
         raise nvml.NVMLError(field.nvmlReturn)
     return float(getattr(field.value, _VALUE_MEMBERS[field.valueType]))
+
+
+def lost(nvml: Any, error: Any) -> bool:
+    """Whether the GPU or the session is gone, and not just what was asked for."""
+    return error.value in (nvml.NVML_ERROR_UNINITIALIZED, nvml.NVML_ERROR_GPU_IS_LOST)
+
+
+def ask(nvml: Any, call: Callable[[], Answer], otherwise: Answer) -> Answer:
+    """Call for what a GPU or an old driver may lack; a lost GPU is an error all the same."""
+    try:
+        return call()
+    except nvml.NVMLError as error:
+        if lost(nvml, error):
+            raise
+    except nvml.NVMLLibraryMismatchError:  # the driver is older than the binding
+        pass
+    return otherwise
 
 
 @contextmanager

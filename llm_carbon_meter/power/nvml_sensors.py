@@ -5,7 +5,13 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from llm_carbon_meter.power.nvml_binding import COUNTER_FIELD, INSTANT_FIELD, field_values, value
+from llm_carbon_meter.power.nvml_binding import (
+    COUNTER_FIELD,
+    INSTANT_FIELD,
+    ask,
+    field_values,
+    value,
+)
 from llm_carbon_meter.power.sensors import Architecture, architecture, measured
 from llm_carbon_meter.records import Quality
 
@@ -74,7 +80,11 @@ def probe_sensors(nvml: Any, handle: Any) -> Sensors:
 
 
 def scope(nvml: Any, handle: Any) -> Quality:
-    """Whose joules the sensors count: COUNTER where they are those of this GPU alone."""
+    """Whose joules the sensors count: COUNTER where they are those of this GPU alone.
+
+    Raises:
+        NVMLError: the GPU is lost.
+    """
     if _mig_enabled(nvml, handle):
         return Quality.MIG_PARENT
     return Quality.MODULE_SCOPE if _is_module(nvml, handle) else Quality.COUNTER
@@ -82,16 +92,14 @@ def scope(nvml: Any, handle: Any) -> Quality:
 
 def processes(nvml: Any, handle: Any) -> list[int]:
     """Numbers of the processes that compute on a GPU, as the driver has them; takes long."""
-    with suppress(nvml.NVMLError):  # not supported: nobody is known
-        return [process.pid for process in nvml.nvmlDeviceGetComputeRunningProcesses(handle)]
-    return []
+    found: list[Any] = ask(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle), [])
+    return [process.pid for process in found]
 
 
 def chips(nvml: Any, handle: Any) -> tuple[str, Architecture]:
     """A GPU's name and the sensors that such GPUs have by the manual."""
-    name, number = str(nvml.nvmlDeviceGetName(handle)), nvml.NVML_DEVICE_ARCH_UNKNOWN
-    with suppress(nvml.NVMLError):
-        number = nvml.nvmlDeviceGetArchitecture(handle)
+    name, unknown = str(nvml.nvmlDeviceGetName(handle)), int(nvml.NVML_DEVICE_ARCH_UNKNOWN)
+    number = ask(nvml, lambda: int(nvml.nvmlDeviceGetArchitecture(handle)), unknown)
     return name, architecture(number, name)
 
 
@@ -105,17 +113,14 @@ def sensor_delay_s(nvml: Any, handle: Any, sensors: Sensors) -> float:
 
 
 def _mig_enabled(nvml: Any, handle: Any) -> bool:
-    with suppress(nvml.NVMLError):  # not supported: most GPUs have no MIG
-        current, _pending = nvml.nvmlDeviceGetMigMode(handle)
-        return bool(current == nvml.NVML_DEVICE_MIG_ENABLE)
-    return False
+    current = ask(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle)[0], None)  # most have no MIG
+    return bool(current == nvml.NVML_DEVICE_MIG_ENABLE)
 
 
 def _is_module(nvml: Any, handle: Any) -> bool:
     """Grace Hopper: a CPU hangs on the same board, joined by NVLink-C2C, and its joules count."""
-    with suppress(nvml.NVMLError, AttributeError):  # most GPUs have none, old bindings no call
-        return bool(nvml.nvmlDeviceGetC2cModeInfoV(handle).isC2cEnabled)
-    return False
+    call = getattr(nvml, "nvmlDeviceGetC2cModeInfoV", None)  # an old binding has it not
+    return call is not None and ask(nvml, lambda: bool(call(handle).isC2cEnabled), False)
 
 
 def _answers(nvml: Any, call: Callable[[], object]) -> bool:

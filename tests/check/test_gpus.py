@@ -86,7 +86,7 @@ def test_what_was_measured_on_this_type_is_told(stub: Any, monkeypatch: pytest.M
     """Its lag needs no guess from two seconds."""
     monkeypatch.setattr(gpus, "measured", {"NVIDIA Tested": Measured(0.02, 0.015)}.get)
     stub.steady(100, extra=("name NVIDIA Tested",))
-    assert "lag 15 ms as measured on this type" in found()[0]["counter"].text
+    assert "on this type 20 ms and a lag of 15 ms were measured" in found()[0]["counter"].text
 
 
 def test_a_counter_that_stands_still_is_a_note(stub: Any) -> None:

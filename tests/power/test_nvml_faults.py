@@ -133,6 +133,19 @@ def test_a_review_skips_a_gpu_that_is_lost(stub: Any) -> None:
     assert (reading.gpu, reading.quality) == (UUIDS[1], Quality.MODULE_SCOPE)
 
 
+def test_a_review_of_a_lost_gpu_keeps_what_was_known(stub: Any) -> None:
+    """No answer is no sign that the module or the slices are gone."""
+    module = f"module 0 {ALWAYS}"
+    stub.steady(100, extra=(module,))
+    meter = open_nvml(["0"])
+    stub.steady(100, extra=(f"lost 0 {ALWAYS}",))
+    meter.review(alone)
+    stub.steady(100)
+    reading = one(meter)
+    meter.close()
+    assert reading.quality is Quality.MODULE_SCOPE
+
+
 @pytest.mark.parametrize("extra", [(), ("unsupported 0 instant",)])
 def test_a_counter_that_is_always_0_is_not_believed(
     stub: Any, clock: Any, extra: tuple[str, ...]
@@ -255,6 +268,24 @@ def test_a_binding_without_the_module_call_is_no_module(
     meter = open_nvml(["0"])
     meter.close()
     assert meter.quality is Quality.COUNTER
+
+
+def test_a_driver_without_the_list_of_processes_names_nobody(
+    stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The scope is still looked at."""
+
+    def missing(handle: object) -> None:
+        raise pynvml.NVMLLibraryMismatchError
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", missing)
+    stub.steady(100)
+    meter = open_nvml(["0"])
+    stub.steady(100, extra=(f"module 0 {ALWAYS}", f"process 0 {ALWAYS} 4711"))
+    meter.review(lambda gpu, listed: Sharing.SHARED if listed else Sharing.ALONE)
+    reading = one(meter)
+    meter.close()
+    assert reading.quality is Quality.MODULE_SCOPE
 
 
 def test_slow_calls_are_waited_for_and_read_right(stub: Any) -> None:
