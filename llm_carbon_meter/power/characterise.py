@@ -150,6 +150,6 @@ def onset_lag_s(times_s: Floats, joules: Floats, began_s: float) -> float:
     moved = moves(joules)
     at_s, shown = times_s[moved] - began_s, joules[moved]
     before, under = at_s < 0, at_s > at_s[-1] / 2
-    rate0, base0 = np.polyfit(at_s[before], shown[before], 1)
-    rate1, base1 = np.polyfit(at_s[under], shown[under], 1)
-    return float((base0 - base1) / (rate1 - rate0))
+    rate0, offset0 = np.polyfit(at_s[before], shown[before], 1)
+    rate1, offset1 = np.polyfit(at_s[under], shown[under], 1)
+    return float((offset0 - offset1) / (rate1 - rate0))
