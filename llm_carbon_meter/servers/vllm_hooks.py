@@ -26,6 +26,8 @@ HOOKED: Final[Mapping[str, Sequence[str]]] = {
     "vllm.entrypoints.serve": ("register_vllm_serve_api_routers",),
 }
 """Module, or module:class, and the names wrapped in it."""
+ANSWER: Final = "llm_carbon_meter: "
+"""In front of the line that is meant for us."""
 IMPORT_S: Final = 180.0
 """vLLM's import may take this long on a slow disk."""
 
@@ -73,19 +75,18 @@ def installed_fit() -> Fit:
         )
     except subprocess.TimeoutExpired:
         return Fit("", [f"vllm was not imported within {IMPORT_S:g} s"])
-    last = (done.stdout.splitlines() or [""])[-1]
-    try:
-        return Fit(**json.loads(last))
-    except (ValueError, TypeError):
-        said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-        return Fit("", [f"importing vllm ended with code {done.returncode}; it said: {said}"])
+    answers = [line for line in done.stdout.splitlines() if line.startswith(ANSWER)]
+    if answers:
+        return Fit(**json.loads(answers[-1].removeprefix(ANSWER)))
+    said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
+    return Fit("", [f"importing vllm ended with code {done.returncode}; it said: {said}"])
 
 
 def main() -> None:
-    """Print the fit as the last line."""
+    """Print the fit, among whatever vLLM prints."""
     _, missing = load()
     version = getattr(sys.modules.get("vllm"), "__version__", "")
-    print(json.dumps(Fit(str(version), missing)._asdict()))
+    print("\n" + ANSWER + json.dumps(Fit(str(version), missing)._asdict()))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,13 @@ from tests.power.conftest import stub, stub_directory, stub_library
 
 __all__ = ["make_vllm", "stub", "stub_directory", "stub_library"]
 
+TALKATIVE = """
+import atexit
+__version__ = "9.9.9"
+print("a banner", end="")
+atexit.register(print, "a farewell")
+"""
+
 MakeVllm = Callable[..., Path]
 
 
@@ -32,7 +39,7 @@ def make_vllm(tmp_path: Path) -> MakeVllm:
         top = tmp_path / "site" / "vllm"
         for folder in [top, *(path for path in top.rglob("*") if path.is_dir())]:
             (folder / "__init__.py").touch()
-        (top / "__init__.py").write_text("__version__ = '9.9.9'\nprint('a banner')\n")
+        (top / "__init__.py").write_text(TALKATIVE)
         return top.parent
 
     return make
