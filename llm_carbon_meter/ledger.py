@@ -297,7 +297,7 @@ class EnergyLedger:
             self._num_steps[slot] = self._running[slot] = self._grams[slot] = 0.0
             self._opened_s[slot], self._closed_s[slot] = at_s, np.inf
             self._last_step_s[slot] = -np.inf
-            self._worst[slot] = self._quality.rank
+            self._worst[slot] = 0
         return slot
 
     def _grow(self) -> None:
@@ -357,6 +357,11 @@ class EnergyLedger:
         weights = expected * steps.row_share[rows]
         return np.bincount(steps.row_key[rows] % COLUMNS, weights, COLUMNS).astype(np.float64)
 
+    def _label(self, slot: int) -> Quality:
+        """The worst that it met; joules that are missing come before the kind of source."""
+        met = list(Quality)[self._worst[slot]]
+        return met if met is Quality.RESET or met.rank > self._quality.rank else self._quality
+
     def _record(
         self, slot: int, end: RequestEnd, joules: Floats, grams: float, status: Status
     ) -> RequestEnergy:
@@ -366,7 +371,7 @@ class EnergyLedger:
             engine=self._engine,
             status=status,
             source=self._source,
-            quality=list(Quality)[self._worst[slot]],
+            quality=self._label(slot),
             outcome=end.outcome,
             prefill_joules=float(joules[Account.PREFILL]),
             decode_joules=float(joules[Account.DECODE]),
@@ -436,7 +441,7 @@ class EnergyLedger:
 
     def _settle_tick(self, gpu: _Gpu, tick: _Tick) -> None:
         before = gpu.accounts.copy()
-        if tick.quality.rank > self._quality.rank:
+        if tick.quality not in (Quality.COUNTER, self._quality):
             self._lower(tick.start_s, tick.end_s, tick.quality)
         if tick.lost:
             gpu.counted_joules += gpu.settled_joules - gpu.segment_base_joules

@@ -911,6 +911,17 @@ def test_a_gap_in_power_labels_who_ran_in_it() -> None:
     assert [final[name].joules for name in ("a", "gap", "b")] == pytest.approx([100, 0, 100])
 
 
+def test_joules_that_are_missing_are_said_of_any_source() -> None:
+    """Also where the source is worse than a reset: they are missing from what was modelled."""
+    ledger = EnergyLedger(("gpu-0",), UNKNOWN, Source.MODELLED, Quality.MODELLED)
+    ledger.observe_steps([step_of(0, 1, "lost"), step_of(1, 2, "kept")])
+    read(ledger, "gpu-0", (0.0, 50.0), (1.0, 20.0), (2.0, 30.0))
+    for name in ("lost", "kept"):
+        ledger.close(end_of(name, 2.0))
+    final = {record.request_id: record.quality for record in ledger.settle(2.0)}
+    assert final == {"lost": Quality.RESET, "kept": Quality.MODELLED}
+
+
 def test_a_merged_tick_keeps_the_worse_label() -> None:
     """Ticks that wait for a step too long become one; so do their labels."""
     ledger = ledger_of()
