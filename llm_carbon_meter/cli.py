@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llm_carbon_meter import __version__
+from llm_carbon_meter.check.host import POLL_S, check_host
 from llm_carbon_meter.config import DATA_VARIABLE, Config, data_folder
 from llm_carbon_meter.demo.run import add_arguments, run_demo
 from llm_carbon_meter.meter import grid
@@ -39,6 +40,10 @@ def _parser() -> argparse.ArgumentParser:
     add_arguments(demo)
     demo.set_defaults(run=run_demo)
 
+    check = verbs.add_parser("check", help="would this host meter, and how well? starts no engine")
+    check.add_argument("--json", action="store_true", help="for programs, with more figures")
+    check.set_defaults(run=_check)
+
     _add_estimate(verbs.add_parser("estimate", help="what a request costs before it runs"))
 
     replay = verbs.add_parser("replay", help="print the ledger of a request log again")
@@ -57,6 +62,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.set_defaults(run=_evaluate)
     return parser
+
+
+def _check(options: argparse.Namespace) -> int:
+    report = check_host(POLL_S)
+    print(report.json() if options.json else report.table())
+    return 0 if report.works else 1
 
 
 def _add_data(verb: argparse.ArgumentParser, output: str) -> None:

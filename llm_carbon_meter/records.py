@@ -129,6 +129,8 @@ class EnergyReading:
     """Cumulative; only differences mean anything."""
     watts: float | None = None
     """Power at that moment, for display only."""
+    quality: Quality = Quality.COUNTER
+    """How far to trust the joules since the reading before, where that is worse than usual."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +219,9 @@ class GpuTotals:
     account_joules: Sequence[float]
     """Indexed by Account; they add up to counter_joules."""
     watts: float | None
+    allreduce_modelled_joules: float | None = None
+    """Of these, what went by while GPUs exchanged results, as the link's data sheet has it; None
+    without tensor parallelism."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +241,9 @@ class EngineTotals:
     """prefill, decode, recompute."""
     errors: Mapping[str, int] = field(default_factory=dict)
     sampler_gap_s: float = 0.0
+    """Since the last reading."""
+    sampler_read_s: float = 0.0
+    """That a reading of all GPUs takes, of late."""
     open_requests: int = 0
 
     @property

@@ -104,6 +104,12 @@ class PrometheusExporter:
         self._watt_hours = self._counter(
             "energy_watt_hours_total", "The same in watt-hours", "gpu", "source", "account"
         )
+        self._allreduce = self._counter(
+            "allreduce_modelled_joules_total",
+            "Part of the accounts' energy that went by while GPUs exchanged results, as modelled; "
+            "never to be added to them",
+            "gpu",
+        )
         self._grams = self._counter(
             "emissions_grams_total", "gCO2eq by account", "scope", "account", "source"
         )
@@ -114,6 +120,9 @@ class PrometheusExporter:
             "accounted_ratio", "Sum of all accounts / increments of the counters"
         )
         self._gap = self._gauge("sampler_gap_seconds", "Seconds since the last reading")
+        self._read = self._gauge(
+            "sampler_read_seconds", "Seconds that a reading of all GPUs takes, of late"
+        )
         self._intensity = self._gauge(
             "carbon_intensity_grams_per_kwh", "gCO2eq per kWh in use", "zone", "provider"
         )
@@ -216,12 +225,17 @@ class PrometheusExporter:
         if totals.accounted_ratio is not None:
             self._ratio.labels(*common).set(totals.accounted_ratio)
         self._gap.labels(*common).set(totals.sampler_gap_s)
+        self._read.labels(*common).set(totals.sampler_read_s)
 
     def _count_gpu(self, session: str, labels: tuple[str, ...], gpu: GpuTotals) -> None:
         for account in Account:
             joules, series = gpu.account_joules[account], (*labels, account.label)
             self._raise(self._joules, session, series, joules)
             self._raise(self._watt_hours, session, series, watt_hours(joules))
+        allreduce = gpu.allreduce_modelled_joules
+        if allreduce is not None:
+            model_name, engine, name, _source = labels
+            self._raise(self._allreduce, session, (model_name, engine, name), allreduce)
         if gpu.watts is not None:
             self._watts.labels(*labels).set(gpu.watts)
 
