@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-from llm_carbon_meter.attribution import CostModel
 from llm_carbon_meter.carbon import CarbonIntensity, operational_grams
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.kernels import step_costs
+from llm_carbon_meter.learning import PriceLearner
 from llm_carbon_meter.ledger import EnergyLedger
 from llm_carbon_meter.power.meter import PowerMeter
 from llm_carbon_meter.power.modelled import ModelledMeter
@@ -29,11 +29,14 @@ from llm_carbon_meter.records import (
     MeterError,
     Outcome,
     PowerError,
+    Quality,
     RequestEnd,
     RequestEnergy,
+    Source,
     SpecError,
 )
 from llm_carbon_meter.specs import GpuSpec, ModelSpec, gpu_spec
+from llm_carbon_meter.work import CostModel
 
 SLICE_ROWS: Final = 16_384
 """Requests x steps entered at a time; beyond some thousand, more at once is no quicker."""
@@ -42,8 +45,14 @@ TOTALS_S: Final = 0.1
 reads each one."""
 HEARTBEAT_S: Final = 1.0
 """And at least this often, so that a stalled sampler shows."""
+TICK_S: Final = 0.5
+"""Joules are divided over at least this long. A counter's own ticks are as short as its errors of
+time; over half a second these are small beside what the prices of work get wrong."""
 LAST_TICK_S: Final = 0.5
 """How long a stopping meter waits for the tick that covers the last step."""
+
+TEACHING: Final = (Quality.COUNTER, Quality.POWER)
+"""Readings from which prices are learnt: of whole GPUs that are the engine's own."""
 
 Publish = Callable[[RequestEnergy | EngineTotals], None]
 
@@ -126,6 +135,12 @@ def cost_model(gpu: GpuSpec, model: ModelSpec | None, tensor_parallel: int) -> C
     return CostModel(gpu, step_costs(model, tensor_parallel) if model else None)
 
 
+def learner(power: PowerMeter, model: CostModel) -> PriceLearner | None:
+    """Who learns from a source's readings; None where they are modelled or say too little."""
+    taught = power.source is Source.MEASURED and power.quality in TEACHING
+    return PriceLearner(model.gpu) if taught and model.costs else None
+
+
 class EngineMeter:
     """Meters one engine: a sampler thread and a thread that keeps the ledger.
 
@@ -164,6 +179,8 @@ class EngineMeter:
             policy=config.policy,
             idle_by_time=config.idle == "by_time",
             lag_s=config.counter_lag_s,
+            tick_s=TICK_S,
+            learner=learner(power, model),
         )
         self._ledger.grams_per_joule = operational_grams(1.0, grid(config), config.pue)
         self._readings: deque[EnergyReading] = deque()

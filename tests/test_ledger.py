@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_carbon_meter.attribution import CostModel, StepRows, shares, step_watts
+from llm_carbon_meter.attribution import shares, sheet_prices, step_loads, step_watts
 from llm_carbon_meter.kernels import step_costs
 from llm_carbon_meter.ledger import (
     LOST_AFTER_S,
@@ -39,6 +39,7 @@ from llm_carbon_meter.records import (
     StepKind,
 )
 from llm_carbon_meter.specs import built_in_model, gpu_spec
+from llm_carbon_meter.work import CostModel, StepRows, step_work
 
 GPUS = ("gpu-0", "gpu-1")
 H100 = gpu_spec("H100")
@@ -259,6 +260,19 @@ def rows_of(step: StepEvent) -> StepRows:
     )
 
 
+def expected_watts(step: StepEvent, model: CostModel) -> float:
+    """Of a single step."""
+    rows, prices = rows_of(step), sheet_prices(model.gpu)
+    return float(step_watts(step_loads(rows, step_work(rows, model), prices), prices)[0])
+
+
+def shares_of(step: StepEvent, seconds: float, model: CostModel) -> list[float]:
+    """Of a single step's requests."""
+    rows, prices = rows_of(step), sheet_prices(model.gpu)
+    work = step_work(rows, model)
+    return shares("shapley", rows, work, np.array([seconds]), prices).tolist()
+
+
 def owed(world: World) -> dict[tuple[str, int], float]:
     """Joules of each request and account, tick by tick and step by step."""
     joules: dict[tuple[str, int], float] = {}
@@ -266,7 +280,7 @@ def owed(world: World) -> dict[tuple[str, int], float]:
     spans = spans_of(world.steps)
     for number, (_, _, step) in enumerate(spans):
         serving = bool(step.request_ids)
-        watts_of[number] = step_watts(rows_of(step), world.model)[0] if serving else 70.0
+        watts_of[number] = expected_watts(step, world.model) if serving else 70.0
     for tick_start, tick_end, tick_joules in (t for gpu in GPUS for t in ticks_of(world, gpu)):
         inside = [max(0.0, min(e, tick_end) - max(s, tick_start)) for s, e, _ in spans]
         expected = [seconds * watts_of[number] for number, seconds in enumerate(inside)]
@@ -274,7 +288,7 @@ def owed(world: World) -> dict[tuple[str, int], float]:
         for (start_s, end_s, step), part in zip(spans, expected, strict=True):
             if not part or not step.request_ids:
                 continue
-            divided = shares("shapley", rows_of(step), np.array([end_s - start_s]), world.model)
+            divided = shares_of(step, end_s - start_s, world.model)
             for name, account, share in zip(step.request_ids, step.accounts, divided, strict=True):
                 key = (name, account)
                 joules[key] = joules.get(key, 0.0) + tick_joules * part / total * share
@@ -504,7 +518,7 @@ def test_windows_carry_the_expected_watts() -> None:
     step = step_of(0, 1, "a", "b", new=[300, 1], accounts=[0, 1])
     windows = ledger.observe_steps([step, overhead(1, 2)])
     assert windows == [
-        Window(0, 1, float(step_watts(rows_of(step), MODEL)[0])),
+        Window(0, 1, expected_watts(step, MODEL)),
         Window(1, 2, H100.idle_watts),
     ]
 

@@ -207,9 +207,7 @@ class Engine:
         for request in [*self._running, *self._waiting, *self._late]:
             self._end(request, done_s, Outcome.ABORTED)
 
-    def _end(
-        self, request: Running, done_s: float, outcome: Outcome = Outcome.FINISHED
-    ) -> None:
+    def _end(self, request: Running, done_s: float, outcome: Outcome = Outcome.FINISHED) -> None:
         asked = request.asked
         self._served.ends.append(
             RequestEnd(

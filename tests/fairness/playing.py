@@ -9,9 +9,10 @@ from typing import TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from llm_carbon_meter.attribution import CostModel
 from llm_carbon_meter.kernels import step_costs
+from llm_carbon_meter.learning import PriceLearner
 from llm_carbon_meter.ledger import EnergyLedger
+from llm_carbon_meter.meter import TICK_S
 from llm_carbon_meter.records import (
     Account,
     EnergyReading,
@@ -21,6 +22,7 @@ from llm_carbon_meter.records import (
     Source,
 )
 from llm_carbon_meter.specs import built_in_model, gpu_spec
+from llm_carbon_meter.work import CostModel
 
 from .engine import Served, serve
 from .ranges import World
@@ -119,9 +121,17 @@ def _until(events: deque[Event], now_s: float, time_of: Callable[[Event], float]
     return happened
 
 
-def ledger_of(run: Run, policy: str) -> EnergyLedger:
+def ledger_of(run: Run, policy: str, learns: bool = False) -> EnergyLedger:
     """The book of a meter that knows the names of GPU and model, and nothing else of a world."""
     world = run.world
-    gpu, costs = gpu_spec(world.gpu), step_costs(built_in_model(world.model), world.tensor_parallel)
-    model = CostModel(gpu, costs)
-    return EnergyLedger(list(run.seen), model, Source.MEASURED, Quality.COUNTER, policy=policy)
+    costs = step_costs(built_in_model(world.model), world.tensor_parallel)
+    model = CostModel(gpu_spec(world.gpu), costs)
+    return EnergyLedger(
+        list(run.seen),
+        model,
+        Source.MEASURED,
+        Quality.COUNTER,
+        policy=policy,
+        tick_s=TICK_S,
+        learner=PriceLearner(model.gpu) if learns else None,
+    )

@@ -91,9 +91,7 @@ def readings(world: World, name: str, curve: Drawn, until_s: float) -> list[Ener
     ]
 
 
-def _silence(
-    world: World, until_s: float, random: np.random.Generator
-) -> tuple[float, float]:
+def _silence(world: World, until_s: float, random: np.random.Generator) -> tuple[float, float]:
     start_s = until_s * random.uniform(0.3, 0.7)
     return start_s, start_s + world.values["silence_s"] * world.happens["dead"]
 
