@@ -17,7 +17,7 @@ TINY: Final = 1e-300
 MEMORY_BOUND_LOAD: Final = 0.6
 """Share of the dynamic power that a step draws while it waits for memory: decode at 180 to 200 W
 against prefill at 270 to 300 W on a 300 W card (as a vLLM user saw on V100)."""
-ROOFLINE: Final = (0.0, 1.0, 0.0, 1.0, 1.0, 1.0, *(0.0 for _ in EFFICIENCIES[1:]))
+ROOFLINE: Final = (0.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0)
 """`Prices.seconds` of a GPU that reaches its peaks: computing hides behind streaming, or outlasts
 it."""
 
@@ -42,9 +42,19 @@ class Prices:
     @property
     def compute_seconds(self) -> float:
         """Real seconds per second of computing, hidden or not."""
-        _, _, compute, _, _, *beyond = self.seconds.tolist()
-        pairs = zip(beyond, EFFICIENCIES, strict=True)
-        return float(compute + sum(price / share for price, share in pairs))
+        return float(self.seconds[2] + (self.seconds[5:] / EFFICIENCIES[:, 0]).sum())
+
+    @property
+    def own_watts(self) -> Floats:
+        """Dynamic power times real seconds, per second of each row of `Work.own_s`."""
+        stream, _, attention, memory = self.seconds[1:5]
+        real_seconds = np.array((stream, self.compute_seconds, attention, memory))
+        return real_seconds * (
+            self.memory_watts,
+            self.compute_watts,
+            self.compute_watts,
+            self.memory_watts,
+        )
 
 
 def sheet_prices(gpu: GpuSpec) -> Prices:
@@ -67,13 +77,11 @@ def step_loads(rows: StepRows, work: Work | None, prices: Prices) -> Floats:
     """
     if work is None:
         return np.repeat([[1.0, 0.0]], len(rows.counts), axis=0)
-    _, stream, _, attention, memory, *_ = prices.seconds
-    _, stream_s, compute_s, attention_s, memory_s, *_ = work.basis.T
-    moving_s = stream * stream_s + memory * memory_s
-    computing_s = prices.compute_seconds * compute_s + attention * attention_s
-    loads_s = np.column_stack((moving_s, computing_s))
-    took_s: Floats = work.basis @ prices.seconds
-    return loads_s / took_s[:, None]
+    _, stream, _, attention, memory = prices.seconds[:5]
+    moves = (stream, 0.0, 0.0, memory)
+    computes = (0.0, prices.compute_seconds, attention, 0.0)
+    loads_s: Floats = np.array((moves, computes)) @ work.basis[1:5]
+    return (loads_s / (prices.seconds @ work.basis)).T
 
 
 def step_watts(loads: Floats, prices: Prices) -> Floats:
@@ -94,7 +102,7 @@ def token_weights(rows: StepRows, work: Work | None, durations: Floats, prices: 
 
 def flop_weights(rows: StepRows, work: Work | None, durations: Floats, prices: Prices) -> Floats:
     """By operations."""
-    return rows.new_tokens if work is None else work.own_compute_s + work.own_attention_s
+    return rows.new_tokens if work is None else work.own_s[1] + work.own_s[2]
 
 
 def shapley_weights(rows: StepRows, work: Work | None, durations: Floats, prices: Prices) -> Floats:
@@ -107,17 +115,20 @@ def shapley_weights(rows: StepRows, work: Work | None, durations: Floats, prices
     """
     if work is None:
         return rows.new_tokens
-    _, stream, compute, attention, memory, *beyond = prices.seconds.tolist()
-    outlast = compute + work.basis[:, -len(beyond) :] @ beyond / np.maximum(work.compute_s, TINY)
-    streaming_s, attending_s = stream * work.own_stream_s, attention * work.own_attention_s
-    reading_s = memory * work.own_memory_s
-    own_s = rows.per_row(outlast) * work.own_compute_s + attending_s + reading_s + streaming_s
-    shared_s = np.maximum(durations - rows.per_step(own_s), 0.0)
-    computing_s = prices.compute_seconds * work.own_compute_s + attending_s
-    fixed = prices.static_watts * shared_s + prices.memory_watts * stream * work.shared_stream_s
-    own = prices.static_watts * own_s + prices.compute_watts * computing_s
-    own += prices.memory_watts * (reading_s + streaming_s)
-    return np.asarray(rows.per_row(fixed / rows.counts) + own)
+    added = prices.seconds[1:5] * (1, 0, 1, 1)
+    outlast = prices.seconds[2] + prices.seconds[5:] @ work.basis[5:] / (work.basis[2] + TINY)
+    sums_s = work.basis[1:5] - np.array([[work.shared_s], [0], [0], [0]])
+    shared_s = np.maximum(durations - added @ sums_s - outlast * work.basis[2], 0.0)
+    streamed = prices.memory_watts * prices.seconds[1] * work.shared_s
+    fixed = (prices.static_watts * shared_s + streamed) / rows.counts
+    own = rows.per_row(fixed)
+    own += rows.per_row(prices.static_watts * outlast) * work.own_s[1]
+    # Term by term: a product of matrices adds up twins in different orders.
+    for watts, seconds in zip(
+        prices.static_watts * added + prices.own_watts, work.own_s, strict=True
+    ):
+        own += watts * seconds
+    return own
 
 
 Policy = Callable[[StepRows, Work | None, Floats, Prices], Floats]

@@ -103,9 +103,9 @@ class PriceLearner:
     def see_steps(self, work: Work, durations: Floats) -> None:
         """Steps and the seconds that they took; relative errors count."""
         took = durations > 0
-        parts = work.basis[took] / durations[took, None]
+        parts = work.basis[:, took] / durations[took]
         kept = float(np.exp(-durations.sum() / MEMORY_S))
-        self._time.see(parts.T @ parts, parts.sum(axis=0), kept)
+        self._time.see(parts @ parts.T, parts.sum(axis=1), kept)
 
     def see_tick(
         self,

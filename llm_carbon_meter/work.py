@@ -19,7 +19,7 @@ Ints = npt.NDArray[np.intp]
 
 LAUNCH_S: Final = 1e-3
 """Unit of the time that a step takes whatever it does."""
-EFFICIENCIES: Final = (1.0, 0.5, 0.25)
+EFFICIENCIES: Final = np.array([[1.0], [0.5], [0.25]])
 """Shares of the compute peak at which computing may outlast the streaming of the weights."""
 
 
@@ -61,23 +61,17 @@ class CostModel:
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """Seconds at the data sheet's peaks; "own" columns have shape (rows,), others (steps,)."""
+    """Seconds at the data sheet's peaks."""
 
-    rows: StepRows
-    own_compute_s: Floats
-    """Linear kernels and LM head."""
-    own_attention_s: Floats
-    own_memory_s: Floats
-    """Activations and KV cache, read and written."""
-    own_stream_s: Floats
-    """Its part of the weights that not everybody needs: experts per token, the LM head among the
-    requests that sample."""
-    shared_stream_s: float
-    """The weights that every step streams once."""
-    compute_s: Floats
+    own_s: Floats
+    """Of each request, shape (4, rows): streaming its part of the weights that not everybody needs
+    (experts per token, the LM head among the requests that sample), computing (linear kernels and
+    LM head), attention, and moving activations and KV cache."""
+    shared_s: float
+    """Streaming the weights that every step needs once."""
     basis: Floats
-    """What the time of a step is made of, shape (steps, 5 + efficiencies): `LAUNCH_S`, streaming
-    weights, computing, attention, own memory, and computing beyond the streaming at each of the
+    """What the time of a step is made of, shape (5 + efficiencies, steps): `LAUNCH_S`, the sums of
+    ``own_s`` with ``shared_s`` in the first, and computing beyond all streaming at each of the
     `EFFICIENCIES`."""
 
 
@@ -86,24 +80,25 @@ def step_work(rows: StepRows, model: CostModel) -> Work | None:
     gpu, costs = model.gpu, model.costs
     if costs is None:
         return None
-    peak, bandwidth = gpu.compute_ops_per_s, gpu.bandwidth_bytes_per_s
     columns = (rows.new_tokens, rows.cached_tokens, rows.sampled)
-    linear = costs.ops_per_token * rows.new_tokens + costs.ops_per_sample * rows.sampled
-    compute, attention = linear / peak, (costs.operations(*columns) - linear) / peak
-    memory = costs.own_bytes(*columns) / bandwidth
-    stream = _own_stream_bytes(rows, costs) / bandwidth
-    weights_s = costs.weight_bytes / bandwidth
-    compute_s, stream_s = rows.per_step(compute), rows.per_step(stream) + weights_s
-    beyond = [np.maximum(compute_s / share - stream_s, 0.0) for share in EFFICIENCIES]
-    launch_s = np.full(len(rows.counts), LAUNCH_S)
-    attention_s, memory_s = rows.per_step(attention), rows.per_step(memory)
-    basis = np.column_stack((launch_s, stream_s, compute_s, attention_s, memory_s, *beyond))
-    return Work(rows, compute, attention, memory, stream, weights_s, compute_s, basis)
+    own_s = np.empty((4, len(rows.new_tokens)))
+    own_s[0] = _own_stream_bytes(rows, costs)
+    own_s[1] = costs.ops_per_token * rows.new_tokens + costs.ops_per_sample * rows.sampled
+    own_s[2] = costs.operations(*columns) - own_s[1]
+    own_s[3] = costs.own_bytes(*columns)
+    own_s[::3] /= gpu.bandwidth_bytes_per_s
+    own_s[1:3] /= gpu.compute_ops_per_s
+    basis = np.empty((5 + len(EFFICIENCIES), len(rows.counts)))
+    basis[0] = LAUNCH_S
+    np.add.reduceat(own_s, rows.starts, axis=1, out=basis[1:5])
+    basis[1] += costs.weight_bytes / gpu.bandwidth_bytes_per_s
+    basis[5:] = np.maximum(basis[2] / EFFICIENCIES - basis[1], 0.0)
+    return Work(own_s, costs.weight_bytes / gpu.bandwidth_bytes_per_s, basis)
 
 
 def _own_stream_bytes(rows: StepRows, costs: StepCosts) -> Floats:
-    samples = (rows.sampled > 0).astype(np.float64)
-    sampling = np.maximum(rows.per_step(samples), 1.0)
+    samples = rows.sampled > 0
+    sampling = np.maximum(np.add.reduceat(samples, rows.starts, dtype=np.float64), 1.0)
     streamed = rows.per_row(costs.head_bytes / sampling) * samples
     if costs.num_experts:
         tokens = rows.per_step(rows.new_tokens)

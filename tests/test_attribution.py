@@ -267,7 +267,7 @@ def test_time_beyond_the_streaming_of_weights_is_the_chunks() -> None:
     rows = rows_of([Row(4096, 0, 1), Row(1, 100, 1)])
     work = step_work(rows, LLAMA)
     assert work is not None
-    (step_s,) = (work.basis @ static.seconds).tolist()
+    (step_s,) = (static.seconds @ work.basis).tolist()
     weights = weights_of(rows, step_s, LLAMA, static)
     assert weights.sum() == pytest.approx(70 * step_s)
-    assert weights[1] < 0.6 * 70 * work.shared_stream_s < weights[0] / 10
+    assert weights[1] < 0.6 * 70 * work.shared_s < weights[0] / 10

@@ -15,6 +15,7 @@ from llm_carbon_meter.frontend import FrontendMeter
 from llm_carbon_meter.kernels import step_costs
 from llm_carbon_meter.learning import PriceLearner
 from llm_carbon_meter.ledger import EnergyLedger
+from llm_carbon_meter.meter import TICK_S
 from llm_carbon_meter.records import (
     Account,
     EnergyReading,
@@ -46,7 +47,9 @@ def measure(model: Path) -> Mapping[str, float]:
 def _ledger() -> EnergyLedger:
     physics = CostModel(gpu_spec("H100"), step_costs(built_in_model("Llama-3.1-8B")))
     learner = PriceLearner(physics.gpu)
-    return EnergyLedger(["gpu"], physics, Source.MEASURED, Quality.COUNTER, learner=learner)
+    return EnergyLedger(
+        ["gpu"], physics, Source.MEASURED, Quality.COUNTER, tick_s=TICK_S, learner=learner
+    )
 
 
 def _steps_per_s() -> float:

@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import attrgetter
 from typing import TypeVar
 
@@ -26,7 +27,7 @@ from llm_carbon_meter.work import CostModel
 
 from .engine import Served, serve
 from .ranges import World
-from .sensor import Drawn, drawn, readings
+from .sensor import POLL_S, Drawn, drawn, readings
 from .truth import TrueGpu
 
 Floats = npt.NDArray[np.float64]
@@ -47,6 +48,7 @@ class Run:
     """True joules of each request on all GPUs, indexed by Account as far as WASTE."""
     sampling_error: Mapping[str, float]
     """Standard error of a request's true joules."""
+    over_s: float
 
 
 def simulate(world: World, concurrency: int, until_s: float) -> Run:
@@ -63,7 +65,7 @@ def simulate(world: World, concurrency: int, until_s: float) -> Run:
     }
     seen = {name: readings(world, name, curve, over_s) for name, curve in curves.items()}
     causes, errors = _causes(served, float(scales.sum()))
-    return Run(world, concurrency, served, curves, seen, causes, errors)
+    return Run(world, concurrency, served, curves, seen, causes, errors, over_s)
 
 
 def _causes(served: Served, scale: float) -> tuple[dict[str, Floats], dict[str, float]]:
@@ -100,16 +102,17 @@ class Book:
 def play(run: Run, ledger: EnergyLedger) -> Book:
     """Feed steps, ends and readings in the order in which a meter learns of them."""
     steps, ends = deque(step.event for step in run.served.steps), deque(run.served.ends)
+    readings = deque(sorted(chain(*run.seen.values()), key=attrgetter("monotonic_s")))
     records: list[RequestEnergy] = []
-    for polled in zip(*run.seen.values(), strict=True):
-        now_s = polled[0].monotonic_s
+    for now_s in np.arange(0.0, run.over_s + POLL_S, POLL_S).tolist():
         ledger.observe_steps(_until(steps, now_s, attrgetter("done_s")))
         for end in _until(ends, now_s, attrgetter("monotonic_s")):
             ledger.close(end)
-        for reading in polled:
+        for reading in _until(readings, now_s, attrgetter("monotonic_s")):
             ledger.observe_reading(reading)
         in_flight_s = steps[0].dispatched_s if steps else now_s
         records += ledger.settle(min(now_s, in_flight_s))
+    records += ledger.give_up(run.over_s)
     return Book({record.request_id: record for record in records}, ledger.totals())
 
 
