@@ -45,9 +45,9 @@ some_watts = st.floats(1.0, 500.0)
 @st.composite
 def additive_prices(draw_one: st.DrawFn) -> Prices:
     """Prices under which no request's time depends on another's."""
-    parts = [draw_one(a_price) for _ in range(4)]
-    watts = [draw_one(some_watts) for _ in range(3)]
-    return Prices(np.array([1.0, *parts, 0.0, 0.0, 0.0]), *watts, 70.0, 700.0)
+    seconds = np.array([1.0, *(draw_one(a_price) for _ in range(4)), 0.0, 0.0, 0.0])
+    static, memory, compute = (draw_one(some_watts) for _ in range(3))
+    return Prices(seconds, static, memory, compute, idle_watts=70.0, board_watts=700.0)
 
 
 def columns(step: Sequence[Row]) -> tuple[Floats, Floats, Floats]:

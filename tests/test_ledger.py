@@ -270,7 +270,7 @@ def shares_of(step: StepEvent, seconds: float, model: CostModel) -> list[float]:
     """Of a single step's requests."""
     rows, prices = rows_of(step), sheet_prices(model.gpu)
     work = step_work(rows, model)
-    return shares("shapley", rows, work, np.array([seconds]), prices).tolist()
+    return list(shares("shapley", rows, work, np.array([seconds]), prices))
 
 
 def owed(world: World) -> dict[tuple[str, int], float]:

@@ -86,7 +86,7 @@ class Engine:
         """Run until a time; requests not finished then are aborted."""
         coming = deque(requests)
         self._served.arrived_s = {request.name: request.arrived_s for request in requests}
-        mean = np.mean([r.prompt_tokens + r.output_tokens / 2 for r in requests])
+        mean = float(np.mean([r.prompt_tokens + r.output_tokens / 2 for r in requests]))
         largest = max(r.prompt_tokens + r.output_tokens for r in requests)
         room = self._world.values["kv_room"] * self._concurrency * mean
         self._kv_tokens = int(max(room, largest + 1))

@@ -110,7 +110,7 @@ def draw(seed: int) -> World:
     """The world of a seed."""
     random = np.random.default_rng([2023, seed])
     gpu, model, tensor_parallel = DEPLOYMENTS[seed % len(DEPLOYMENTS)]
-    sensors, odds = zip(*SENSORS, strict=True)
+    sensors, odds = [name for name, _ in SENSORS], [odd for _, odd in SENSORS]
     return World(
         seed,
         gpu,

@@ -72,12 +72,12 @@ def resolution_s(world: World) -> float:
 def readings(world: World, name: str, curve: Drawn, until_s: float) -> list[EnergyReading]:
     """Everything that the sampler of a GPU gets to see."""
     random = np.random.default_rng([13, world.seed])  # the GPUs of a group are read together
-    polls = np.arange(0.0, until_s, POLL_S)
+    polls: Floats = np.arange(0.0, until_s, POLL_S).astype(np.float64)
     polls += world.values["poll_jitter_s"] * random.random(len(polls))
     silent = _silence(world, until_s, random)
     polls = polls[(polls < silent[0]) | (polls > silent[1])]
     if world.sensor == "averaged_power":
-        joules = _averaged(curve, polls - world.values["counter_lag_s"])
+        joules = _averaged(curve, np.asarray(polls - world.values["counter_lag_s"], np.float64))
     else:
         joules = _counter(world, curve, polls, random)
     restarts = [silent[1]] if world.happens["dead"] else []

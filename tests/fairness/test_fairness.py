@@ -135,17 +135,8 @@ def test_a_whole_gpu_each_counts_twice() -> None:
 
 def test_the_report_has_every_policy_and_goal(tmp_path: Path) -> None:
     """A tiny comparison leaves figures, a table and a plot."""
-    size = [
-        "--seed",
-        "1",
-        "--draws",
-        "1",
-        "--seconds",
-        str(WARM_UP_S + 6),
-        "--concurrency",
-        "1",
-        "8",
-    ]
+    size = ["--seed", "1", "--draws", "1", "--seconds", str(WARM_UP_S + 10)]
+    size += ["--concurrency", "4", "8"]
     main([*size, "--output", str(tmp_path)])
     results = json.loads((tmp_path / "results.json").read_text())
     assert len(results["figures"]) == 2 * len(POLICIES)
