@@ -127,14 +127,22 @@ def _line(cells: Sequence[str]) -> str:
 def save(draws: Sequence[Draw], folder: Path) -> None:
     """Write results.json, results.md and errors.png."""
     folder.mkdir(parents=True, exist_ok=True)
-    content = {
-        "goals": goals(draws),
-        "short_ratio": short_ratio(draws),
-        "figures": [asdict(each) for draw in draws for each in draw],
-    }
-    (folder / "results.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    rows = [_plain(each) for draw in draws for each in draw]
+    lines = ",\n  ".join(json.dumps(list(row.values())) for row in rows)
+    summary = {"goals": goals(draws), "short_ratio": short_ratio(draws), "columns": list(rows[0])}
+    text = json.dumps(summary, indent=1)[:-2] + f',\n "rows": [\n  {lines}\n ]\n}}\n'
+    (folder / "results.json").write_text(text, encoding="utf-8")
     (folder / "results.md").write_text(markdown(draws), encoding="utf-8")
     plot(draws, folder / "errors.png")
+
+
+def _plain(figures: Figures) -> dict[str, object]:
+    """Six digits; null where there is no number."""
+    values: dict[str, object] = asdict(figures)
+    for name, value in values.items():
+        if isinstance(value, float):
+            values[name] = None if math.isnan(value) else float(f"{value:.6g}")
+    return values
 
 
 def plot(draws: Sequence[Draw], path: Path) -> None:

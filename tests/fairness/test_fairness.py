@@ -139,7 +139,8 @@ def test_the_report_has_every_policy_and_goal(tmp_path: Path) -> None:
     size += ["--concurrency", "4", "8"]
     main([*size, "--output", str(tmp_path)])
     results = json.loads((tmp_path / "results.json").read_text())
-    assert len(results["figures"]) == 2 * len(POLICIES)
+    assert len(results["rows"]) == 2 * len(POLICIES)
+    assert len(results["rows"][0]) == len(results["columns"])
     assert set(results["goals"]) == set(GOALS)
     assert results["goals"]["conservation to 1e-9, every policy"] == 1
     text = (tmp_path / "results.md").read_text()
