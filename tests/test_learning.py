@@ -219,6 +219,21 @@ def test_the_book_uses_what_it_learns() -> None:
     assert watts[-1] == pytest.approx(300, rel=0.03)
 
 
+@pytest.mark.parametrize(("gap_s", "watts"), [(0.005, 200.0), (0.05, 50.0)])
+def test_clocks_stay_up_between_steps_that_follow_closely(gap_s: float, watts: float) -> None:
+    """A short gap is idle time at the power of a step that does nothing, a long one at idle's."""
+    pupil = PriceLearner(H100)
+    pupil.prices = replace(pupil.prices, static_watts=200.0, idle_watts=50.0)
+    ledger = book_of(pupil)
+    ledger.observe_reading(EnergyReading(0.0, "gpu", 0.0))
+    (busy, _) = ledger.observe_steps([decode(0.0, 0.5 - gap_s), decode(0.5, 1.0)])
+    ledger.observe_reading(EnergyReading(1.0, "gpu", 300.0))
+    ledger.settle(1.0)
+    idle = ledger.totals()[0].account_joules[Account.IDLE]
+    expected = watts * gap_s
+    assert idle == pytest.approx(300 * expected / (expected + busy.watts * (1 - gap_s)))
+
+
 @pytest.mark.parametrize("spoilt", ["overhead", "reset"])
 def test_ticks_of_unknown_content_teach_nothing(spoilt: str) -> None:
     """Neither a tick with a dummy batch in it nor one over a reset changes a price."""

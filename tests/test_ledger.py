@@ -301,10 +301,12 @@ def close_to(value: Any) -> Any:
 
 
 @settings(max_examples=150, deadline=None)
-@given(world=worlds(), settle_at=settlings)
-def test_every_joule_of_a_counter_is_in_one_account(world: World, settle_at: list[bool]) -> None:
+@given(world=worlds(), settle_at=settlings, tick_s=st.sampled_from([0.0, 0.1, 0.3]))
+def test_every_joule_of_a_counter_is_in_one_account(
+    world: World, settle_at: list[bool], tick_s: float
+) -> None:
     """Each GPU's accounts add up to the increments of its own counter, resets left out."""
-    play = played(world, settle_at)
+    play = played(world, settle_at, tick_s=tick_s)
     for totals in play.ledger.totals():
         values = [reading.joules for reading in of_gpu(world, totals.gpu)]
         grown = sum(max(b - a, 0.0) for a, b in pairwise(values))
@@ -615,6 +617,32 @@ def test_a_lag_moves_ticks_back() -> None:
     ledger.close(end_of("a", 1))
     (record,) = ledger.settle(2)
     assert record.joules == 100
+
+
+def test_ticks_are_at_least_as_long_as_wanted() -> None:
+    """Short ticks are divided as one; a rest of the counter, or giving up, ends a tick at once."""
+    ledger = ledger_of(tick_s=0.5)
+    read(ledger, "gpu-0", (0, 0), (0.2, 90), (0.4, 95), (0.6, 100))
+    ledger.observe_steps([step_of(0, 0.3, "a"), step_of(0.3, 0.6, "b"), step_of(0.6, 0.8, "c")])
+    for name in "abc":
+        ledger.close(end_of(name, 0.8))
+    assert [record.joules for record in ledger.settle(0.8)] == close_to([50, 50])
+    read(ledger, "gpu-0", (0.7, 107), (0.8, 110))
+    assert ledger.settle(0.8) == []
+    (record,) = ledger.give_up(0.8)
+    assert (record.joules, record.quality) == (close_to(10), Quality.COUNTER)
+
+
+def test_a_reset_within_a_tick_keeps_what_came_before() -> None:
+    """Joules counted before a jump back are divided, also where their tick was still growing."""
+    ledger = ledger_of(tick_s=0.5)
+    read(ledger, "gpu-0", (0, 1000), (0.2, 1020), (0.3, 3), (0.9, 63))
+    ledger.observe_steps([step_of(0, 0.2, "before"), step_of(0.3, 0.9, "after")])
+    ledger.close(end_of("before", 0.2))
+    ledger.close(end_of("after", 0.9))
+    joules = {record.request_id: record.joules for record in ledger.settle(0.9)}
+    assert joules == close_to({"before": 20, "after": 60})
+    assert ledger.totals()[0].counter_joules == close_to(80)
 
 
 def test_a_reset_credits_nothing_and_says_so() -> None:
