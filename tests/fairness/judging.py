@@ -65,7 +65,7 @@ class Figures:
 
 
 def judged(run: Run) -> Iterator[Figures]:
-    """Every policy on a run; the learning ledger says which requests are judged."""
+    """Every policy on a run, unless no request can be judged; the learning ledger says which."""
     books = {
         name: play(run, ledger_of(run, policy, learns))
         for name, (policy, learns) in LEDGERS.items()
@@ -77,6 +77,8 @@ def judged(run: Run) -> Iterator[Figures]:
         if name in run.causes and record.first_step_s >= WARM_UP_S
     ]
     names = [name for name in begun if reference[name].quality is Quality.COUNTER]
+    if not names:
+        return
     lengths = [reference[name].last_step_s - reference[name].first_step_s for name in names]
     sample = _Sample(run, names, len(begun) - len(names), np.array(lengths))
     for policy, book in books.items():
