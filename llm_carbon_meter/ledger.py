@@ -190,7 +190,7 @@ class EnergyLedger:
         self._policy = policy
         self._idle_by_time = idle_by_time
         self._lag_s = lag_s
-        self._tick_s = tick_s
+        self.tick_s = tick_s
         self._learner = learner
         self._sheet = sheet_prices(model.gpu)
         self._steps = _Steps.empty()
@@ -407,7 +407,7 @@ class EnergyLedger:
             if reading.joules <= newest.joules:  # a jump back or a rest: what was before is over
                 self._end_tick(gpu, gpu.last, newest)
                 self._end_tick(gpu, newest, reading)
-            elif at_s - gpu.last.monotonic_s >= self._tick_s:
+            elif at_s - gpu.last.monotonic_s >= self.tick_s:
                 self._end_tick(gpu, gpu.last, reading)
             gpu.newest = reading
 

@@ -254,6 +254,7 @@ class EngineMeter:
         for request_id in self._ledger.open_requests():
             end = RequestEnd(request_id, Outcome.ABORTED, 0, 0, 0, now_s)
             self._publish(self._ledger.close(end))
+        self._ledger.tick_s = 0.0  # the last tick may be a short one
         while self._ledger.num_closed and time.monotonic() < now_s + LAST_TICK_S:
             self._readings.extend(self._power.read())
             self._turn()
