@@ -161,7 +161,7 @@ def plot(draws: Sequence[Draw], path: Path) -> None:
         places = [levels.index(each.concurrency) + shift for each in mine]
         axes.scatter(places, [each.long_median for each in mine], s=12, label=policy, alpha=0.7)
     axes.axhline(0.05, color="grey", linewidth=0.8, linestyle="--")
-    axes.set_yscale("symlog", linthresh=0.01)
+    axes.set_yscale("log")
     axes.set_xticks(range(len(levels)), [str(level) for level in levels])
     axes.set_xlabel("concurrency")
     axes.set_ylabel("median relative error per request")
