@@ -111,7 +111,7 @@ def shapley_weights(rows: StepRows, work: Work | None, durations: Floats, prices
     m_r is static power times the time that the request adds, and the dynamic power of its own
     computing, reading and streaming. F is the same for what nobody adds: the rest of the step's
     time, and streaming the weights once. Time that computing takes beyond the streaming of the
-    weights is shared per token, as are experts' weights.
+    weights is shared per token; experts' weights by who touches them.
     """
     if work is None:
         return rows.new_tokens

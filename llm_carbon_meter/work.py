@@ -21,6 +21,9 @@ LAUNCH_S: Final = 1e-3
 """Unit of the time that a step takes whatever it does."""
 EFFICIENCIES: Final = np.array([[1.0], [0.5], [0.25]])
 """Shares of the compute peak at which computing may outlast the streaming of the weights."""
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
+CHANCES: Final = (_NODES + 1) / 2
+CHANCE_WEIGHTS: Final = _WEIGHTS / 2
 
 
 @dataclass(frozen=True)
@@ -65,8 +68,8 @@ class Work:
 
     own_s: Floats
     """Of each request, shape (4, rows): streaming its part of the weights that not everybody needs
-    (experts per token, the LM head among the requests that sample), computing (linear kernels and
-    LM head), attention, and moving activations and KV cache."""
+    (experts by who touches them, the LM head among the requests that sample), computing (linear
+    kernels and LM head), attention, and moving activations and KV cache."""
     shared_s: float
     """Streaming the weights that every step needs once."""
     basis: Floats
@@ -101,7 +104,21 @@ def _own_stream_bytes(rows: StepRows, costs: StepCosts) -> Floats:
     sampling = np.maximum(np.add.reduceat(samples, rows.starts, dtype=np.float64), 1.0)
     streamed = rows.per_row(costs.head_bytes / sampling) * samples
     if costs.num_experts:
-        tokens = rows.per_step(rows.new_tokens)
-        touched = costs.expert_bytes * costs.touched_experts(tokens) / tokens
-        streamed += rows.per_row(touched) * rows.new_tokens
+        streamed += costs.expert_bytes * _expert_shares(rows, costs)
     return streamed
+
+
+def _expert_shares(rows: StepRows, costs: StepCosts) -> Floats:
+    """Shapley value of the touched experts X(T) = E (1 - prod a_r), a_r = (1 - k/E)^q_r.
+
+    The integral of the product's multilinear extension over the chance of being there; equal to a
+    share per token where all requests have as many.
+    """
+    own = 1 - (1 - costs.experts_per_token / costs.num_experts) ** rows.new_tokens
+    left = np.log1p(-CHANCES[:, None] * own)
+    others = np.exp(
+        np.repeat(np.add.reduceat(left, rows.starts, axis=1), rows.counts, axis=1) - left
+    )
+    shares = own * (CHANCE_WEIGHTS[:, None] * others).sum(axis=0)
+    exact = costs.touched_experts(rows.per_step(rows.new_tokens)) / rows.per_step(shares)
+    return np.asarray(shares * rows.per_row(exact))

@@ -203,12 +203,16 @@ def test_unknown_model_is_divided_by_tokens(policy: str) -> None:
     )
 
 
-def test_experts_are_shared_per_token() -> None:
-    """The weights of the touched experts are divided in proportion to the tokens."""
+def test_experts_are_shared_by_who_touches_them() -> None:
+    """Three tokens and one: mostly the same experts, so the one pays for more than a quarter."""
     costs = plain_costs(expert_bytes=1.0, num_experts=8, experts_per_token=2)
     rows = rows_of([Row(3, 0, 0), Row(1, 50, 1)])
     weights = weights_of(rows, 1.0, CostModel(UNITS, costs), BYTES_ONLY)
-    assert weights.tolist() == pytest.approx([5.46875 * 3 / 4, 5.46875 / 4])
+    alone = 8 * (1 - 0.75**3), 8 * (1 - 0.75)
+    both = 8 * (1 - 0.75**4)
+    mine = [(alone[0] + both - alone[1]) / 2, (alone[1] + both - alone[0]) / 2]
+    assert weights.tolist() == pytest.approx(mine)
+    assert mine[1] > both / 4
 
 
 def test_a_longer_step_moves_shares_towards_equal() -> None:
