@@ -6,94 +6,82 @@ come from here; the joules themselves are the counter's.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Final
 
 import numpy as np
-import numpy.typing as npt
 
-from llm_carbon_meter.kernels import StepCosts
 from llm_carbon_meter.specs import GpuSpec
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.intp]
+from llm_carbon_meter.work import EFFICIENCIES, CostModel, Floats, StepRows, Work
 
 TINY: Final = 1e-300
 MEMORY_BOUND_LOAD: Final = 0.6
 """Share of the dynamic power that a step draws while it waits for memory: decode at 180 to 200 W
 against prefill at 270 to 300 W on a 300 W card (as a vLLM user saw on V100)."""
-
-
-@dataclass(frozen=True)
-class StepRows:
-    """Requests of many steps, one after the other; every step has at least one."""
-
-    counts: Ints
-    """Rows of each step, shape (steps,)."""
-    new_tokens: Floats
-    """Scheduled in the step, shape (rows,)."""
-    cached_tokens: Floats
-    """In the KV cache before it, shape (rows,)."""
-    sampled: Floats
-    """Positions whose logits are computed, shape (rows,)."""
-
-    @cached_property
-    def starts(self) -> Ints:
-        """First row of each step."""
-        return np.cumsum(self.counts) - self.counts
-
-    def per_step(self, values: Floats) -> Floats:
-        """Sum of a column over the rows of each step."""
-        return np.add.reduceat(values, self.starts)
-
-    def per_row(self, values: Floats) -> Floats:
-        """A value of each step, repeated for its rows."""
-        return np.repeat(values, self.counts)
+ROOFLINE: Final = (0.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0)
+"""`Prices.seconds` of a GPU that reaches its peaks: computing hides behind streaming, or outlasts
+it."""
 
 
 @dataclass(frozen=True, slots=True)
-class CostModel:
-    """The physics behind the proportions: a GPU's data sheet and a model's kernel table."""
+class Prices:
+    """What the work of a step costs in time and power."""
 
-    gpu: GpuSpec
-    costs: StepCosts | None
-    """None where the architecture is not known: steps are then divided by tokens."""
-
-    @property
-    def exchanges(self) -> bool:
-        """Whether the GPUs of a step exchange results (tensor parallelism)."""
-        return self.costs is not None and self.costs.network_per_token > 0
-
-    @property
-    def dynamic_watts(self) -> float:
-        """Board power above idle."""
-        return self.gpu.board_watts - self.gpu.idle_watts
-
-    @property
-    def joules_per_operation(self) -> float:
-        """Dynamic power at the compute peak / the peak."""
-        return self.dynamic_watts / self.gpu.compute_ops_per_s
+    seconds: Floats
+    """Real seconds per second of `Work.basis`, in its order."""
+    static_watts: float
+    """Drawn by a step whatever it does."""
+    memory_watts: float
+    """More, while it moves bytes."""
+    compute_watts: float
+    """More, while it computes."""
+    idle_watts: float
+    """Without a step."""
+    board_watts: float
+    """Never more than this."""
 
     @property
-    def joules_per_byte(self) -> float:
-        """Dynamic power at full bandwidth / the bandwidth."""
-        return MEMORY_BOUND_LOAD * self.dynamic_watts / self.gpu.bandwidth_bytes_per_s
+    def compute_seconds(self) -> float:
+        """Real seconds per second of computing, hidden or not."""
+        return float(self.seconds[2] + (self.seconds[5:] / EFFICIENCIES[:, 0]).sum())
+
+    @property
+    def own_watts(self) -> Floats:
+        """Dynamic power times real seconds, per second of each row of `Work.own_s`."""
+        stream, _, attention, memory = self.seconds[1:5]
+        real_seconds = np.array((stream, self.compute_seconds, attention, memory))
+        return real_seconds * (
+            self.memory_watts,
+            self.compute_watts,
+            self.compute_watts,
+            self.memory_watts,
+        )
 
 
-def step_watts(rows: StepRows, model: CostModel) -> Floats:
-    """Expected board power of each step, per GPU: load x data sheet, shape (steps,).
+def sheet_prices(gpu: GpuSpec) -> Prices:
+    """What the data sheet promises."""
+    dynamic = gpu.board_watts - gpu.idle_watts
+    return Prices(
+        np.array(ROOFLINE),
+        gpu.idle_watts,
+        MEMORY_BOUND_LOAD * dynamic,
+        dynamic,
+        gpu.idle_watts,
+        gpu.board_watts,
+    )
 
-    Load is 1 while a step computes and `MEMORY_BOUND_LOAD` while it waits for memory; the two
-    times are those of the roofline.
+
+def step_loads(rows: StepRows, work: Work | None, prices: Prices) -> Floats:
+    """Shares of each step's time in which it moves bytes and computes, shape (steps, 2).
+
+    Both at once is possible: they may add up to more than 1.
     """
-    idle, dynamic = model.gpu.idle_watts, model.dynamic_watts
-    if model.costs is None:
-        return np.full(len(rows.counts), idle + MEMORY_BOUND_LOAD * dynamic)
-    operations, moved = _step_work(rows, model.costs)
-    compute_s = operations / model.gpu.compute_ops_per_s
-    memory_s = moved / model.gpu.bandwidth_bytes_per_s
-    load = (compute_s + MEMORY_BOUND_LOAD * memory_s) / (compute_s + memory_s)
-    return idle + dynamic * load
+    if work is None:
+        return np.repeat([[1.0, 0.0]], len(rows.counts), axis=0)
+    _, stream, _, attention, memory = prices.seconds[:5]
+    moves = (stream, 0.0, 0.0, memory)
+    computes = (0.0, prices.compute_seconds, attention, 0.0)
+    loads_s: Floats = np.array((moves, computes)) @ work.basis[1:5]
+    return (loads_s / (prices.seconds @ work.basis)).T
 
 
 def allreduce_shares(rows: StepRows, durations: Floats, model: CostModel) -> Floats:
@@ -114,57 +102,54 @@ def allreduce_shares(rows: StepRows, durations: Floats, model: CostModel) -> Flo
     return found
 
 
-def _step_work(rows: StepRows, costs: StepCosts) -> tuple[Floats, Floats]:
-    """Operations and bytes of each step, weights included."""
-    columns = (rows.new_tokens, rows.cached_tokens, rows.sampled)
-    moved = rows.per_step(costs.own_bytes(*columns)) + costs.weight_bytes
-    moved += costs.head_bytes * (rows.per_step(rows.sampled) > 0)
-    moved += costs.expert_bytes * costs.touched_experts(rows.per_step(rows.new_tokens))
-    return rows.per_step(costs.operations(*columns)), moved
+def step_watts(loads: Floats, prices: Prices) -> Floats:
+    """Expected board power of steps, per GPU, shape (steps,)."""
+    dynamic = loads @ np.array((prices.memory_watts, prices.compute_watts))
+    return np.asarray(np.minimum(prices.static_watts + dynamic, prices.board_watts))
 
 
-def equal_weights(rows: StepRows, durations: Floats, model: CostModel) -> Floats:
+def equal_weights(rows: StepRows, work: Work | None, durations: Floats, prices: Prices) -> Floats:
     """Every request of a step the same."""
     return np.ones_like(rows.new_tokens)
 
 
-def token_weights(rows: StepRows, durations: Floats, model: CostModel) -> Floats:
+def token_weights(rows: StepRows, work: Work | None, durations: Floats, prices: Prices) -> Floats:
     """By scheduled tokens."""
     return rows.new_tokens
 
 
-def flop_weights(rows: StepRows, durations: Floats, model: CostModel) -> Floats:
+def flop_weights(rows: StepRows, work: Work | None, durations: Floats, prices: Prices) -> Floats:
     """By operations."""
-    if model.costs is None:
-        return rows.new_tokens
-    return model.costs.operations(rows.new_tokens, rows.cached_tokens, rows.sampled)
+    return rows.new_tokens if work is None else work.own_s[1] + work.own_s[2]
 
 
-def shapley_weights(rows: StepRows, durations: Floats, model: CostModel) -> Floats:
+def shapley_weights(rows: StepRows, work: Work | None, durations: Floats, prices: Prices) -> Floats:
     """The Shapley value of "fixed cost F if anybody runs, plus what each adds": F / |S| + m_r.
 
-    F is static power times the step's time plus streaming the weights once; m_r is the request's
-    own operations and bytes. Experts' weights are shared per token, the LM head among the
-    requests that sample.
+    m_r is static power times the time that the request adds, and the dynamic power of its own
+    computing, reading and streaming. F is the same for what nobody adds: the rest of the step's
+    time, and streaming the weights once. Time that computing takes beyond the streaming of the
+    weights is shared per token; experts' weights by who touches them.
     """
-    if model.costs is None:
+    if work is None:
         return rows.new_tokens
-    costs, columns = model.costs, (rows.new_tokens, rows.cached_tokens, rows.sampled)
-    own_bytes = costs.own_bytes(*columns)
-    if costs.num_experts:
-        tokens = rows.per_step(rows.new_tokens)
-        streamed = costs.expert_bytes * costs.touched_experts(tokens) / tokens
-        own_bytes = own_bytes + rows.per_row(streamed) * rows.new_tokens
-    samples = (rows.sampled > 0).astype(np.float64)
-    sampling = np.maximum(rows.per_step(samples), 1.0)
-    own_bytes = own_bytes + rows.per_row(costs.head_bytes / sampling) * samples
-    own = model.joules_per_operation * costs.operations(*columns)
-    own += model.joules_per_byte * own_bytes
-    fixed = model.gpu.idle_watts * durations + model.joules_per_byte * costs.weight_bytes
-    return rows.per_row(fixed / rows.counts) + own
+    added = prices.seconds[1:5] * (1, 0, 1, 1)
+    outlast = prices.seconds[2] + prices.seconds[5:] @ work.basis[5:] / (work.basis[2] + TINY)
+    sums_s = work.basis[1:5] - np.array([[work.shared_s], [0], [0], [0]])
+    shared_s = np.maximum(durations - added @ sums_s - outlast * work.basis[2], 0.0)
+    streamed = prices.memory_watts * prices.seconds[1] * work.shared_s
+    fixed = (prices.static_watts * shared_s + streamed) / rows.counts
+    own = rows.per_row(fixed)
+    own += rows.per_row(prices.static_watts * outlast) * work.own_s[1]
+    # Term by term: a product of matrices adds up twins in different orders.
+    for watts, seconds in zip(
+        prices.static_watts * added + prices.own_watts, work.own_s, strict=True
+    ):
+        own += watts * seconds
+    return own
 
 
-Policy = Callable[[StepRows, Floats, CostModel], Floats]
+Policy = Callable[[StepRows, Work | None, Floats, Prices], Floats]
 
 POLICIES: Mapping[str, Policy] = {
     "shapley": shapley_weights,
@@ -174,13 +159,18 @@ POLICIES: Mapping[str, Policy] = {
 }
 
 
-def shares(policy: str, rows: StepRows, durations: Floats, model: CostModel) -> Floats:
+def shares(
+    policy: str, rows: StepRows, work: Work | None, durations: Floats, prices: Prices
+) -> Floats:
     """Each row's share of its step; the shares of a step add up to 1, shape (rows,).
 
     Args:
         policy: a key of `POLICIES`.
+        rows: the requests of the steps.
+        work: what they do; None where the architecture is not known.
         durations: seconds that each step occupied the GPUs, shape (steps,).
+        prices: what the work costs.
     """
     # Not 0: a step whose requests weigh nothing is divided equally.
-    weights = np.maximum(POLICIES[policy](rows, durations, model), TINY)
+    weights = np.maximum(POLICIES[policy](rows, work, durations, prices), TINY)
     return weights / rows.per_row(rows.per_step(weights))

@@ -7,7 +7,7 @@ proportion to expected watts x time, and a step's part among its requests by the
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain, repeat
 from operator import attrgetter
 from typing import Any, Final, NamedTuple
@@ -16,12 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_carbon_meter.attribution import (
-    CostModel,
-    StepRows,
+    Prices,
     allreduce_shares,
     shares,
+    sheet_prices,
+    step_loads,
     step_watts,
 )
+from llm_carbon_meter.learning import PriceLearner
 from llm_carbon_meter.records import (
     REQUEST_ACCOUNTS,
     Account,
@@ -35,9 +37,7 @@ from llm_carbon_meter.records import (
     StepEvent,
     StepKind,
 )
-
-Floats = npt.NDArray[np.float64]
-Ints = npt.NDArray[np.intp]
+from llm_carbon_meter.work import CostModel, Floats, Ints, StepRows, step_work
 
 STUCK_S: Final = 1.0
 """A counter that stood still this long is believed: it really counted nothing."""
@@ -45,6 +45,8 @@ LOST_AFTER_S: Final = 10.0
 """A GPU silent for this long keeps nobody waiting; what it counts meanwhile is unattributed."""
 MAX_WAITING_TICKS: Final = 2048
 """While a step hangs, ticks wait; beyond this many the last one grows instead."""
+AWAKE_S: Final = 0.01
+"""In a gap shorter than this a GPU draws what it draws in a step that does nothing."""
 SCALE_MEMORY: Final = 0.9
 """Weight of the past, per tick, in the ratio of counted to expected joules."""
 
@@ -79,7 +81,11 @@ class _Gpu:
     allreduce_joules: float = 0.0
     ticks: deque[_Tick] = field(default_factory=deque)
     last: EnergyReading | None = None
+    """The reading that ended the last tick."""
+    newest: EnergyReading | None = None
     """The reading at which the counter last moved."""
+    worst: Quality = Quality.COUNTER
+    """Of the readings since the last tick."""
     settled_until_s: float = -np.inf
     heard: bool = False
     """A reading came since the last settling."""
@@ -112,21 +118,24 @@ class _Steps(NamedTuple):
     start: Floats
     end: Floats
     watts: Floats
+    loads: Floats
+    """As `attribution.step_loads` has them, shape (steps, 2)."""
     allreduce: Floats
     """Share of the step's time."""
     overhead: npt.NDArray[np.bool_]
-    counts: npt.NDArray[np.intp]
-    row_key: npt.NDArray[np.intp]
+    counts: Ints
+    row_key: Ints
     """slot x COLUMNS + account"""
     row_share: Floats
 
     @classmethod
     def empty(cls) -> "_Steps":
         none, whole = np.zeros(0), np.zeros(0, np.intp)
-        return cls(none, none, none, none, np.zeros(0, np.bool_), whole, whole, none)
+        idle = np.zeros((0, 2))
+        return cls(none, none, none, idle, none, np.zeros(0, np.bool_), whole, whole, none)
 
     @property
-    def first_row(self) -> npt.NDArray[np.intp]:
+    def first_row(self) -> Ints:
         """First row of each step, and the number of rows behind the last."""
         return np.concatenate(([0], np.cumsum(self.counts)))
 
@@ -148,6 +157,7 @@ class _Steps(NamedTuple):
             self.start[first:],
             self.end[first:],
             self.watts[first:],
+            self.loads[first:],
             self.allreduce[first:],
             self.overhead[first:],
             self.counts[first:],
@@ -168,6 +178,8 @@ class EnergyLedger:
         policy: a key of `attribution.POLICIES`.
         idle_by_time: spread idle joules over the requests in the system.
         lag_s: how much later than the power was drawn a counter shows it.
+        tick_s: ticks are at least this long; a counter's own may be as short as its errors of time.
+        learner: learns what steps cost from the readings; without one the data sheet holds.
     """
 
     def __init__(
@@ -181,6 +193,8 @@ class EnergyLedger:
         policy: str = "shapley",
         idle_by_time: bool = False,
         lag_s: float = 0.0,
+        tick_s: float = 0.0,
+        learner: PriceLearner | None = None,
     ) -> None:
         self._gpus = {name: _Gpu(name) for name in gpus}
         self._model = model
@@ -190,6 +204,9 @@ class EnergyLedger:
         self._policy = policy
         self._idle_by_time = idle_by_time
         self._lag_s = lag_s
+        self.tick_s = tick_s
+        self._learner = learner
+        self._sheet = sheet_prices(model.gpu)
         self._steps = _Steps.empty()
         self._last_done_s = -np.inf
         self._slots: dict[str, int] = {}
@@ -229,23 +246,31 @@ class EnergyLedger:
             return []
         serving = np.array([bool(event.request_ids) for event in events])
         counts = np.array([len(event.request_ids) for event in events], np.intp)
-        watts = np.full(len(events), self._model.gpu.idle_watts)
+        prices = self._prices
+        watts, loads = np.full(len(events), prices.idle_watts), np.zeros((len(events), 2))
         allreduce = np.zeros(len(events))
         keys, row_shares = np.zeros(0, np.intp), np.zeros(0)
         if serving.any():
             rows = _rows([event for event in events if event.request_ids])
-            durations = (end - start)[serving]
-            watts[serving] = step_watts(rows, self._model)
+            work, durations = step_work(rows, self._model), (end - start)[serving]
+            loads[serving] = step_loads(rows, work, prices)
+            watts[serving] = step_watts(loads[serving], prices)
             allreduce[serving] = allreduce_shares(rows, durations, self._model)
-            row_shares = shares(self._policy, rows, durations, self._model)
+            row_shares = shares(self._policy, rows, work, durations, prices)
             keys = self._enter_rows(events, rows, start[serving], end[serving])
+            if self._learner and work:
+                self._learner.see_steps(work, durations)
         overhead = np.array([event.kind is StepKind.OVERHEAD for event in events])
         self._steps = self._steps.append(
-            _Steps(start, end, watts, allreduce, overhead, counts, keys, row_shares)
+            _Steps(start, end, watts, loads, allreduce, overhead, counts, keys, row_shares)
         )
         return [
             Window(*row) for row in zip(start.tolist(), end.tolist(), watts.tolist(), strict=True)
         ]
+
+    @property
+    def _prices(self) -> Prices:
+        return self._learner.prices if self._learner else self._sheet
 
     def _occupancy(self, events: Sequence[StepEvent]) -> tuple[Floats, Floats]:
         """Step N has the GPUs from its dispatch or the end of N-1, whichever is later."""
@@ -275,7 +300,7 @@ class EnergyLedger:
         keys: Ints = slot * COLUMNS + account
         return keys
 
-    def _count(self, rows: StepRows, account: npt.NDArray[np.intp]) -> None:
+    def _count(self, rows: StepRows, account: Ints) -> None:
         filling = ((account == Account.PREFILL) | (account == Account.RECOMPUTE)).astype(np.float64)
         fills = rows.per_step(filling)
         self.step_counts["prefill"] += int((fills == rows.counts).sum())
@@ -394,19 +419,34 @@ class EnergyLedger:
         """Enter what a GPU's counter says; readings of a GPU come in the order of their times."""
         gpu = self._gpus[reading.gpu]
         gpu.watts, gpu.heard = reading.watts, True
-        at_s = reading.monotonic_s - self._lag_s
-        last = gpu.last
-        if last is None:
+        at_s, newest = reading.monotonic_s - self._lag_s, gpu.newest
+        reading = replace(reading, monotonic_s=at_s)
+        if gpu.last is None or newest is None:
             gpu.segment_base_joules = gpu.settled_joules = reading.joules
             gpu.settled_until_s = at_s
-        elif at_s <= last.monotonic_s or _stands_still(last, reading, at_s):
+            gpu.last = gpu.newest = reading
+        elif at_s > newest.monotonic_s and not _stands_still(newest, reading, at_s):
+            if reading.joules <= newest.joules:  # a jump back or a rest: what was before is over
+                self._end_tick(gpu, gpu.last, newest)
+                gpu.worst = reading.quality
+                self._end_tick(gpu, newest, reading)
+            else:
+                gpu.worst = max(gpu.worst, reading.quality, key=lambda quality: quality.rank)
+                if at_s - gpu.last.monotonic_s >= self.tick_s:
+                    self._end_tick(gpu, gpu.last, reading)
+            gpu.newest = reading
+
+    def _end_tick(self, gpu: _Gpu, first: EnergyReading, last: EnergyReading) -> None:
+        quality, gpu.worst = gpu.worst, Quality.COUNTER
+        if first is last:
             return
-        else:
-            lost = reading.joules < last.joules
-            joules = 0.0 if lost else reading.joules - last.joules
-            quality = Quality.RESET if lost else reading.quality
-            self._wait(gpu, _Tick(last.monotonic_s, at_s, joules, reading.joules, lost, quality))
-        gpu.last = EnergyReading(at_s, reading.gpu, reading.joules)
+        lost = last.joules < first.joules
+        joules = 0.0 if lost else last.joules - first.joules
+        quality = Quality.RESET if lost else quality
+        self._wait(
+            gpu, _Tick(first.monotonic_s, last.monotonic_s, joules, last.joules, lost, quality)
+        )
+        gpu.last = last
 
     @staticmethod
     def _wait(gpu: _Gpu, tick: _Tick) -> None:
@@ -443,6 +483,8 @@ class EnergyLedger:
         before = gpu.accounts.copy()
         if tick.quality not in (Quality.COUNTER, self._quality):
             self._lower(tick.start_s, tick.end_s, tick.quality)
+        if self._learner and (tick.lost or tick.start_s < gpu.settled_until_s):
+            self._learner.skip(gpu.name)
         if tick.lost:
             gpu.counted_joules += gpu.settled_joules - gpu.segment_base_joules
             gpu.segment_base_joules = tick.counter_joules
@@ -461,7 +503,9 @@ class EnergyLedger:
         )
         expected = steps.watts[part] * busy_s
         idle_s = max(tick.end_s - tick.start_s - float(busy_s.sum()), 0.0)
-        idle_expected = self._model.gpu.idle_watts * idle_s
+        awake_s = self._awake_s(part)
+        idle_expected = self._prices.idle_watts * max(idle_s - awake_s, 0.0)
+        idle_expected += self._prices.static_watts * awake_s
         busy_expected = float(expected.sum())
         total = busy_expected + idle_expected
         if busy_expected > 0:  # an idle GPU says nothing of what a step draws
@@ -470,6 +514,12 @@ class EnergyLedger:
             gpu.scale_expected = SCALE_MEMORY * gpu.scale_expected + busy_expected
         step_joules = tick.joules * expected / total
         overhead = steps.overhead[part]
+        if self._learner:
+            if overhead.any():  # nobody knows what work that was
+                self._learner.skip(gpu.name)
+            else:
+                worked = steps.loads[part], idle_s, awake_s
+                self._learner.see_tick(gpu.name, busy_s, *worked, tick.joules)
         gpu.accounts[Account.OVERHEAD] += step_joules[overhead].sum()
         gpu.allreduce_joules += float(step_joules @ steps.allreduce[part])
         rows = steps.rows(part)
@@ -485,6 +535,11 @@ class EnergyLedger:
         gpu.accounts[Account.IDLE] += idle_joules
         if self._idle_by_time:
             self._spread_idle(tick, idle_joules)
+
+    def _awake_s(self, part: slice) -> float:
+        """Seconds between steps that follow each other so closely that clocks stay up."""
+        gaps_s = self._steps.start[part][1:] - self._steps.end[part][:-1]
+        return float(gaps_s[gaps_s < AWAKE_S].sum())
 
     def _spread_idle(self, tick: _Tick, idle_joules: float) -> None:
         present_s = np.minimum(self._closed_s, tick.end_s) - np.maximum(
@@ -525,6 +580,9 @@ class EnergyLedger:
 
     def give_up(self, at_s: float) -> list[RequestEnergy]:
         """No tick will come any more: what is still unsettled stays unknown, and is labelled so."""
+        for gpu in self._gpus.values():
+            if gpu.last is not None and gpu.newest is not None:
+                self._end_tick(gpu, gpu.last, gpu.newest)
         finals = self.settle(at_s)
         for gpu in self._gpus.values():
             self._lose(gpu, at_s)

@@ -11,11 +11,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-from llm_carbon_meter.attribution import CostModel
 from llm_carbon_meter.carbon import CarbonIntensity, operational_grams
 from llm_carbon_meter.config import Config, runtime_folder
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.kernels import step_costs
+from llm_carbon_meter.learning import PriceLearner
 from llm_carbon_meter.ledger import EnergyLedger
 from llm_carbon_meter.power.contention import Neighbours, Watch
 from llm_carbon_meter.power.meter import PowerMeter
@@ -30,11 +30,14 @@ from llm_carbon_meter.records import (
     MeterError,
     Outcome,
     PowerError,
+    Quality,
     RequestEnd,
     RequestEnergy,
+    Source,
     SpecError,
 )
 from llm_carbon_meter.specs import GpuSpec, ModelSpec, gpu_spec
+from llm_carbon_meter.work import CostModel
 
 SLICE_ROWS: Final = 16_384
 """Requests x steps entered at a time; beyond some thousand, more at once is no quicker."""
@@ -43,8 +46,14 @@ TOTALS_S: Final = 0.1
 reads each one."""
 HEARTBEAT_S: Final = 1.0
 """And at least this often, so that a stalled sampler shows."""
+TICK_S: Final = 0.5
+"""Joules are divided over at least this long. A counter's own ticks are as short as its errors of
+time; over half a second these are small beside what the prices of work get wrong."""
 LAST_TICK_S: Final = 1.0
 """How long a stopping meter waits for the tick that covers the last step."""
+
+TEACHING: Final = (Quality.COUNTER, Quality.POWER)
+"""Readings from which prices are learnt: of whole GPUs that are the engine's own."""
 
 Publish = Callable[[RequestEnergy | EngineTotals], None]
 
@@ -127,6 +136,12 @@ def cost_model(gpu: GpuSpec, model: ModelSpec | None, tensor_parallel: int) -> C
     return CostModel(gpu, step_costs(model, tensor_parallel) if model else None)
 
 
+def learner(power: PowerMeter, model: CostModel) -> PriceLearner | None:
+    """Who learns from a source's readings; None where they are modelled or say too little."""
+    taught = power.source is Source.MEASURED and power.quality in TEACHING
+    return PriceLearner(model.gpu) if taught and model.costs else None
+
+
 class EngineMeter:
     """Meters one engine: a sampler thread and a thread that keeps the ledger.
 
@@ -167,6 +182,8 @@ class EngineMeter:
             policy=config.policy,
             idle_by_time=config.idle == "by_time",
             lag_s=config.counter_lag_s,
+            tick_s=TICK_S,
+            learner=learner(power, model),
         )
         self._ledger.grams_per_joule = operational_grams(1.0, grid(config), config.pue)
         self._readings: deque[EnergyReading] = deque()
@@ -248,6 +265,7 @@ class EngineMeter:
         for request_id in self._ledger.open_requests():
             end = RequestEnd(request_id, Outcome.ABORTED, 0, 0, 0, now_s)
             self._publish(self._ledger.close(end))
+        self._ledger.tick_s = 0.0  # the last tick may be a short one
         while self._ledger.num_closed and time.monotonic() < now_s + LAST_TICK_S:
             self._readings.extend(self._power.read())
             self._turn()

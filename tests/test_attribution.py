@@ -1,9 +1,7 @@
-"""Shares of a step, against the Shapley value by its definition, and the watts of a step."""
+"""Shares of a step under every policy, and the watts of a step."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
-from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -12,27 +10,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from llm_carbon_meter.attribution import (
-    MEMORY_BOUND_LOAD,
     POLICIES,
-    CostModel,
-    Floats,
-    StepRows,
+    Prices,
     allreduce_shares,
     shapley_weights,
     shares,
+    sheet_prices,
+    step_loads,
     step_watts,
 )
 from llm_carbon_meter.kernels import StepCosts, step_costs
 from llm_carbon_meter.specs import built_in_model, gpu_spec
+from llm_carbon_meter.work import CostModel, Floats, StepRows, step_work
 
 H100 = gpu_spec("H100")
-BYTES_ONLY = replace(
+UNITS = replace(
     H100,
-    compute_ops_per_s=math.inf,
-    bandwidth_bytes_per_s=MEMORY_BOUND_LOAD,
+    compute_ops_per_s=1.0,
+    bandwidth_bytes_per_s=1.0,
     board_watts=1.0,
     idle_watts=0.0,
 )
+"""One operation and one byte a second."""
+BYTES_ONLY = replace(sheet_prices(UNITS), memory_watts=1.0, compute_watts=0.0)
+"""One joule per byte, no operations, no idle power: what is left are bytes."""
 LLAMA = CostModel(H100, step_costs(built_in_model("Llama-3.1-8B")))
 GEMMA = CostModel(gpu_spec("L4"), step_costs(built_in_model("Gemma2-2b")))
 MIXTRAL = CostModel(H100, step_costs(built_in_model("Mixtral-8x7B"), 4))
@@ -59,9 +60,26 @@ def rows_of(*steps: Sequence[Row]) -> StepRows:
     )
 
 
+def divided_by(policy: str, rows: StepRows, seconds: Sequence[float], model: CostModel) -> Floats:
+    """Shares at the data sheet's prices."""
+    work, prices = step_work(rows, model), sheet_prices(model.gpu)
+    return shares(policy, rows, work, np.array(seconds), prices)
+
+
 def one_step(policy: str, step: Sequence[Row], model: CostModel, seconds: float = 0.02) -> Floats:
     """The shares of a single step."""
-    return shares(policy, rows_of(step), np.array([seconds]), model)
+    return divided_by(policy, rows_of(step), [seconds], model)
+
+
+def weights_of(rows: StepRows, seconds: float, model: CostModel, prices: Prices) -> Floats:
+    """Joules by the default policy, before they are scaled to the counter's."""
+    return shapley_weights(rows, step_work(rows, model), np.array([seconds]), prices)
+
+
+def watts_of(*steps: Sequence[Row], model: CostModel = LLAMA) -> Floats:
+    """Expected power at the data sheet's prices."""
+    rows, prices = rows_of(*steps), sheet_prices(model.gpu)
+    return step_watts(step_loads(rows, step_work(rows, model), prices), prices)
 
 
 a_row = st.builds(
@@ -85,7 +103,7 @@ def test_shares_of_every_step_add_up_to_one(
 ) -> None:
     """Whatever the policy and the model, a step is divided completely and nobody is paid."""
     rows = rows_of(*(step for step, _ in timed))
-    divided = shares(policy, rows, np.array([seconds for _, seconds in timed]), model)
+    divided = divided_by(policy, rows, [seconds for _, seconds in timed], model)
     assert rows.per_step(divided) == pytest.approx(np.ones(len(timed)), rel=1e-12)
     assert (divided > 0).all()
 
@@ -99,60 +117,10 @@ def test_steps_do_not_see_each_other(
     policy: str, model: CostModel, timed: list[tuple[list[Row], float]]
 ) -> None:
     """Many steps at once give what each gives alone."""
-    together = shares(
-        policy,
-        rows_of(*(step for step, _ in timed)),
-        np.array([seconds for _, seconds in timed]),
-        model,
-    )
+    rows = rows_of(*(step for step, _ in timed))
+    together = divided_by(policy, rows, [seconds for _, seconds in timed], model)
     alone = np.concatenate([one_step(policy, step, model, seconds) for step, seconds in timed])
     assert together == pytest.approx(alone, rel=1e-12)
-
-
-def coalition_joules(model: CostModel, step: Sequence[Row], seconds: float) -> float:
-    """What a set of requests costs, from the terms of the physics one by one."""
-    costs = model.costs
-    if not step or costs is None:
-        return 0.0
-    joules = model.gpu.idle_watts * seconds + model.joules_per_byte * costs.weight_bytes
-    if any(row.sampled for row in step):
-        joules += model.joules_per_byte * costs.head_bytes
-    for row in step:
-        columns = [np.array([float(value)]) for value in row]
-        joules += model.joules_per_operation * float(costs.operations(*columns)[0])
-        joules += model.joules_per_byte * float(costs.own_bytes(*columns)[0])
-    return joules
-
-
-def exact_shapley(model: CostModel, step: Sequence[Row], seconds: float) -> list[float]:
-    """The mean marginal cost over all orders in which the requests could join."""
-    n, values = len(step), []
-    for player in range(n):
-        others = [i for i in range(n) if i != player]
-        value = 0.0
-        for size in range(n):
-            weight = math.factorial(size) * math.factorial(n - size - 1) / math.factorial(n)
-            for members in combinations(others, size):
-                without = [step[i] for i in members]
-                joined = [*without, step[player]]
-                value += weight * (
-                    coalition_joules(model, joined, seconds)
-                    - coalition_joules(model, without, seconds)
-                )
-        values.append(value)
-    return values
-
-
-@given(
-    model=st.sampled_from([LLAMA, GEMMA]),
-    step=st.lists(a_row, min_size=1, max_size=6),
-    seconds=a_duration,
-)
-def test_shapley_equals_its_definition(model: CostModel, step: list[Row], seconds: float) -> None:
-    """The closed form is the Shapley value over all subsets, LM head among those that sample."""
-    closed = shapley_weights(rows_of(step), np.array([seconds]), model)
-    assert closed.tolist() == pytest.approx(exact_shapley(model, step, seconds), rel=1e-9)
-    assert closed.sum() == pytest.approx(coalition_joules(model, step, seconds), rel=1e-9)
 
 
 def plain_costs(**values: float) -> StepCosts:
@@ -164,12 +132,10 @@ def plain_costs(**values: float) -> StepCosts:
 
 def test_vector_of_the_reference() -> None:
     """F = 10 J and m = (1, 2, 3) J give (4.333333, 5.333333, 6.333333)."""
-    gpu = replace(
-        H100, compute_ops_per_s=1.0, bandwidth_bytes_per_s=1.0, board_watts=2.0, idle_watts=1.0
-    )
-    model = CostModel(gpu, plain_costs(ops_per_token=1.0))
+    model = CostModel(UNITS, plain_costs(ops_per_token=1.0, weight_bytes=10.0))
+    prices = replace(sheet_prices(UNITS), memory_watts=1.0, compute_watts=1.0)
     step = rows_of([Row(1, 0, 0), Row(2, 0, 0), Row(3, 0, 0)])
-    weights = shapley_weights(step, np.array([10.0]), model)
+    weights = weights_of(step, 10.0, model, prices)
     assert weights.tolist() == pytest.approx([10 / 3 + 1, 10 / 3 + 2, 10 / 3 + 3])
     assert weights.sum() == pytest.approx(16)
 
@@ -188,9 +154,8 @@ def test_mixed_step_of_the_reference_by_shapley() -> None:
     """a quarter of the layers' weights each, the head by the three decodes."""
     costs = LLAMA.costs
     assert costs is not None
-    # One joule per byte, no operations, no idle power: what is left are bytes.
     rows = rows_of(MIXED)
-    weights = shapley_weights(rows, np.array([0.02]), CostModel(BYTES_ONLY, costs))
+    weights = weights_of(rows, 0.02, CostModel(UNITS, costs), BYTES_ONLY)
     own = costs.own_bytes(rows.new_tokens, rows.cached_tokens, rows.sampled)
     assert (weights - own).tolist() == pytest.approx([3489794048] + [3840018432] * 3)
 
@@ -239,12 +204,16 @@ def test_unknown_model_is_divided_by_tokens(policy: str) -> None:
     )
 
 
-def test_experts_are_shared_per_token() -> None:
-    """The weights of the touched experts are divided in proportion to the tokens."""
+def test_experts_are_shared_by_who_touches_them() -> None:
+    """Three tokens and one: mostly the same experts, so the one pays for more than a quarter."""
     costs = plain_costs(expert_bytes=1.0, num_experts=8, experts_per_token=2)
     rows = rows_of([Row(3, 0, 0), Row(1, 50, 1)])
-    weights = shapley_weights(rows, np.array([1.0]), CostModel(BYTES_ONLY, costs))
-    assert weights.tolist() == pytest.approx([5.46875 * 3 / 4, 5.46875 / 4])
+    weights = weights_of(rows, 1.0, CostModel(UNITS, costs), BYTES_ONLY)
+    alone = 8 * (1 - 0.75**3), 8 * (1 - 0.75)
+    both = 8 * (1 - 0.75**4)
+    mine = [(alone[0] + both - alone[1]) / 2, (alone[1] + both - alone[0]) / 2]
+    assert weights.tolist() == pytest.approx(mine)
+    assert mine[1] > both / 4
 
 
 def test_a_longer_step_moves_shares_towards_equal() -> None:
@@ -257,7 +226,7 @@ def test_a_longer_step_moves_shares_towards_equal() -> None:
 @given(model=a_model, steps=st.lists(a_step, min_size=1, max_size=4))
 def test_step_watts_lie_between_idle_and_board(model: CostModel, steps: list[list[Row]]) -> None:
     """A step draws more than an idle GPU and never more than the board's limit."""
-    watts = step_watts(rows_of(*steps), model)
+    watts = watts_of(*steps, model=model)
     assert watts.shape == (len(steps),)
     assert (watts > model.gpu.idle_watts).all()
     assert (watts <= model.gpu.board_watts).all()
@@ -272,27 +241,21 @@ def test_decode_draws_less_than_prefill(model: CostModel, running: int, context:
     """Waiting for memory costs less power than computing."""
     decode = [Row(1, context, 1)] * running
     prefill = [Row(2048, 0, 1)]
-    watts = step_watts(rows_of(decode, prefill), model)
+    watts = watts_of(decode, prefill, model=model)
     assert watts[0] < watts[1]
 
 
 def test_decode_of_one_request_draws_what_memory_draws() -> None:
     """Alone, a decode step is bound by memory nearly all of its time."""
     dynamic = H100.board_watts - H100.idle_watts
-    watts = step_watts(rows_of([Row(1, 100, 1)]), LLAMA)
-    assert watts[0] == pytest.approx(H100.idle_watts + MEMORY_BOUND_LOAD * dynamic, rel=0.01)
+    watts = watts_of([Row(1, 100, 1)])
+    assert watts[0] == pytest.approx(H100.idle_watts + 0.6 * dynamic, rel=0.01)
 
 
 def test_unknown_model_draws_a_middling_load() -> None:
     """Without an architecture every step draws the same."""
-    watts = step_watts(rows_of([Row(1, 0, 1)], [Row(4096, 0, 1)]), UNKNOWN)
+    watts = watts_of([Row(1, 0, 1)], [Row(4096, 0, 1)], model=UNKNOWN)
     assert watts.tolist() == [70 + 0.6 * 630] * 2
-
-
-def test_the_price_of_operations_and_bytes_comes_from_the_data_sheet() -> None:
-    """Dynamic power at the peak divided by the peak, less while waiting for memory."""
-    assert LLAMA.joules_per_operation == pytest.approx(630 / 989e12)
-    assert LLAMA.joules_per_byte == pytest.approx(0.6 * 630 / 3350e9)
 
 
 def test_exchanges_take_the_time_that_the_link_needs() -> None:
@@ -314,3 +277,23 @@ def test_one_gpu_exchanges_nothing(model: CostModel) -> None:
     rows = rows_of([Row(100, 0, 1)], [Row(1, 0, 1)])
     assert allreduce_shares(rows, np.array([0.05, 0.0]), model).tolist() == [0.0, 0.0]
     assert not model.exchanges
+
+
+def test_prices_come_from_the_data_sheet() -> None:
+    """Idle power, dynamic power at the compute peak, and less while waiting for memory."""
+    prices = sheet_prices(H100)
+    assert (prices.static_watts, prices.idle_watts, prices.board_watts) == (70, 70, 700)
+    assert (prices.memory_watts, prices.compute_watts) == pytest.approx((0.6 * 630, 630))
+    assert prices.compute_seconds == 1
+
+
+def test_time_beyond_the_streaming_of_weights_is_the_chunks() -> None:
+    """Static power of the time that a chunk's computing adds is not shared with decodes."""
+    static = replace(sheet_prices(H100), memory_watts=0.0, compute_watts=0.0)
+    rows = rows_of([Row(4096, 0, 1), Row(1, 100, 1)])
+    work = step_work(rows, LLAMA)
+    assert work is not None
+    (step_s,) = (static.seconds @ work.basis).tolist()
+    weights = weights_of(rows, step_s, LLAMA, static)
+    assert weights.sum() == pytest.approx(70 * step_s)
+    assert weights[1] < 0.6 * 70 * work.shared_s < weights[0] / 10

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_carbon_meter.attribution import CostModel, StepRows, shares, step_watts
+from llm_carbon_meter.attribution import shares, sheet_prices, step_loads, step_watts
 from llm_carbon_meter.kernels import step_costs
 from llm_carbon_meter.ledger import (
     LOST_AFTER_S,
@@ -39,6 +39,7 @@ from llm_carbon_meter.records import (
     StepKind,
 )
 from llm_carbon_meter.specs import built_in_model, gpu_spec
+from llm_carbon_meter.work import CostModel, StepRows, step_work
 
 GPUS = ("gpu-0", "gpu-1")
 H100 = gpu_spec("H100")
@@ -259,6 +260,19 @@ def rows_of(step: StepEvent) -> StepRows:
     )
 
 
+def expected_watts(step: StepEvent, model: CostModel) -> float:
+    """Of a single step."""
+    rows, prices = rows_of(step), sheet_prices(model.gpu)
+    return float(step_watts(step_loads(rows, step_work(rows, model), prices), prices)[0])
+
+
+def shares_of(step: StepEvent, seconds: float, model: CostModel) -> list[float]:
+    """Of a single step's requests."""
+    rows, prices = rows_of(step), sheet_prices(model.gpu)
+    work = step_work(rows, model)
+    return list(shares("shapley", rows, work, np.array([seconds]), prices))
+
+
 def owed(world: World) -> dict[tuple[str, int], float]:
     """Joules of each request and account, tick by tick and step by step."""
     joules: dict[tuple[str, int], float] = {}
@@ -266,7 +280,7 @@ def owed(world: World) -> dict[tuple[str, int], float]:
     spans = spans_of(world.steps)
     for number, (_, _, step) in enumerate(spans):
         serving = bool(step.request_ids)
-        watts_of[number] = step_watts(rows_of(step), world.model)[0] if serving else 70.0
+        watts_of[number] = expected_watts(step, world.model) if serving else 70.0
     for tick_start, tick_end, tick_joules in (t for gpu in GPUS for t in ticks_of(world, gpu)):
         inside = [max(0.0, min(e, tick_end) - max(s, tick_start)) for s, e, _ in spans]
         expected = [seconds * watts_of[number] for number, seconds in enumerate(inside)]
@@ -274,7 +288,7 @@ def owed(world: World) -> dict[tuple[str, int], float]:
         for (start_s, end_s, step), part in zip(spans, expected, strict=True):
             if not part or not step.request_ids:
                 continue
-            divided = shares("shapley", rows_of(step), np.array([end_s - start_s]), world.model)
+            divided = shares_of(step, end_s - start_s, world.model)
             for name, account, share in zip(step.request_ids, step.accounts, divided, strict=True):
                 key = (name, account)
                 joules[key] = joules.get(key, 0.0) + tick_joules * part / total * share
@@ -287,10 +301,12 @@ def close_to(value: Any) -> Any:
 
 
 @settings(max_examples=150, deadline=None)
-@given(world=worlds(), settle_at=settlings)
-def test_every_joule_of_a_counter_is_in_one_account(world: World, settle_at: list[bool]) -> None:
+@given(world=worlds(), settle_at=settlings, tick_s=st.sampled_from([0.0, 0.1, 0.3]))
+def test_every_joule_of_a_counter_is_in_one_account(
+    world: World, settle_at: list[bool], tick_s: float
+) -> None:
     """Each GPU's accounts add up to the increments of its own counter, resets left out."""
-    play = played(world, settle_at)
+    play = played(world, settle_at, tick_s=tick_s)
     for totals in play.ledger.totals():
         values = [reading.joules for reading in of_gpu(world, totals.gpu)]
         grown = sum(max(b - a, 0.0) for a, b in pairwise(values))
@@ -504,7 +520,7 @@ def test_windows_carry_the_expected_watts() -> None:
     step = step_of(0, 1, "a", "b", new=[300, 1], accounts=[0, 1])
     windows = ledger.observe_steps([step, overhead(1, 2)])
     assert windows == [
-        Window(0, 1, float(step_watts(rows_of(step), MODEL)[0])),
+        Window(0, 1, expected_watts(step, MODEL)),
         Window(1, 2, H100.idle_watts),
     ]
 
@@ -601,6 +617,32 @@ def test_a_lag_moves_ticks_back() -> None:
     ledger.close(end_of("a", 1))
     (record,) = ledger.settle(2)
     assert record.joules == 100
+
+
+def test_ticks_are_at_least_as_long_as_wanted() -> None:
+    """Short ticks are divided as one; a rest of the counter, or giving up, ends a tick at once."""
+    ledger = ledger_of(tick_s=0.5)
+    read(ledger, "gpu-0", (0, 0), (0.2, 90), (0.4, 95), (0.6, 100))
+    ledger.observe_steps([step_of(0, 0.3, "a"), step_of(0.3, 0.6, "b"), step_of(0.6, 0.8, "c")])
+    for name in "abc":
+        ledger.close(end_of(name, 0.8))
+    assert [record.joules for record in ledger.settle(0.8)] == close_to([50, 50])
+    read(ledger, "gpu-0", (0.7, 107), (0.8, 110))
+    assert ledger.settle(0.8) == []
+    (record,) = ledger.give_up(0.8)
+    assert (record.joules, record.quality) == (close_to(10), Quality.COUNTER)
+
+
+def test_a_reset_within_a_tick_keeps_what_came_before() -> None:
+    """Joules counted before a jump back are divided, also where their tick was still growing."""
+    ledger = ledger_of(tick_s=0.5)
+    read(ledger, "gpu-0", (0, 1000), (0.2, 1020), (0.3, 3), (0.9, 63))
+    ledger.observe_steps([step_of(0, 0.2, "before"), step_of(0.3, 0.9, "after")])
+    ledger.close(end_of("before", 0.2))
+    ledger.close(end_of("after", 0.9))
+    joules = {record.request_id: record.joules for record in ledger.settle(0.9)}
+    assert joules == close_to({"before": 20, "after": 60})
+    assert ledger.totals()[0].counter_joules == close_to(80)
 
 
 def test_a_reset_credits_nothing_and_says_so() -> None:

@@ -9,12 +9,13 @@ import psutil
 from prometheus_client import CollectorRegistry
 from tqdm import tqdm
 
-from llm_carbon_meter.attribution import CostModel
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend import FrontendMeter
 from llm_carbon_meter.kernels import step_costs
+from llm_carbon_meter.learning import PriceLearner
 from llm_carbon_meter.ledger import EnergyLedger
+from llm_carbon_meter.meter import TICK_S
 from llm_carbon_meter.records import (
     Account,
     EnergyReading,
@@ -26,6 +27,7 @@ from llm_carbon_meter.records import (
 )
 from llm_carbon_meter.registry import Exchange
 from llm_carbon_meter.specs import built_in_model, gpu_spec
+from llm_carbon_meter.work import CostModel
 
 MILLION = 1_000_000
 TOGETHER = 64
@@ -44,7 +46,10 @@ def measure(model: Path) -> Mapping[str, float]:
 
 def _ledger() -> EnergyLedger:
     physics = CostModel(gpu_spec("H100"), step_costs(built_in_model("Llama-3.1-8B")))
-    return EnergyLedger(["gpu"], physics, Source.MEASURED, Quality.COUNTER)
+    learner = PriceLearner(physics.gpu)
+    return EnergyLedger(
+        ["gpu"], physics, Source.MEASURED, Quality.COUNTER, tick_s=TICK_S, learner=learner
+    )
 
 
 def _steps_per_s() -> float:

@@ -1,0 +1,165 @@
+"""Prices of a step's work, learnt while serving: seconds from durations, watts from the counters.
+
+Two small least-squares fits that forget slowly and are pulled towards the data sheet, so that what
+the load does not show stays as it was. Only measured joules may come here.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Final
+
+import numpy as np
+
+from llm_carbon_meter.attribution import sheet_prices
+from llm_carbon_meter.specs import GpuSpec
+from llm_carbon_meter.work import Floats, Work
+
+WINDOW_S: Final = 1.0
+"""Joules are compared over this long: beside it a counter's period and lag are small."""
+MEMORY_S: Final = 600.0
+"""What was seen this long ago weighs 1/e."""
+SHEET_SECONDS: Final = 0.01
+"""Weight of the data sheet beside the durations seen, in each direction of its own."""
+SHEET_WINDOWS: Final = 1.0
+"""Weight of the data sheet's watts, as windows."""
+OUTLIER: Final = 2.5
+"""Errors beyond this many times the usual one pull no harder."""
+LEAST: Final = 1e-3
+"""Of any price, watts as a share of the board's: nothing is free."""
+TINY: Final = 1e-9
+
+
+@dataclass(slots=True)
+class Fit:
+    """Least squares y = x z, exponentially forgotten, every coefficient at least `LEAST`.
+
+    Args:
+        start: what holds before anything was seen.
+    """
+
+    start: Floats
+    moments: Floats = field(init=False)
+    products: Floats = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.moments = np.zeros((len(self.start), len(self.start)))
+        self.products = np.zeros(len(self.start))
+
+    def see(self, moments: Floats, products: Floats, kept: float) -> None:
+        """Add sums of x x^T and x y; ``kept`` is the share of the past that is not forgotten."""
+        self.moments = kept * self.moments + moments
+        self.products = kept * self.products + products
+
+    def solve(self, ridge: Floats) -> Floats:
+        """Coefficients; ``ridge`` is the weight of the start for each of them."""
+        moments = self.moments + np.diag(ridge)
+        products = self.products + ridge * self.start
+        found = np.full(len(self.start), LEAST)
+        free = np.ones(len(found), np.bool_)
+        # Whoever falls below the bound is held there, and the others are solved again.
+        while free.any():
+            rest = products[free] - moments[np.ix_(free, ~free)] @ found[~free]
+            found[free] = np.linalg.solve(moments[np.ix_(free, free)], rest)
+            low = free & (found < LEAST)
+            if not low.any():
+                break
+            found[low] = LEAST
+            free &= ~low
+        return found
+
+
+@dataclass(slots=True)
+class _Window:
+    """What a GPU did and counted since its last lesson."""
+
+    seconds: Floats = field(default_factory=lambda: np.zeros(4))
+    """Awake, moving bytes, computing, idle."""
+    joules: float = 0.0
+
+    @property
+    def length_s(self) -> float:
+        return float(self.seconds[0] + self.seconds[3])
+
+
+class PriceLearner:
+    """Learns the prices of one engine's GPUs, all of them together.
+
+    Args:
+        gpu: data sheet to start from.
+    """
+
+    def __init__(self, gpu: GpuSpec) -> None:
+        self.prices = sheet_prices(gpu)
+        self._time = Fit(self.prices.seconds)
+        self._power = Fit(self._board_shares())
+        self._windows: dict[str, _Window] = {}
+        self._usual_error = 0.3
+
+    def _board_shares(self) -> Floats:
+        """Watts as shares of the board's, in the order of a window's seconds."""
+        prices = self.prices
+        watts = (prices.static_watts, prices.memory_watts, prices.compute_watts, prices.idle_watts)
+        return np.array(watts) / prices.board_watts
+
+    def see_steps(self, work: Work, durations: Floats) -> None:
+        """Steps and the seconds that they took; relative errors count."""
+        took = durations > 0
+        parts = work.basis[:, took] / durations[took]
+        kept = float(np.exp(-durations.sum() / MEMORY_S))
+        self._time.see(parts @ parts.T, parts.sum(axis=1), kept)
+
+    def see_tick(
+        self,
+        gpu: str,
+        busy_s: Floats,
+        loads: Floats,
+        idle_s: float,
+        awake_s: float,
+        joules: float,
+    ) -> None:
+        """What a GPU counted over some time.
+
+        Args:
+            gpu: its name.
+            busy_s: seconds of each step inside the tick, shape (steps,).
+            loads: of these steps, as `attribution.step_loads` gives them.
+            idle_s: seconds without a step.
+            awake_s: those of them in which clocks stayed up.
+            joules: what the counter grew by.
+        """
+        window = self._windows.setdefault(gpu, _Window())
+        window.seconds += (busy_s.sum() + awake_s, *(busy_s @ loads), idle_s - awake_s)
+        window.joules += joules
+        if window.length_s >= WINDOW_S:
+            self.skip(gpu)
+            self._learn(window)
+
+    def skip(self, gpu: str) -> None:
+        """Forget a window that began: what follows does not belong to it."""
+        self._windows.pop(gpu, None)
+
+    def _learn(self, window: _Window) -> None:
+        """Relative errors count here, too, and a window that fits badly counts less."""
+        board_watts = self.prices.board_watts
+        expected = float(window.seconds @ self._board_shares()) * board_watts
+        error = abs(window.joules / expected - 1)
+        trust = min(1.0, OUTLIER * self._usual_error / max(error, TINY))
+        self._usual_error += 0.05 * (min(error, OUTLIER * self._usual_error) - self._usual_error)
+        seen, weight = window.seconds * board_watts / expected, trust * window.length_s
+        self._power.see(
+            np.asarray(weight * np.outer(seen, seen), np.float64),
+            weight * seen * window.joules / expected,
+            float(np.exp(-window.length_s / MEMORY_S)),
+        )
+        self._reckon()
+
+    def _reckon(self) -> None:
+        watts = self._power.solve(np.full(4, SHEET_WINDOWS)) * self.prices.board_watts
+        static, memory, compute, idle = watts.tolist()
+        self.prices = replace(
+            self.prices,
+            seconds=self._time.solve(SHEET_SECONDS * np.diag(self._time.moments) + TINY),
+            static_watts=static,
+            memory_watts=memory,
+            compute_watts=compute,
+            idle_watts=idle,
+        )

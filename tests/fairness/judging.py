@@ -1,0 +1,152 @@
+"""Judges every policy on a run: what each request was given against what it truly caused."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_carbon_meter.records import Account, Quality, RequestEnergy
+
+from .baselines import BASELINES
+from .playing import Book, Run, ledger_of, play
+from .ranges import WARM_UP_S
+from .sensor import resolution_s
+
+Floats = npt.NDArray[np.float64]
+
+LEARNT: Final = "shapley, learnt"
+SHEET: Final = "shapley, data sheet"
+LEDGERS: Final[Mapping[str, tuple[str, bool]]] = {
+    LEARNT: ("shapley", True),
+    SHEET: ("shapley", False),
+    "tokens": ("tokens", False),
+    "flops": ("flops", False),
+    "equal": ("equal", False),
+}
+"""Policy of the ledger, and whether it learns."""
+POLICIES: Final = (*LEDGERS, *BASELINES)
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One policy on one run; errors are relative to a request's true joules."""
+
+    seed: int
+    gpu: str
+    model: str
+    sensor: str
+    concurrency: int
+    policy: str
+    requests: int
+    """Judged: begun after the warm-up, and not marked as damaged."""
+    damaged: int
+    """Marked by the ledger: a reset or a dead GPU took some of their joules."""
+    sum_ratio: float
+    """All that was given / all that was caused."""
+    long_median: float
+    """Of requests longer than the sensor's resolution."""
+    long_p95: float
+    prefill_median: float | None
+    """None where a policy knows no phases."""
+    prefill_p95: float | None
+    decode_median: float | None
+    decode_p95: float | None
+    short_requests: int
+    """Not longer than the sensor's resolution."""
+    short_joules: float
+    short_true_joules: float
+    zeros: int
+    """Requests that ran a step and were given nothing."""
+    conservation: float | None
+    truth_error: float
+    """95 % of the requests' true joules are known better than this, relative."""
+
+
+def judged(run: Run) -> Iterator[Figures]:
+    """Every policy on a run, unless no request can be judged; the learning ledger says which."""
+    books = {
+        name: play(run, ledger_of(run, policy, learns))
+        for name, (policy, learns) in LEDGERS.items()
+    }
+    reference = books[LEARNT].records
+    begun = [
+        name
+        for name, record in reference.items()
+        if name in run.causes and record.first_step_s >= WARM_UP_S
+    ]
+    names = [name for name in begun if reference[name].quality is Quality.COUNTER]
+    if not names:
+        return
+    lengths = [reference[name].last_step_s - reference[name].first_step_s for name in names]
+    sample = _Sample(run, names, len(begun) - len(names), np.array(lengths))
+    for policy, book in books.items():
+        given = np.array([book.records[name].joules for name in names])
+        phases = [_phases(book.records[name]) for name in names]
+        yield sample.figures(policy, given, np.array(phases), book)
+    for policy, rule in BASELINES.items():
+        found = rule(run)
+        yield sample.figures(policy, np.array([found[name] for name in names]), None, None)
+
+
+def _phases(record: RequestEnergy) -> tuple[float, float]:
+    return record.prefill_joules, record.decode_joules
+
+
+@dataclass(frozen=True)
+class _Sample:
+    run: Run
+    names: Sequence[str]
+    damaged: int
+    lengths_s: Floats
+
+    def figures(
+        self, policy: str, given: Floats, phases: Floats | None, book: Book | None
+    ) -> Figures:
+        causes = np.array([self.run.causes[name] for name in self.names])
+        true = causes.sum(axis=1)
+        errors = np.abs(given / true - 1)
+        long = self.lengths_s > resolution_s(self.run.world)
+        uncertain = [self.run.sampling_error[name] for name in self.names] / true
+        world = self.run.world
+        prefill, decode = (
+            _phase_errors(phases, causes, column) for column in (Account.PREFILL, Account.DECODE)
+        )
+        return Figures(
+            world.seed,
+            world.gpu,
+            world.model,
+            world.sensor,
+            self.run.concurrency,
+            policy,
+            len(true),
+            self.damaged,
+            float(given.sum() / true.sum()),
+            *spread(errors[long]),
+            *prefill,
+            *decode,
+            int((~long).sum()),
+            float(given[~long].sum()),
+            float(true[~long].sum()),
+            int((given <= 0).sum()),
+            book.conservation_error if book else None,
+            float(np.quantile(uncertain, 0.95)),
+        )
+
+
+def spread(errors: Floats) -> tuple[float, float]:
+    """Median and 95 % quantile; NaN of nothing."""
+    if not len(errors):
+        return float("nan"), float("nan")
+    return float(np.median(errors)), float(np.quantile(errors, 0.95))
+
+
+def _phase_errors(
+    phases: Floats | None, causes: Floats, account: Account
+) -> tuple[float | None, float | None]:
+    """Where a request has joules of a phase; PREFILL and DECODE are the first two accounts."""
+    if phases is None:
+        return None, None
+    some = causes[:, account] > 0
+    return spread(np.abs(phases[some, account] / causes[some, account] - 1))

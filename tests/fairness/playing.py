@@ -1,0 +1,140 @@
+"""Plays a simulated run into the shipped ledger, turn by turn as the meter's thread does."""
+
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_carbon_meter.kernels import step_costs
+from llm_carbon_meter.learning import PriceLearner
+from llm_carbon_meter.ledger import EnergyLedger
+from llm_carbon_meter.meter import TICK_S
+from llm_carbon_meter.records import (
+    Account,
+    EnergyReading,
+    GpuTotals,
+    Quality,
+    RequestEnergy,
+    Source,
+)
+from llm_carbon_meter.specs import built_in_model, gpu_spec
+from llm_carbon_meter.work import CostModel
+
+from .engine import Served, serve
+from .ranges import World
+from .sensor import POLL_S, Drawn, drawn, readings
+from .truth import TrueGpu
+
+Floats = npt.NDArray[np.float64]
+Event = TypeVar("Event")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A world at one concurrency: what happened, what it cost and what the sensors showed."""
+
+    world: World
+    concurrency: int
+    served: Served
+    curves: Mapping[str, Drawn]
+    """Per GPU."""
+    seen: Mapping[str, Sequence[EnergyReading]]
+    causes: Mapping[str, Floats]
+    """True joules of each request on all GPUs, indexed by Account as far as WASTE."""
+    sampling_error: Mapping[str, float]
+    """Standard error of a request's true joules."""
+    over_s: float
+
+
+def simulate(world: World, concurrency: int, until_s: float) -> Run:
+    """Serve, draw power, and look at it through sensors."""
+    gpu, served = TrueGpu.of(world), serve(world, concurrency, until_s)
+    group = world.tensor_parallel
+    scales = 1 + world.values["imbalance"] * np.linspace(-0.5, 0.5, group) * (group > 1)
+    names = [f"gpu-{index}" for index in range(group)]
+    # A moment more: the sensor shows the last step late.
+    over_s = max(until_s, served.steps[-1].event.done_s) + 2.0
+    curves = {
+        name: drawn(world, gpu, served.steps, float(scale), over_s)
+        for name, scale in zip(names, scales, strict=True)
+    }
+    seen = {name: readings(world, name, curve, over_s) for name, curve in curves.items()}
+    causes, errors = _causes(served, float(scales.sum()))
+    return Run(world, concurrency, served, curves, seen, causes, errors, over_s)
+
+
+def _causes(served: Served, scale: float) -> tuple[dict[str, Floats], dict[str, float]]:
+    causes: dict[str, Floats] = {}
+    errors: dict[str, float] = {}
+    for step in served.steps:
+        columns = (step.event.request_ids, step.event.accounts, step.causes, step.halves)
+        for name, account, joules, half in zip(*columns, strict=True):
+            causes.setdefault(name, np.zeros(4))[account] += joules * scale
+            errors[name] = errors.get(name, 0.0) + half * half * scale * scale
+    return causes, {name: error**0.5 for name, error in errors.items()}
+
+
+@dataclass(frozen=True)
+class Book:
+    """What the ledger made of a run."""
+
+    records: Mapping[str, RequestEnergy]
+    totals: Sequence[GpuTotals]
+
+    @property
+    def conservation_error(self) -> float:
+        """Relative: final figures and the accounts of no request, against the counters."""
+        booked = sum(record.joules for record in self.records.values())
+        booked += sum(
+            gpu.account_joules[account]
+            for gpu in self.totals
+            for account in (Account.OVERHEAD, Account.IDLE, Account.UNATTRIBUTED)
+        )
+        counted = sum(gpu.counter_joules for gpu in self.totals)
+        return abs(booked / counted - 1)
+
+
+def play(run: Run, ledger: EnergyLedger) -> Book:
+    """Feed steps, ends and readings in the order in which a meter learns of them."""
+    steps, ends = deque(step.event for step in run.served.steps), deque(run.served.ends)
+    readings = deque(sorted(chain(*run.seen.values()), key=attrgetter("monotonic_s")))
+    records: list[RequestEnergy] = []
+    for now_s in np.arange(0.0, run.over_s + POLL_S, POLL_S).tolist():
+        ledger.observe_steps(_until(steps, now_s, attrgetter("done_s")))
+        for end in _until(ends, now_s, attrgetter("monotonic_s")):
+            ledger.close(end)
+        for reading in _until(readings, now_s, attrgetter("monotonic_s")):
+            ledger.observe_reading(reading)
+        in_flight_s = steps[0].dispatched_s if steps else now_s
+        records += ledger.settle(min(now_s, in_flight_s))
+    records += ledger.give_up(run.over_s)
+    return Book({record.request_id: record for record in records}, ledger.totals())
+
+
+def _until(events: deque[Event], now_s: float, time_of: Callable[[Event], float]) -> list[Event]:
+    """Take the events that have happened."""
+    happened = []
+    while events and time_of(events[0]) <= now_s:
+        happened.append(events.popleft())
+    return happened
+
+
+def ledger_of(run: Run, policy: str, learns: bool = False) -> EnergyLedger:
+    """The book of a meter that knows the names of GPU and model, and nothing else of a world."""
+    world = run.world
+    costs = step_costs(built_in_model(world.model), world.tensor_parallel)
+    model = CostModel(gpu_spec(world.gpu), costs)
+    return EnergyLedger(
+        list(run.seen),
+        model,
+        Source.MEASURED,
+        Quality.COUNTER,
+        policy=policy,
+        tick_s=TICK_S,
+        learner=PriceLearner(model.gpu) if learns else None,
+    )

@@ -1,0 +1,170 @@
+"""Figures of many draws as a table, as JSON and as one plot; and on how many draws a goal holds."""
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from statistics import median
+from typing import Final
+
+from .judging import LEARNT, POLICIES, Figures
+
+Draw = Sequence[Figures]
+"""All policies and concurrencies of one world."""
+
+COLUMNS: Final[Mapping[str, Callable[[Figures], float | None]]] = {
+    "sum / truth": lambda f: f.sum_ratio,
+    "median": lambda f: f.long_median,
+    "p95": lambda f: f.long_p95,
+    "prefill median": lambda f: f.prefill_median,
+    "prefill p95": lambda f: f.prefill_p95,
+    "decode median": lambda f: f.decode_median,
+    "decode p95": lambda f: f.decode_p95,
+}
+
+
+def learnt(draw: Draw) -> list[Figures]:
+    """The product as it is shipped."""
+    return [figures for figures in draw if figures.policy == LEARNT]
+
+
+def times_better(draw: Draw, rival: str) -> float:
+    """Rival's median error / ours, at the concurrency where that is least; with company only."""
+    ours = {figures.concurrency: figures.long_median for figures in learnt(draw)}
+    ratios = [
+        figures.long_median / ours[figures.concurrency]
+        for figures in draw
+        if figures.policy == rival and figures.concurrency > 1
+    ]
+    return min((ratio for ratio in ratios if not math.isnan(ratio)), default=math.inf)
+
+
+def short_ratio(draws: Sequence[Draw]) -> float:
+    """Joules given to short requests / caused by them, all concurrencies together."""
+    figures = [each for draw in draws for each in learnt(draw)]
+    true = sum(each.short_true_joules for each in figures)
+    return sum(each.short_joules for each in figures) / true if true else 1.0
+
+
+GOALS: Final[Mapping[str, Callable[[Draw], bool]]] = {
+    "median error of long requests <= 5 %, every concurrency": lambda draw: all(
+        not figures.long_median > 0.05 for figures in learnt(draw)
+    ),
+    "p95 error of long requests <= 15 %, every concurrency": lambda draw: all(
+        not figures.long_p95 > 0.15 for figures in learnt(draw)
+    ),
+    "median error 3 times lower than by tokens, concurrency > 1": lambda draw: (
+        times_better(draw, "tokens") >= 3
+    ),
+    "median error 3 times lower than by time overlap, concurrency > 1": lambda draw: (
+        times_better(draw, "time overlap") >= 3
+    ),
+    "no request that ran a step at 0 J": lambda draw: (
+        not any(figures.zeros for figures in learnt(draw))
+    ),
+    "short requests within 1 % in the sum": lambda draw: abs(short_ratio([draw]) - 1) <= 0.01,
+    "conservation to 1e-9, every policy": lambda draw: all(
+        figures.conservation is None or figures.conservation <= 1e-9 for figures in draw
+    ),
+}
+
+
+def goals(draws: Sequence[Draw]) -> dict[str, int]:
+    """On how many draws each goal holds."""
+    return {text: sum(map(holds, draws)) for text, holds in GOALS.items()}
+
+
+def table(draws: Sequence[Draw]) -> list[list[str]]:
+    """One row per concurrency and policy: medians over the draws."""
+    figures = [each for draw in draws for each in draw]
+    rows = [["concurrency", "policy", *COLUMNS, "0 J"]]
+    for concurrency in sorted({each.concurrency for each in figures}):
+        for policy in POLICIES:
+            cell = [f for f in figures if (f.concurrency, f.policy) == (concurrency, policy)]
+            values = [_typical([value(each) for each in cell]) for value in COLUMNS.values()]
+            zeros = sum(each.zeros for each in cell)
+            rows.append([str(concurrency), policy, *values, str(zeros)])
+    return rows
+
+
+def _typical(values: Sequence[float | None]) -> str:
+    known = [value for value in values if value is not None and not math.isnan(value)]
+    return f"{median(known):.3f}" if known else "-"
+
+
+def markdown(draws: Sequence[Draw]) -> str:
+    """The report: goals, then the table, then one line per draw."""
+    head, *rows = table(draws)
+    lines = [f"Medians over {len(draws)} draws; errors are relative.", "", _line(head)]
+    lines += [_line(["---"] * len(head)), *map(_line, rows), ""]
+    lines += [_line(["goal", f"draws of {len(draws)}"]), _line(["---", "---"])]
+    lines += [_line([text, str(count)]) for text, count in goals(draws).items()]
+    worst = max(each.truth_error for draw in draws for each in draw)
+    lines += [
+        "",
+        f"Short requests of all draws together: {short_ratio(draws):.4f} of what they caused.",
+        f"Sampling error of the truth (95 % of requests, worst run): {worst:.4f}.",
+        "",
+        _line(["draw", "GPU, model, sensor", "median, p95 at each concurrency"]),
+        _line(["---"] * 3),
+        *(_line(_draw_cells(draw)) for draw in draws),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _draw_cells(draw: Draw) -> list[str]:
+    ours = learnt(draw)
+    errors = [f"{each.concurrency}: {each.long_median:.3f}, {each.long_p95:.3f}" for each in ours]
+    first = ours[0]
+    return [str(first.seed), f"{first.gpu}, {first.model}, {first.sensor}", "; ".join(errors)]
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def save(draws: Sequence[Draw], folder: Path) -> None:
+    """Write results.json, results.md and errors.png."""
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = [_plain(each) for draw in draws for each in draw]
+    lines = ",\n  ".join(json.dumps(list(row.values())) for row in rows)
+    summary = {"goals": goals(draws), "short_ratio": short_ratio(draws), "columns": list(rows[0])}
+    text = json.dumps(summary, indent=1)[:-2] + f',\n "rows": [\n  {lines}\n ]\n}}\n'
+    (folder / "results.json").write_text(text, encoding="utf-8")
+    (folder / "results.md").write_text(markdown(draws), encoding="utf-8")
+    plot(draws, folder / "errors.png")
+
+
+def _plain(figures: Figures) -> dict[str, object]:
+    """Six digits; null where there is no number."""
+    values: dict[str, object] = asdict(figures)
+    for name, value in values.items():
+        if isinstance(value, float):
+            values[name] = None if math.isnan(value) else float(f"{value:.6g}")
+    return values
+
+
+def plot(draws: Sequence[Draw], path: Path) -> None:
+    """Median error of each draw, by policy and concurrency."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figures = [each for draw in draws for each in draw]
+    levels = sorted({each.concurrency for each in figures})
+    figure, axes = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
+    for number, policy in enumerate(POLICIES):
+        shift = (number - len(POLICIES) / 2) * 0.1
+        mine = [each for each in figures if each.policy == policy]
+        places = [levels.index(each.concurrency) + shift for each in mine]
+        axes.scatter(places, [each.long_median for each in mine], s=12, label=policy, alpha=0.7)
+    axes.axhline(0.05, color="grey", linewidth=0.8, linestyle="--")
+    axes.set_yscale("log")
+    axes.set_xticks(range(len(levels)), [str(level) for level in levels])
+    axes.set_xlabel("concurrency")
+    axes.set_ylabel("median relative error per request")
+    axes.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.18))
+    figure.savefig(path, dpi=120)
+    pyplot.close(figure)

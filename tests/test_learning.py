@@ -1,0 +1,250 @@
+"""Prices of work are learnt from steps and ticks, stay sane, and are used for power and shares."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llm_carbon_meter.attribution import Prices, sheet_prices, step_loads
+from llm_carbon_meter.kernels import step_costs
+from llm_carbon_meter.learning import MEMORY_S, WINDOW_S, Fit, PriceLearner
+from llm_carbon_meter.ledger import EnergyLedger
+from llm_carbon_meter.meter import learner
+from llm_carbon_meter.power.modelled import ModelledMeter
+from llm_carbon_meter.records import (
+    Account,
+    EnergyReading,
+    Quality,
+    Source,
+    StepEvent,
+    StepKind,
+)
+from llm_carbon_meter.specs import built_in_model, gpu_spec
+from llm_carbon_meter.work import CostModel, StepRows, Work, step_work
+
+H100 = gpu_spec("H100")
+LLAMA = CostModel(H100, step_costs(built_in_model("Llama-3.1-8B")))
+TRUE = Prices(np.array([1.0, 1.3, 0.2, 2.5, 1.6, 1.2, 0.1, 0.1]), 140.0, 250.0, 420.0, 95.0, 700.0)
+"""A GPU slower than its data sheet, that draws less while it works and more while it does not."""
+
+
+def work_of(chunks: Sequence[int], decodes: Sequence[int]) -> tuple[StepRows, Work]:
+    """Steps of a prefill chunk each (0: none) beside decodes at a context of 1000."""
+    counts = [min(chunk, 1) + running for chunk, running in zip(chunks, decodes, strict=True)]
+    new = [
+        tokens
+        for chunk, running in zip(chunks, decodes, strict=True)
+        for tokens in [chunk] * min(chunk, 1) + [1] * running
+    ]
+    columns = np.array(new, np.float64), np.full(len(new), 1000.0), np.ones(len(new))
+    rows = StepRows(np.array(counts), *columns)
+    work = step_work(rows, LLAMA)
+    assert work is not None
+    return rows, work
+
+
+def teach(
+    pupil: PriceLearner, seconds: float, chunks: Sequence[int], decodes: Sequence[int]
+) -> None:
+    """Serve the same steps again and again on the true GPU, with a moment of idleness after."""
+    rows, work = work_of(chunks, decodes)
+    durations = TRUE.seconds @ work.basis
+    idle_s = 0.1 * float(durations.sum())
+    true_loads = step_loads(rows, work, TRUE)
+    watts = TRUE.static_watts + true_loads @ np.array((TRUE.memory_watts, TRUE.compute_watts))
+    joules = float(durations @ watts) + idle_s * TRUE.idle_watts
+    for _ in range(round(seconds / float(durations.sum() * 1.1))):
+        loads = step_loads(rows, work, pupil.prices)
+        pupil.see_steps(work, durations)
+        pupil.see_tick("gpu", durations, loads, idle_s, 0.0, joules)
+
+
+def vary(pupil: PriceLearner, seconds: float) -> None:
+    """Serve loads of every kind, and none at times."""
+    random = np.random.default_rng(0)
+    for _ in range(round(seconds / 2)):
+        odds = random.dirichlet(np.ones(4))
+        chunks = random.choice([0, 64, 512, 2048], 20, p=odds)
+        teach(pupil, 1.5, chunks.tolist(), random.integers(1, 65, 20).tolist())
+        nothing = np.zeros(0), np.zeros((0, 2))
+        pupil.see_tick("gpu", *nothing, 0.5, 0.0, 0.5 * TRUE.idle_watts)
+
+
+def expected_joules(prices: Prices, chunk: int, running: int) -> float:
+    """Of one step."""
+    rows, work = work_of([chunk], [running])
+    loads = step_loads(rows, work, prices)
+    watts = prices.static_watts + loads @ np.array((prices.memory_watts, prices.compute_watts))
+    return float(watts[0] * (prices.seconds @ work.basis)[0])
+
+
+def test_nothing_seen_is_the_data_sheet() -> None:
+    """A new learner knows what the data sheet promises."""
+    prices, sheet = PriceLearner(H100).prices, sheet_prices(H100)
+    assert prices.seconds.tolist() == sheet.seconds.tolist()
+    assert replace(prices, seconds=sheet.seconds) == sheet
+
+
+@pytest.mark.parametrize(("chunk", "running"), [(0, 1), (0, 64), (512, 16), (2048, 1)])
+def test_a_varied_load_teaches_what_steps_cost(chunk: int, running: int) -> None:
+    """After some minutes of mixed load every kind of step costs what it truly costs, to a tenth."""
+    pupil = PriceLearner(H100)
+    vary(pupil, 400.0)
+    learnt = expected_joules(pupil.prices, chunk, running)
+    assert learnt == pytest.approx(expected_joules(TRUE, chunk, running), rel=0.1)
+    assert pupil.prices.idle_watts == pytest.approx(TRUE.idle_watts, rel=0.1)
+
+
+def test_a_load_that_never_changes_moves_no_proportions() -> None:
+    """Where all windows are alike, what they do not tell apart stays as the data sheet has it."""
+    pupil, sheet = PriceLearner(H100), sheet_prices(H100)
+    teach(pupil, 300.0, [0] * 20, [8] * 20)
+    prices = pupil.prices
+    assert prices.compute_watts == pytest.approx(sheet.compute_watts, rel=0.05)
+    moved = prices.static_watts - sheet.static_watts, prices.memory_watts - sheet.memory_watts
+    assert abs(moved[0]) < 70
+    assert abs(moved[1]) < 140
+    assert expected_joules(prices, 0, 8) == pytest.approx(expected_joules(TRUE, 0, 8), rel=0.03)
+
+
+def test_readings_that_agree_with_the_data_sheet_change_nothing() -> None:
+    """A GPU exactly as promised leaves the watts where they were."""
+    pupil, sheet = PriceLearner(H100), sheet_prices(H100)
+    loads = np.array([[0.9, 0.2], [0.3, 0.6]])
+    busy_s = np.array([0.4, 0.5])
+    watts = sheet.static_watts + loads @ np.array((sheet.memory_watts, sheet.compute_watts))
+    for _ in range(50):
+        pupil.see_tick("gpu", busy_s, loads, 0.2, 0.0, float(busy_s @ watts) + 0.2 * 70)
+    assert pupil.prices.static_watts == pytest.approx(sheet.static_watts)
+    assert pupil.prices.compute_watts == pytest.approx(sheet.compute_watts)
+
+
+def test_an_outlier_hardly_counts() -> None:
+    """One window with twenty times the joules moves what was learnt by less than a tenth."""
+    pupil = PriceLearner(H100)
+    vary(pupil, 200.0)
+    before = expected_joules(pupil.prices, 512, 16)
+    pupil.see_tick("gpu", np.array([1.0]), np.array([[0.9, 0.3]]), 0.0, 0.0, 8000.0)
+    assert expected_joules(pupil.prices, 512, 16) == pytest.approx(before, rel=0.1)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    ticks=st.lists(
+        st.tuples(
+            st.floats(0, 2), st.floats(0, 1), st.floats(0, 1), st.floats(0, 2), st.floats(0, 1e4)
+        ),
+        max_size=30,
+    )
+)
+def test_prices_stay_positive(ticks: list[tuple[float, float, float, float, float]]) -> None:
+    """Whatever the readings say, nothing that works is free, and every price is a number."""
+    pupil = PriceLearner(H100)
+    for busy_s, moves, computes, idle_s, joules in ticks:
+        loads = np.array([[moves, computes]])
+        pupil.see_tick("gpu", np.array([busy_s]), loads, idle_s, 0.0, joules)
+        prices = pupil.prices
+        watts = (
+            prices.static_watts,
+            prices.memory_watts,
+            prices.compute_watts,
+            prices.idle_watts,
+        )
+        assert all(0 < value < np.inf for value in watts)
+
+
+def test_the_past_fades() -> None:
+    """What was seen long ago gives way to what is seen now."""
+    fit = Fit(np.array([1.0]))
+    one = np.ones((1, 1))
+    fit.see(1000 * one, np.array([2000.0]), 1.0)
+    assert fit.solve(np.zeros(1)) == pytest.approx([2.0])
+    for _ in range(10):
+        fit.see(100 * one, np.array([500.0]), float(np.exp(-1)))
+    assert fit.solve(np.zeros(1)) == pytest.approx([5.0], rel=0.001)
+    assert MEMORY_S > 100 * WINDOW_S
+
+
+class Sensor:
+    """A power source without readings."""
+
+    def __init__(self, source: Source, quality: Quality) -> None:
+        self.gpus: Sequence[str] = ("gpu",)
+        self.source, self.quality = source, quality
+
+    def read(self) -> Sequence[EnergyReading]:
+        return []
+
+    def close(self) -> None:
+        pass
+
+
+def test_modelled_joules_teach_nothing() -> None:
+    """Only measured joules of GPUs that are wholly the engine's own have a learner."""
+    assert learner(ModelledMeter(H100, 1, 0.0), LLAMA) is None
+    assert learner(Sensor(Source.MODELLED, Quality.COUNTER), LLAMA) is None
+    assert learner(Sensor(Source.MEASURED, Quality.CONTENDED), LLAMA) is None
+    assert learner(Sensor(Source.MEASURED, Quality.MIG_PARENT), LLAMA) is None
+    assert learner(Sensor(Source.MEASURED, Quality.COUNTER), CostModel(H100, None)) is None
+    assert learner(Sensor(Source.MEASURED, Quality.COUNTER), LLAMA) is not None
+
+
+def decode(start_s: float, end_s: float) -> StepEvent:
+    """Two decodes."""
+    columns = ([Account.DECODE] * 2, [1] * 2, [500] * 2, [1] * 2)
+    return StepEvent(0, start_s, end_s, ["a", "b"], *columns)
+
+
+def book_of(pupil: PriceLearner) -> EnergyLedger:
+    """A ledger with a learner."""
+    return EnergyLedger(["gpu"], LLAMA, Source.MEASURED, Quality.COUNTER, learner=pupil)
+
+
+def test_the_book_uses_what_it_learns() -> None:
+    """A GPU that draws less than its data sheet is soon expected to."""
+    ledger = book_of(PriceLearner(H100))
+    ledger.observe_reading(EnergyReading(0.0, "gpu", 0.0))
+    watts = []
+    for second in range(60):
+        times = second + np.arange(201) / 200
+        steps = [decode(*span) for span in pairwise(times.tolist())]
+        watts.append(ledger.observe_steps(steps)[0].watts)
+        ledger.observe_reading(EnergyReading(second + 1, "gpu", 300.0 * (second + 1)))
+        ledger.settle(second + 1)
+    assert watts[0] == pytest.approx(448, rel=0.01)
+    assert watts[-1] == pytest.approx(300, rel=0.03)
+
+
+@pytest.mark.parametrize(("gap_s", "watts"), [(0.005, 200.0), (0.05, 50.0)])
+def test_clocks_stay_up_between_steps_that_follow_closely(gap_s: float, watts: float) -> None:
+    """A short gap is idle time at the power of a step that does nothing, a long one at idle's."""
+    pupil = PriceLearner(H100)
+    pupil.prices = replace(pupil.prices, static_watts=200.0, idle_watts=50.0)
+    ledger = book_of(pupil)
+    ledger.observe_reading(EnergyReading(0.0, "gpu", 0.0))
+    (busy, _) = ledger.observe_steps([decode(0.0, 0.5 - gap_s), decode(0.5, 1.0)])
+    ledger.observe_reading(EnergyReading(1.0, "gpu", 300.0))
+    ledger.settle(1.0)
+    idle = ledger.totals()[0].account_joules[Account.IDLE]
+    expected = watts * gap_s
+    assert idle == pytest.approx(300 * expected / (expected + busy.watts * (1 - gap_s)))
+
+
+@pytest.mark.parametrize("spoilt", ["overhead", "reset"])
+def test_ticks_of_unknown_content_teach_nothing(spoilt: str) -> None:
+    """Neither a tick with a dummy batch in it nor one over a reset changes a price."""
+    pupil = PriceLearner(H100)
+    ledger = book_of(pupil)
+    ledger.observe_reading(EnergyReading(0.0, "gpu", 1e6))
+    for second in range(1, 20):
+        half = StepEvent(0, second - 1, second - 0.5, kind=StepKind.OVERHEAD)
+        first = half if spoilt == "overhead" else decode(second - 1, second - 0.5)
+        ledger.observe_steps([first, decode(second - 0.5, second)])
+        falls = -1000.0 if spoilt == "reset" else 1000.0
+        ledger.observe_reading(EnergyReading(second, "gpu", 1e6 + falls * second))
+        ledger.settle(second)
+    assert pupil.prices.memory_watts == sheet_prices(H100).memory_watts

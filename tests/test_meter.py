@@ -1,0 +1,114 @@
+"""One turn of the meter's thread, driven by hand: what is booked before what."""
+
+import os
+import threading
+from collections.abc import Sequence
+
+import pytest
+
+from llm_carbon_meter.config import Config
+from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.meter import TICK_S, EngineMeter
+from llm_carbon_meter.records import (
+    Account,
+    EnergyReading,
+    EngineTotals,
+    EventBatch,
+    Outcome,
+    Quality,
+    RequestEnd,
+    RequestEnergy,
+    Source,
+    Status,
+    StepEvent,
+)
+from llm_carbon_meter.specs import gpu_spec
+from llm_carbon_meter.work import CostModel
+
+
+class Counter:
+    """300 W, read when a test says so."""
+
+    source, quality = Source.MEASURED, Quality.COUNTER
+
+    def __init__(self, gpus: Sequence[str]) -> None:
+        self.gpus = gpus
+
+    def at(self, at_s: float) -> list[EnergyReading]:
+        return [EnergyReading(at_s, gpu, 300.0 * at_s) for gpu in self.gpus]
+
+    def read(self) -> Sequence[EnergyReading]:
+        return self.at(0.0)
+
+    def close(self) -> None:
+        pass
+
+
+class Engine:
+    """Hands out one batch after the other."""
+
+    def __init__(self, *batches: EventBatch) -> None:
+        self.wake = threading.Event()
+        self._batches = list(batches)
+
+    def drain(self, max_rows: int) -> EventBatch:
+        return self._batches.pop(0)
+
+
+Published = list[RequestEnergy | EngineTotals]
+
+
+def meter_of(published: Published, counter: Counter, *batches: EventBatch) -> EngineMeter:
+    """A meter whose threads are not started."""
+    model = CostModel(gpu_spec("H100"), None)
+    return EngineMeter(
+        Config(), counter, Engine(*batches), model, 0, published.append, Faults(), os.getpid()
+    )
+
+
+STEP = StepEvent(1, 0.0, 1.0, ["a"], [Account.DECODE], [1], [10], [1])
+END = RequestEnd("a", Outcome.FINISHED, 10, 0, 1, 1.0)
+
+
+def test_a_request_ends_after_its_last_step() -> None:
+    """A step and the end that it brought come together: the first figure has the step in it."""
+    published: Published = []
+    meter = meter_of(published, Counter(["gpu"]), EventBatch([STEP], [END], 1.0, False))
+    meter._turn()
+    provisional = published[0]
+    assert isinstance(provisional, RequestEnergy)
+    assert provisional.status is Status.PROVISIONAL
+    assert provisional.num_steps == 1
+    assert provisional.joules == pytest.approx(448)
+
+
+def test_a_final_figure_is_the_whole_group_and_in_the_totals() -> None:
+    """After the tick a request has its joules of all GPUs; totals with them went out before."""
+    published: Published = []
+    counter = Counter(["gpu-0", "gpu-1"])
+    turns = EventBatch([STEP], [END], 1.0, False), EventBatch([], [], 2.0, False)
+    meter = meter_of(published, counter, *turns)
+    meter._readings.extend(counter.at(0.0))
+    meter._turn()
+    meter._readings.extend(counter.at(1.0))
+    meter._turn()
+    *_, totals, final = published
+    assert isinstance(totals, EngineTotals)
+    assert isinstance(final, RequestEnergy)
+    assert final.status is Status.FINAL
+    assert final.joules == pytest.approx(2 * 300)
+    assert sum(gpu.account_joules[Account.DECODE] for gpu in totals.gpus) == pytest.approx(600)
+
+
+def test_short_ticks_wait_for_each_other() -> None:
+    """Joules are divided over at least half a second, so a figure is final by then."""
+    published: Published = []
+    counter = Counter(["gpu"])
+    turns = [EventBatch([STEP], [END], 1.0, False), *[EventBatch([], [], 2.0, False)] * 3]
+    meter = meter_of(published, counter, *turns)
+    for at_s in (0.0, 0.9, 1.0, 1.0 + TICK_S):
+        meter._readings.extend(counter.at(at_s))
+        meter._turn()
+    records = [record for record in published if isinstance(record, RequestEnergy)]
+    assert [record.status for record in records] == [Status.PROVISIONAL, Status.FINAL]
+    assert len([record for record in published if isinstance(record, EngineTotals)]) >= 1
