@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from llm_carbon_meter.attribution import CostModel
-from llm_carbon_meter.carbon import CarbonIntensity, operational_grams
+from llm_carbon_meter.carbon.emissions import operational_grams
+from llm_carbon_meter.carbon.intensity import CarbonIntensity
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.kernels import step_costs

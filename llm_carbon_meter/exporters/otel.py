@@ -8,7 +8,7 @@ from typing import Any, Final
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, set_span_in_context
 
-from llm_carbon_meter.carbon import CarbonIntensity
+from llm_carbon_meter.carbon.intensity import CarbonIntensity
 from llm_carbon_meter.records import EnergyEstimate, RequestEnergy, Source
 from llm_carbon_meter.units import watt_hours
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.registry import Collector
 
-from llm_carbon_meter.carbon import CarbonIntensity
+from llm_carbon_meter.carbon.intensity import CarbonIntensity
 from llm_carbon_meter.records import (
     Account,
     EnergyEstimate,

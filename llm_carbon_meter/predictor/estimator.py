@@ -11,7 +11,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_carbon_meter.carbon import CarbonIntensity, operational_grams
+from llm_carbon_meter.carbon.emissions import operational_grams
+from llm_carbon_meter.carbon.intensity import CarbonIntensity
 from llm_carbon_meter.predictor.lengths import LengthForecast
 from llm_carbon_meter.records import EnergyEstimate, EstimateQuery, MeterError
 from llm_carbon_meter.specs import GpuSpec, ModelSpec

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from llm_carbon_meter.carbon import CarbonIntensity
+from llm_carbon_meter.carbon.intensity import CarbonIntensity
 from llm_carbon_meter.kernels import kernel_table
 from llm_carbon_meter.number_formats import with_dtype
 from llm_carbon_meter.predictor.estimator import (

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from llm_carbon_meter.carbon import CarbonIntensity
+from llm_carbon_meter.carbon.intensity import CarbonIntensity
 from llm_carbon_meter.exporters.prometheus import (
     ENERGY_BUCKETS,
     GRAM_BUCKETS,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_carbon_meter.carbon import CarbonIntensity
+from llm_carbon_meter.carbon.intensity import CarbonIntensity
 from llm_carbon_meter.predictor.azure import conversation_quantiles
 from llm_carbon_meter.predictor.estimator import (
     ENERGY_MODELS,
