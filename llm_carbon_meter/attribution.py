@@ -60,6 +60,11 @@ class CostModel:
     """None where the architecture is not known: steps are then divided by tokens."""
 
     @property
+    def exchanges(self) -> bool:
+        """Whether the GPUs of a step exchange results (tensor parallelism)."""
+        return self.costs is not None and self.costs.network_per_token > 0
+
+    @property
     def dynamic_watts(self) -> float:
         """Board power above idle."""
         return self.gpu.board_watts - self.gpu.idle_watts
@@ -89,6 +94,24 @@ def step_watts(rows: StepRows, model: CostModel) -> Floats:
     memory_s = moved / model.gpu.bandwidth_bytes_per_s
     load = (compute_s + MEMORY_BOUND_LOAD * memory_s) / (compute_s + memory_s)
     return idle + dynamic * load
+
+
+def allreduce_shares(rows: StepRows, durations: Floats, model: CostModel) -> Floats:
+    """Share of each step's time in which GPUs exchange results, at their link's full speed.
+
+    Args:
+        durations: seconds that each step occupied the GPUs, shape (steps,).
+
+    Returns:
+        Shape (steps,); 0 without tensor parallelism.
+    """
+    if model.costs is None:
+        return np.zeros(len(rows.counts))
+    sent = model.costs.network_per_token * rows.per_step(rows.new_tokens)
+    sent += model.costs.network_per_sample * rows.per_step(rows.sampled)
+    exchange_s = sent / model.gpu.link_bytes_per_s
+    found: Floats = exchange_s / np.maximum(np.maximum(durations, exchange_s), TINY)
+    return found
 
 
 def _step_work(rows: StepRows, costs: StepCosts) -> tuple[Floats, Floats]:

@@ -6,9 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llm_carbon_meter import __version__
+from llm_carbon_meter.carbon.grid import open_grid
+from llm_carbon_meter.check.host import POLL_S, check_host
 from llm_carbon_meter.config import DATA_VARIABLE, Config, data_folder
 from llm_carbon_meter.demo.run import add_arguments, run_demo
-from llm_carbon_meter.meter import grid
+from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.predictor.batch import INPUT_COLUMNS, estimate_file
 from llm_carbon_meter.predictor.estimator import ENERGY_MODELS, EnergyModel, energy_model
 from llm_carbon_meter.predictor.offline import OfflineEstimate, make_deployment
@@ -39,6 +41,10 @@ def _parser() -> argparse.ArgumentParser:
     add_arguments(demo)
     demo.set_defaults(run=run_demo)
 
+    check = verbs.add_parser("check", help="would this host meter, and how well? starts no engine")
+    check.add_argument("--json", action="store_true", help="for programs, with more figures")
+    check.set_defaults(run=_check)
+
     _add_estimate(verbs.add_parser("estimate", help="what a request costs before it runs"))
 
     replay = verbs.add_parser("replay", help="print the ledger of a request log again")
@@ -57,6 +63,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     evaluate.set_defaults(run=_evaluate)
     return parser
+
+
+def _check(options: argparse.Namespace) -> int:
+    report = check_host(POLL_S)
+    print(report.json() if options.json else report.table())
+    return 0 if report.works else 1
 
 
 def _add_data(verb: argparse.ArgumentParser, output: str) -> None:
@@ -137,7 +149,8 @@ def _estimate_one(model: EnergyModel, options: argparse.Namespace, config: Confi
         concurrency=options.concurrency,
         output_tokens=options.output_tokens,
     )
-    estimate = OfflineEstimate(model, deployment, query, grid(config), config.pue)
+    grid = open_grid(config, Faults()).asked()
+    estimate = OfflineEstimate(model, deployment, query, grid, config.pue)
     print(estimate.table())
     if options.compare:
         print(f"\n{estimate.comparison()}")

@@ -1,6 +1,7 @@
 """All settings, and the only reader of ``os.environ``. README's table is made from these fields."""
 
 import os
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -77,7 +78,16 @@ class Config:
     )
     sample_hz: float = _setting(20.0, _number(0.1, 20.0), "readings of every GPU per second")
     counter_lag_s: float = _setting(
-        0.0, _number(0.0, 2.0), "how much later than the power was drawn the counter shows it"
+        0.0,
+        _number(0.0, 2.0),
+        "how much later than the power was drawn the counter shows it, beyond what is known of "
+        "the GPU",
+    )
+    mig_parent: bool = _setting(
+        False,
+        _boolean,
+        "1 says that all MIG slices of the GPUs are this engine's, so that it may have all their "
+        "joules; else MIG is refused",
     )
     policy: str = _setting(
         "shapley",
@@ -180,6 +190,18 @@ def _unknown(cls: type[Config], environment: Mapping[str, str]) -> list[ConfigEr
 def cuda_visible_devices() -> str | None:
     """CUDA's own variable: which GPUs this process may see, in its order."""
     return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+
+def vllm_plugins() -> list[str] | None:
+    """vLLM's own allow-list of plugins by name; None where it allows all."""
+    names = os.environ.get("VLLM_PLUGINS")
+    return None if names is None else names.split(",")
+
+
+def runtime_folder() -> Path:
+    """Where all processes of this user meet; gone with the machine's next start."""
+    place = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
+    return Path(place, f"llm-carbon-meter-user-{os.getuid()}")
 
 
 def data_folder(given: str = "") -> Path:

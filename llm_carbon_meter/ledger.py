@@ -15,7 +15,13 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from llm_carbon_meter.attribution import CostModel, StepRows, shares, step_watts
+from llm_carbon_meter.attribution import (
+    CostModel,
+    StepRows,
+    allreduce_shares,
+    shares,
+    step_watts,
+)
 from llm_carbon_meter.records import (
     REQUEST_ACCOUNTS,
     Account,
@@ -61,6 +67,7 @@ class _Tick(NamedTuple):
     counter_joules: float
     """The counter itself at the end."""
     lost: bool
+    quality: Quality
 
 
 @dataclass(slots=True)
@@ -69,6 +76,7 @@ class _Gpu:
 
     name: str
     accounts: Floats = field(default_factory=lambda: np.zeros(len(Account)))
+    allreduce_joules: float = 0.0
     ticks: deque[_Tick] = field(default_factory=deque)
     last: EnergyReading | None = None
     """The reading at which the counter last moved."""
@@ -104,6 +112,8 @@ class _Steps(NamedTuple):
     start: Floats
     end: Floats
     watts: Floats
+    allreduce: Floats
+    """Share of the step's time."""
     overhead: npt.NDArray[np.bool_]
     counts: npt.NDArray[np.intp]
     row_key: npt.NDArray[np.intp]
@@ -113,7 +123,7 @@ class _Steps(NamedTuple):
     @classmethod
     def empty(cls) -> "_Steps":
         none, whole = np.zeros(0), np.zeros(0, np.intp)
-        return cls(none, none, none, np.zeros(0, np.bool_), whole, whole, none)
+        return cls(none, none, none, none, np.zeros(0, np.bool_), whole, whole, none)
 
     @property
     def first_row(self) -> npt.NDArray[np.intp]:
@@ -138,6 +148,7 @@ class _Steps(NamedTuple):
             self.start[first:],
             self.end[first:],
             self.watts[first:],
+            self.allreduce[first:],
             self.overhead[first:],
             self.counts[first:],
             self.row_key[row:],
@@ -194,7 +205,8 @@ class EnergyLedger:
         self._opened_s = np.zeros(0)
         self._closed_s = np.zeros(0)
         self._last_step_s = np.zeros(0)
-        self._damaged = np.zeros(0, np.bool_)
+        self._worst = np.zeros(0, np.intp)
+        """Rank of the worst quality that a request met."""
         self.step_counts = {"prefill": 0, "decode": 0, "mixed": 0}
         self.token_counts = {account.label: 0 for account in REQUEST_ACCOUNTS}
 
@@ -218,15 +230,18 @@ class EnergyLedger:
         serving = np.array([bool(event.request_ids) for event in events])
         counts = np.array([len(event.request_ids) for event in events], np.intp)
         watts = np.full(len(events), self._model.gpu.idle_watts)
+        allreduce = np.zeros(len(events))
         keys, row_shares = np.zeros(0, np.intp), np.zeros(0)
         if serving.any():
             rows = _rows([event for event in events if event.request_ids])
+            durations = (end - start)[serving]
             watts[serving] = step_watts(rows, self._model)
-            row_shares = shares(self._policy, rows, (end - start)[serving], self._model)
+            allreduce[serving] = allreduce_shares(rows, durations, self._model)
+            row_shares = shares(self._policy, rows, durations, self._model)
             keys = self._enter_rows(events, rows, start[serving], end[serving])
         overhead = np.array([event.kind is StepKind.OVERHEAD for event in events])
         self._steps = self._steps.append(
-            _Steps(start, end, watts, overhead, counts, keys, row_shares)
+            _Steps(start, end, watts, allreduce, overhead, counts, keys, row_shares)
         )
         return [
             Window(*row) for row in zip(start.tolist(), end.tolist(), watts.tolist(), strict=True)
@@ -282,14 +297,14 @@ class EnergyLedger:
             self._num_steps[slot] = self._running[slot] = self._grams[slot] = 0.0
             self._opened_s[slot], self._closed_s[slot] = at_s, np.inf
             self._last_step_s[slot] = -np.inf
-            self._damaged[slot] = False
+            self._worst[slot] = 0
         return slot
 
     def _grow(self) -> None:
         old, new = len(self._num_steps), max(2 * len(self._num_steps), 64)
         self._free.extend(range(new - 1, old - 1, -1))
         self._joules = np.resize(self._joules, new * COLUMNS)
-        for name in ("_grams", "_num_steps", "_running", "_last_step_s", "_damaged"):
+        for name in ("_grams", "_num_steps", "_running", "_last_step_s", "_worst"):
             setattr(self, name, np.resize(getattr(self, name), new))
         # A free slot was opened at the end of time: it takes no part in anything.
         grown = np.full(new - old, np.inf)
@@ -321,7 +336,7 @@ class EnergyLedger:
         self._closed[slot] = end
         self._closed_s[slot] = end.monotonic_s
         if not end.whole and (self._num_steps[slot] or end.output_tokens):
-            self._damaged[slot] = True
+            self._worst[slot] = max(self._worst[slot], Quality.RESET.rank)
         unsettled = self._unsettled(slot)
         grams = self._grams[slot] + float(unsettled.sum()) * self.grams_per_joule
         return self._record(slot, end, self._row(slot) + unsettled, grams, Status.PROVISIONAL)
@@ -342,6 +357,11 @@ class EnergyLedger:
         weights = expected * steps.row_share[rows]
         return np.bincount(steps.row_key[rows] % COLUMNS, weights, COLUMNS).astype(np.float64)
 
+    def _label(self, slot: int) -> Quality:
+        """The worst that it met; joules that are missing come before the kind of source."""
+        met = list(Quality)[self._worst[slot]]
+        return met if met is Quality.RESET or met.rank > self._quality.rank else self._quality
+
     def _record(
         self, slot: int, end: RequestEnd, joules: Floats, grams: float, status: Status
     ) -> RequestEnergy:
@@ -351,7 +371,7 @@ class EnergyLedger:
             engine=self._engine,
             status=status,
             source=self._source,
-            quality=Quality.RESET if self._damaged[slot] else self._quality,
+            quality=self._label(slot),
             outcome=end.outcome,
             prefill_joules=float(joules[Account.PREFILL]),
             decode_joules=float(joules[Account.DECODE]),
@@ -379,19 +399,22 @@ class EnergyLedger:
         if last is None:
             gpu.segment_base_joules = gpu.settled_joules = reading.joules
             gpu.settled_until_s = at_s
-        elif at_s <= last.monotonic_s or _stands_still(last, reading.joules, at_s):
+        elif at_s <= last.monotonic_s or _stands_still(last, reading, at_s):
             return
         else:
             lost = reading.joules < last.joules
             joules = 0.0 if lost else reading.joules - last.joules
-            self._wait(gpu, _Tick(last.monotonic_s, at_s, joules, reading.joules, lost))
+            quality = Quality.RESET if lost else reading.quality
+            self._wait(gpu, _Tick(last.monotonic_s, at_s, joules, reading.joules, lost, quality))
         gpu.last = EnergyReading(at_s, reading.gpu, reading.joules)
 
     @staticmethod
     def _wait(gpu: _Gpu, tick: _Tick) -> None:
         if len(gpu.ticks) >= MAX_WAITING_TICKS and not (tick.lost or gpu.ticks[-1].lost):
             before = gpu.ticks.pop()
-            tick = tick._replace(start_s=before.start_s, joules=before.joules + tick.joules)
+            quality = max(before.quality, tick.quality, key=lambda quality: quality.rank)
+            joules = before.joules + tick.joules
+            tick = tick._replace(start_s=before.start_s, joules=joules, quality=quality)
         gpu.ticks.append(tick)
 
     # Settling
@@ -418,10 +441,11 @@ class EnergyLedger:
 
     def _settle_tick(self, gpu: _Gpu, tick: _Tick) -> None:
         before = gpu.accounts.copy()
+        if tick.quality not in (Quality.COUNTER, self._quality):
+            self._lower(tick.start_s, tick.end_s, tick.quality)
         if tick.lost:
             gpu.counted_joules += gpu.settled_joules - gpu.segment_base_joules
             gpu.segment_base_joules = tick.counter_joules
-            self._damage(tick.start_s, tick.end_s)
         elif tick.start_s < gpu.settled_until_s:  # the GPU had been given up for lost
             gpu.accounts[Account.UNATTRIBUTED] += tick.joules
         else:
@@ -447,6 +471,7 @@ class EnergyLedger:
         step_joules = tick.joules * expected / total
         overhead = steps.overhead[part]
         gpu.accounts[Account.OVERHEAD] += step_joules[overhead].sum()
+        gpu.allreduce_joules += float(step_joules @ steps.allreduce[part])
         rows = steps.rows(part)
         keys = steps.row_key[rows]
         row_joules = np.repeat(step_joules, steps.counts[part]) * steps.row_share[rows]
@@ -478,10 +503,10 @@ class EnergyLedger:
         last = int(np.searchsorted(self._steps.start, end_s, side="left"))
         return slice(first, max(first, last))
 
-    def _damage(self, start_s: float, end_s: float) -> None:
-        """Joules of this span are not known: say so on every request that ran in it."""
-        rows = self._steps.rows(self._within(start_s, end_s))
-        self._damaged[self._steps.row_key[rows] // COLUMNS] = True
+    def _lower(self, start_s: float, end_s: float, quality: Quality) -> None:
+        """Joules of this span are of no better quality: say so on every request that ran in it."""
+        slots = self._steps.row_key[self._steps.rows(self._within(start_s, end_s))] // COLUMNS
+        self._worst[slots] = np.maximum(self._worst[slots], quality.rank)
 
     def _finals(self, settled_s: float) -> list[RequestEnergy]:
         done = [
@@ -507,19 +532,27 @@ class EnergyLedger:
 
     def _lose(self, gpu: _Gpu, until_s: float) -> None:
         """Wait no longer for what a GPU counted up to a time."""
-        self._damage(gpu.settled_until_s, until_s)
+        self._lower(gpu.settled_until_s, until_s, Quality.RESET)
         gpu.settled_until_s = max(gpu.settled_until_s, until_s)
 
     def totals(self) -> list[GpuTotals]:
         """Each GPU's accounts up to its last settled tick."""
         return [
-            GpuTotals(gpu.name, gpu.counter_joules, tuple(gpu.accounts.tolist()), gpu.watts)
+            GpuTotals(
+                gpu.name,
+                gpu.counter_joules,
+                tuple(gpu.accounts.tolist()),
+                gpu.watts,
+                gpu.allreduce_joules if self._model.exchanges else None,
+            )
             for gpu in self._gpus.values()
         ]
 
 
-def _stands_still(last: EnergyReading, joules: float, at_s: float) -> bool:
-    return joules == last.joules and at_s - last.monotonic_s < STUCK_S
+def _stands_still(last: EnergyReading, reading: EnergyReading, at_s: float) -> bool:
+    """Nothing was counted, and nothing that was drawn is known to be missing."""
+    waiting = reading.quality is not Quality.RESET and at_s - last.monotonic_s < STUCK_S
+    return waiting and reading.joules == last.joules
 
 
 def _rows(events: Sequence[StepEvent]) -> StepRows:

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from llm_carbon_meter.attribution import CostModel
-from llm_carbon_meter.carbon.emissions import operational_grams
-from llm_carbon_meter.carbon.intensity import CarbonIntensity
-from llm_carbon_meter.config import Config
+from llm_carbon_meter.carbon.grid import open_grid
+from llm_carbon_meter.config import Config, runtime_folder
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.kernels import step_costs
 from llm_carbon_meter.ledger import EnergyLedger
+from llm_carbon_meter.power.contention import Neighbours, Watch
 from llm_carbon_meter.power.meter import PowerMeter
 from llm_carbon_meter.power.modelled import ModelledMeter
-from llm_carbon_meter.power.nvml import open_nvml
+from llm_carbon_meter.power.nvml import NvmlMeter, open_nvml
 from llm_carbon_meter.power.replay import ReplayMeter
 from llm_carbon_meter.power.sampler import PowerSampler
 from llm_carbon_meter.records import (
@@ -43,7 +43,7 @@ TOTALS_S: Final = 0.1
 reads each one."""
 HEARTBEAT_S: Final = 1.0
 """And at least this often, so that a stalled sampler shows."""
-LAST_TICK_S: Final = 0.5
+LAST_TICK_S: Final = 1.0
 """How long a stopping meter waits for the tick that covers the last step."""
 
 Publish = Callable[[RequestEnergy | EngineTotals], None]
@@ -59,11 +59,6 @@ class EventSource(Protocol):
     def drain(self, max_rows: int) -> EventBatch:
         """Hand over what happened, at most about ``max_rows`` request-steps."""
         ...
-
-
-def grid(config: Config) -> CarbonIntensity:
-    """The grid's intensity as configured."""
-    return CarbonIntensity(config.carbon_intensity, config.zone, "static")
 
 
 def open_power(
@@ -90,7 +85,7 @@ def open_power(
         return ReplayMeter(Path(config.power.removeprefix("replay:")), count)
     if config.power in ("auto", "nvml"):
         try:
-            return open_nvml(devices())
+            return open_nvml(devices(), mig_parent=config.mig_parent)
         except PowerError as error:
             if config.power == "nvml":
                 raise
@@ -138,6 +133,7 @@ class EngineMeter:
         engine: index of the engine (data parallel rank).
         publish: receives every record, on the meter's thread.
         faults: counts of what went wrong.
+        engine_pid: the engine's process, to tell others on its GPUs from its own.
     """
 
     def __init__(
@@ -149,6 +145,7 @@ class EngineMeter:
         engine: int,
         publish: Publish,
         faults: Faults,
+        engine_pid: int,
     ) -> None:
         self._power = power
         self._source = source
@@ -166,9 +163,13 @@ class EngineMeter:
             idle_by_time=config.idle == "by_time",
             lag_s=config.counter_lag_s,
         )
-        self._ledger.grams_per_joule = operational_grams(1.0, grid(config), config.pue)
+        self._grid, self._pue = open_grid(config, faults), config.pue
         self._readings: deque[EnergyReading] = deque()
         self._sampler = PowerSampler(power, 1 / config.sample_hz, self._readings.extend, faults)
+        self._watch: Watch | None = None
+        if isinstance(power, NvmlMeter):
+            neighbours = Neighbours(engine_pid, runtime_folder(), power.gpus, faults)
+            self._watch = Watch(power.review, neighbours, faults)
         self._published_s = time.monotonic()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="llm-carbon-meter", daemon=True)
@@ -184,15 +185,21 @@ class EngineMeter:
         if silent:
             raise PowerError(f"no first reading from {', '.join(sorted(silent))}")
         self._readings.extend(first)
+        if self._watch is not None:
+            self._watch.start()
         self._sampler.start()
+        self._grid.start()
         self._thread.start()
 
     def stop(self) -> None:
         """Settle the last tick, close what is open, publish it, and end both threads."""
         self._sampler.stop()
+        self._grid.stop()
         self._stop.set()
         self._source.wake.set()
         self._thread.join(timeout=5)
+        if self._watch is not None:
+            self._watch.stop()
         try:
             self._settle_the_rest()
             self._power.close()
@@ -253,9 +260,11 @@ class EngineMeter:
             source=self._power.source,
             gpus=self._ledger.totals(),
             account_grams=tuple(self._ledger.account_grams.tolist()),
+            intensity=self._grid.now,
             steps=dict(self._ledger.step_counts),
             tokens=dict(self._ledger.token_counts),
             errors=dict(self._faults.counts),
             sampler_gap_s=self._sampler.gap_s,
+            sampler_read_s=self._sampler.read_s,
             open_requests=self._ledger.num_open,
         )

@@ -129,6 +129,8 @@ class EnergyReading:
     """Cumulative; only differences mean anything."""
     watts: float | None = None
     """Power at that moment, for display only."""
+    quality: Quality = Quality.COUNTER
+    """How far to trust the joules since the reading before, where that is worse than usual."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,6 +219,33 @@ class GpuTotals:
     account_joules: Sequence[float]
     """Indexed by Account; they add up to counter_joules."""
     watts: float | None
+    allreduce_modelled_joules: float | None = None
+    """Of these, what went by while GPUs exchanged results, as the link's data sheet has it; None
+    without tensor parallelism."""
+
+
+@dataclass(frozen=True, slots=True)
+class CarbonIntensity:
+    """What a kilowatt-hour of a grid emits."""
+
+    grams_per_kwh: float
+    zone: str
+    provider: str
+    """static, table, or the service that answered."""
+    valid_since_s: float | None = None
+    """Monotonic time from which a service's figure holds; None for a constant."""
+    signal: str = "average"
+    """average or marginal."""
+    factors: str = "unknown"
+    """lifecycle or direct emissions."""
+    is_estimated: bool = False
+    """The service had not measured it yet."""
+    source: str = "settings"
+    """Who says so, and for when."""
+
+    def age_s(self, now_s: float) -> float:
+        """Seconds since its time; 0 for a constant."""
+        return 0.0 if self.valid_since_s is None else max(now_s - self.valid_since_s, 0.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,12 +259,17 @@ class EngineTotals:
     gpus: Sequence[GpuTotals]
     account_grams: Sequence[float]
     """gCO2eq, indexed by Account."""
+    intensity: CarbonIntensity
+    """Of the grid now."""
     steps: Mapping[str, int] = field(default_factory=dict)
     """prefill, decode, mixed."""
     tokens: Mapping[str, int] = field(default_factory=dict)
     """prefill, decode, recompute."""
     errors: Mapping[str, int] = field(default_factory=dict)
     sampler_gap_s: float = 0.0
+    """Since the last reading."""
+    sampler_read_s: float = 0.0
+    """That a reading of all GPUs takes, of late."""
     open_requests: int = 0
 
     @property

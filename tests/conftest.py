@@ -1,5 +1,19 @@
-"""Fixtures of real servers, for every folder of tests."""
+"""Fixtures of real servers, for every folder of tests.
 
-from .metered import start_server, stub_library, tiny_model
+A machine that is lent for its GPU may have torch, numpy, nvidia-ml-py and pytest alone: there only
+tests/gpu is collected.
+"""
 
-__all__ = ["start_server", "stub_library", "tiny_model"]
+from importlib.util import find_spec
+from pathlib import Path
+
+if all(map(find_spec, ("grpc", "hypothesis", "openai"))):
+    from .metered import start_server, stub_library, tiny_model
+
+    __all__ = ["start_server", "stub_library", "tiny_model"]
+else:
+    collect_ignore = [
+        path.name
+        for path in Path(__file__).parent.iterdir()
+        if path.name not in ("__init__.py", "conftest.py", "gpu")
+    ]

@@ -192,6 +192,8 @@ def start_server(
             "LD_LIBRARY_PATH": str(stub_library),
             SCRIPT_VARIABLE: str(script.write(folder / "script")),
             LOG_VARIABLE: str(folder / "log"),
+            # Every stub has the same GPUs: servers of other tests shall not contend for them.
+            "XDG_RUNTIME_DIR": str(folder),
             "OTEL_EXPORTER_OTLP_TRACES_INSECURE": "true",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             **(environment or {}),

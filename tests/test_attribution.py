@@ -17,6 +17,7 @@ from llm_carbon_meter.attribution import (
     CostModel,
     Floats,
     StepRows,
+    allreduce_shares,
     shapley_weights,
     shares,
     step_watts,
@@ -292,3 +293,24 @@ def test_the_price_of_operations_and_bytes_comes_from_the_data_sheet() -> None:
     """Dynamic power at the peak divided by the peak, less while waiting for memory."""
     assert LLAMA.joules_per_operation == pytest.approx(630 / 989e12)
     assert LLAMA.joules_per_byte == pytest.approx(0.6 * 630 / 3350e9)
+
+
+def test_exchanges_take_the_time_that_the_link_needs() -> None:
+    """Bytes over the link's speed, as a share of the step; a step is never more than exchanges."""
+    costs = MIXTRAL.costs
+    assert costs is not None
+    rows = rows_of([Row(100, 0, 1)], [Row(1, 500, 1)], [Row(4096, 0, 1)])
+    sent = costs.network_per_token * np.array([100, 1, 4096]) + costs.network_per_sample
+    found = allreduce_shares(rows, np.array([0.05, 0.01, 1e-6]), MIXTRAL)
+    expected = sent / H100.link_bytes_per_s / np.array([0.05, 0.01, 1.0])
+    assert found[:2] == pytest.approx(expected[:2])
+    assert found[2] == 1.0
+    assert MIXTRAL.exchanges
+
+
+@pytest.mark.parametrize("model", [LLAMA, UNKNOWN])
+def test_one_gpu_exchanges_nothing(model: CostModel) -> None:
+    """Nor does a model whose kernels are not known; a step without a duration is no exception."""
+    rows = rows_of([Row(100, 0, 1)], [Row(1, 0, 1)])
+    assert allreduce_shares(rows, np.array([0.05, 0.0]), model).tolist() == [0.0, 0.0]
+    assert not model.exchanges

@@ -854,3 +854,102 @@ def test_every_policy_gives_the_same_total(policy: str) -> None:
     a, b = ledger.settle(1)
     assert a.joules + b.joules == pytest.approx(100)
     assert (a.joules == pytest.approx(50)) is (policy == "equal")
+
+
+# Labels
+
+
+def test_a_request_keeps_the_worst_label_that_it_met() -> None:
+    """A tick read while the GPU was shared marks who ran in it, and nobody else; no joule moves."""
+    ledger = ledger_of()
+    steps = [
+        step_of(0, 1, "early", "whole"),
+        step_of(1, 2, "whole"),
+        step_of(2, 3, "whole", "late"),
+    ]
+    ledger.observe_steps(steps)
+    for at_s, quality in ((0.0, Quality.COUNTER), (1.0, Quality.COUNTER)):
+        ledger.observe_reading(EnergyReading(at_s, "gpu-0", 100 * at_s, quality=quality))
+    ledger.observe_reading(EnergyReading(2.0, "gpu-0", 200.0, quality=Quality.CONTENDED))
+    ledger.observe_reading(EnergyReading(3.0, "gpu-0", 300.0))
+    for name in ("early", "whole", "late"):
+        ledger.close(end_of(name, 3.0))
+    final = {record.request_id: record for record in ledger.settle(3.0)}
+    assert {name: record.quality for name, record in final.items()} == {
+        "early": Quality.COUNTER,
+        "whole": Quality.CONTENDED,
+        "late": Quality.COUNTER,
+    }
+    assert sum(record.joules for record in final.values()) == pytest.approx(300)
+
+
+def test_a_reading_no_better_than_the_source_changes_no_label() -> None:
+    """The source's own quality is the best that a request can have."""
+    ledger = EnergyLedger(("gpu-0",), UNKNOWN, Source.MEASURED, Quality.MIG_PARENT)
+    ledger.observe_steps([step_of(0, 1, "a")])
+    read(ledger, "gpu-0", (0.0, 0.0), (1.0, 100.0))
+    ledger.close(end_of("a", 1.0))
+    (record,) = ledger.settle(1.0)
+    assert record.quality is Quality.MIG_PARENT
+
+
+def test_a_gap_in_power_labels_who_ran_in_it() -> None:
+    """However short: its joules are missing, and those after it are not spread over it."""
+    ledger = ledger_of()
+    ledger.observe_steps([step_of(0, 1, "a"), step_of(1, 1.5, "gap"), step_of(1.5, 2.5, "b")])
+    read(ledger, "gpu-0", (0.0, 0.0), (1.0, 100.0))
+    ledger.observe_reading(EnergyReading(1.5, "gpu-0", 100.0, quality=Quality.RESET))
+    read(ledger, "gpu-0", (2.5, 200.0))
+    for name in ("a", "gap", "b"):
+        ledger.close(end_of(name, 2.5))
+    final = {record.request_id: record for record in ledger.settle(2.5)}
+    assert [final[name].quality for name in ("a", "gap", "b")] == [
+        Quality.COUNTER,
+        Quality.RESET,
+        Quality.COUNTER,
+    ]
+    assert [final[name].joules for name in ("a", "gap", "b")] == pytest.approx([100, 0, 100])
+
+
+def test_joules_that_are_missing_are_said_of_any_source() -> None:
+    """Also where the source is worse than a reset: they are missing from what was modelled."""
+    ledger = EnergyLedger(("gpu-0",), UNKNOWN, Source.MODELLED, Quality.MODELLED)
+    ledger.observe_steps([step_of(0, 1, "lost"), step_of(1, 2, "kept")])
+    read(ledger, "gpu-0", (0.0, 50.0), (1.0, 20.0), (2.0, 30.0))
+    for name in ("lost", "kept"):
+        ledger.close(end_of(name, 2.0))
+    final = {record.request_id: record.quality for record in ledger.settle(2.0)}
+    assert final == {"lost": Quality.RESET, "kept": Quality.MODELLED}
+
+
+def test_a_merged_tick_keeps_the_worse_label() -> None:
+    """Ticks that wait for a step too long become one; so do their labels."""
+    ledger = ledger_of()
+    ledger.observe_reading(EnergyReading(0.0, "gpu-0", 0.0))
+    for tick in range(1, MAX_WAITING_TICKS + 3):
+        quality = Quality.CONTENDED if tick == MAX_WAITING_TICKS else Quality.COUNTER
+        ledger.observe_reading(EnergyReading(tick * 0.1, "gpu-0", float(tick), quality=quality))
+    end_s = (MAX_WAITING_TICKS + 2) * 0.1
+    ledger.observe_steps([step_of(end_s - 0.15, end_s, "a")])
+    ledger.close(end_of("a", end_s))
+    (record,) = ledger.settle(end_s)
+    assert record.quality is Quality.CONTENDED
+
+
+def test_exchanges_are_a_part_of_the_books_by_gpu() -> None:
+    """Each step's joules x its share of time on the link; None without tensor parallelism."""
+    model = CostModel(H100, step_costs(built_in_model("Llama-3.1-8B"), 2))
+    ledger = ledger_of(GPUS, model=model)
+    step = step_of(0.0, 0.01, "a")
+    ledger.observe_steps([step])
+    read(ledger, "gpu-0", (0.0, 0.0), (0.02, 8.0))
+    read(ledger, "gpu-1", (0.0, 0.0), (0.02, 4.0))
+    ledger.settle(0.02)
+    assert model.costs is not None
+    sent = model.costs.network_per_token + model.costs.network_per_sample
+    share = sent / H100.link_bytes_per_s / 0.01
+    for gpu in ledger.totals():
+        decode = gpu.account_joules[Account.DECODE]
+        assert gpu.allreduce_modelled_joules == pytest.approx(share * decode)
+        assert sum(gpu.account_joules) == pytest.approx(gpu.counter_joules)
+    assert ledger_of().totals()[0].allreduce_modelled_joules is None

@@ -1,6 +1,6 @@
 """Operational emissions (Eq 1 of the LLMCO2 paper)."""
 
-from llm_carbon_meter.carbon.intensity import CarbonIntensity
+from llm_carbon_meter.records import CarbonIntensity
 from llm_carbon_meter.units import JOULES_PER_KILOWATT_HOUR
 
 

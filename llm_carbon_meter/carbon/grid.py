@@ -12,13 +12,12 @@ from llm_carbon_meter.carbon.intensity import (
     STATIC,
     TABLE,
     WORLD,
-    CarbonIntensity,
     CarbonService,
     annual,
 )
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.records import MeterError
+from llm_carbon_meter.records import CarbonIntensity, MeterError
 
 REFRESH_S: Final = 60.0
 FIRST_PAUSE_S: Final = 30.0
@@ -99,6 +98,12 @@ class Grid:
     def stop(self) -> None:
         """Ask no more; an answer on its way is not waited for."""
         self._stop.set()
+
+    def asked(self) -> CarbonIntensity:
+        """The intensity after asking once: for a command line, never for a server."""
+        if self._service is not None:
+            self.ask()
+        return self.now
 
     def ask(self) -> bool:
         """Ask the service once; False where it has no answer that can be used."""

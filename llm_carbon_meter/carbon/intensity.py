@@ -12,7 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, Final, Protocol
 
-from llm_carbon_meter.records import MeterError
+from llm_carbon_meter.records import CarbonIntensity, MeterError
 
 STATIC, TABLE = "static", "table"
 WORLD: Final = "world"
@@ -20,30 +20,6 @@ LARGEST_GRAMS: Final = 5000.0
 """gCO2eq/kWh; no grid comes near it."""
 TIMEOUT_S: Final = 10.0
 TABLE_SOURCE: Final = "Ember via Our World in Data, CC BY 4.0"
-
-
-@dataclass(frozen=True, slots=True)
-class CarbonIntensity:
-    """What a kilowatt-hour of a grid emits."""
-
-    grams_per_kwh: float
-    zone: str
-    provider: str
-    """static, table, or the service that answered."""
-    valid_since_s: float | None = None
-    """Monotonic time from which a service's figure holds; None for a constant."""
-    signal: str = "average"
-    """average or marginal."""
-    factors: str = "unknown"
-    """lifecycle or direct emissions."""
-    is_estimated: bool = False
-    """The service had not measured it yet."""
-    source: str = "settings"
-    """Who says so, and for when."""
-
-    def age_s(self, now_s: float) -> float:
-        """Seconds since its time; 0 for a constant."""
-        return 0.0 if self.valid_since_s is None else max(now_s - self.valid_since_s, 0.0)
 
 
 class CarbonService(Protocol):

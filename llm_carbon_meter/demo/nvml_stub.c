@@ -38,10 +38,11 @@ enum { TYPE_UINT = 1, TYPE_ULL = 3 };
 /* From this architecture on nvmlDeviceGetPowerUsage is the 1 s average (Ada 8, Hopper 9). */
 enum { ADA = 8, HOPPER = 9 };
 enum sensor { ENERGY = 1, ENERGY_FIELD = 2, INSTANT = 4, AVERAGE = 8, USAGE = 16 };
-enum kind { RESET, LOST, SLOW };
+enum kind { RESET, LOST, SLOW, PROCESS, MIG, MODULE, ZERO };
 
 struct point { double t, watts; };
-struct event { enum kind kind; int gpu; double from, to, ms; };
+/* amount: milliseconds of a slow call, the id of a process. */
+struct event { enum kind kind; int gpu; double from, to, amount; };
 struct profile { struct point *points; int count; };
 
 struct script {
@@ -50,7 +51,6 @@ struct script {
     char name[NAME_SIZE];
     double origin, period_s, lag_s, cycle_s;
     struct profile power[MAX_GPUS];
-    bool mig[MAX_GPUS];
     unsigned unsupported[MAX_GPUS];
     struct event events[MAX_EVENTS];
     int num_events;
@@ -117,6 +117,11 @@ static bool parse_power(char **rest)
     return profile->count > 0;
 }
 
+static const struct { const char *word; enum kind kind; } events[] = {
+    {"reset", RESET}, {"lost", LOST}, {"slow_ms", SLOW}, {"process", PROCESS},
+    {"mig", MIG}, {"module", MODULE}, {"zero", ZERO},
+};
+
 static bool parse_event(enum kind kind, char **rest)
 {
     if (script.num_events == MAX_EVENTS)
@@ -127,7 +132,7 @@ static bool parse_event(enum kind kind, char **rest)
         return false;
     if (kind != RESET && !next_number(rest, &event->to))
         return false;
-    if (kind == SLOW && !next_number(rest, &event->ms))
+    if ((kind == SLOW || kind == PROCESS) && !next_number(rest, &event->amount))
         return false;
     script.num_events++;
     return true;
@@ -147,15 +152,6 @@ static bool parse_unsupported(char **rest)
             return true;
         }
     return false;
-}
-
-static bool parse_mig(char **rest)
-{
-    int gpu;
-    if (!next_gpu(rest, &gpu))
-        return false;
-    script.mig[gpu] = true;
-    return true;
 }
 
 static bool parse_scalar(const char *key, double value)
@@ -192,16 +188,11 @@ static bool parse_line(char *line)
     }
     if (strcmp(key, "power") == 0)
         return parse_power(&rest);
-    if (strcmp(key, "reset") == 0)
-        return parse_event(RESET, &rest);
-    if (strcmp(key, "lost") == 0)
-        return parse_event(LOST, &rest);
-    if (strcmp(key, "slow_ms") == 0)
-        return parse_event(SLOW, &rest);
     if (strcmp(key, "unsupported") == 0)
         return parse_unsupported(&rest);
-    if (strcmp(key, "mig") == 0)
-        return parse_mig(&rest);
+    for (size_t i = 0; i < sizeof events / sizeof *events; i++)
+        if (strcmp(key, events[i].word) == 0)
+            return parse_event(events[i].kind, &rest);
     double value;
     return next_number(&rest, &value) && parse_scalar(key, value);
 }
@@ -319,9 +310,13 @@ static double mean_watts(int gpu, double t)
     return integral(gpu, t) - integral(gpu, t - 1); /* over 1 s */
 }
 
+static const struct event *active(enum kind kind, int gpu, double t);
+
 /* What the counter shows at t: everything up to the last tick, since the last reset. */
 static uint64_t counter_millijoules(int gpu, double t)
 {
+    if (active(ZERO, gpu, t))
+        return 0;
     double shown = t - script.lag_s, start = 0;
     if (script.period_s > 0)
         shown = floor(shown / script.period_s) * script.period_s;
@@ -368,6 +363,11 @@ static const struct event *active(enum kind kind, int gpu, double t)
     return NULL;
 }
 
+static bool happening(enum kind kind, int gpu)
+{
+    return active(kind, gpu, clock_s(CLOCK_MONOTONIC) - script.origin) != NULL;
+}
+
 static int gpu_result(int gpu)
 {
     if (sessions == 0)
@@ -376,7 +376,7 @@ static int gpu_result(int gpu)
         return UNKNOWN;
     if (gpu < 0 || gpu >= script.gpus)
         return INVALID_ARGUMENT;
-    if (active(LOST, gpu, clock_s(CLOCK_MONOTONIC) - script.origin))
+    if (happening(LOST, gpu))
         return GPU_IS_LOST;
     return SUCCESS;
 }
@@ -409,7 +409,7 @@ static int enter_sensor(const struct device *device, int *gpu, enum sensor senso
     const struct event *slow = *gpu < 0 ? NULL :
         active(SLOW, *gpu, clock_s(CLOCK_MONOTONIC) - script.origin);
     if (slow != NULL) {
-        useconds_t pause_us = (useconds_t)(slow->ms * 1000);
+        useconds_t pause_us = (useconds_t)(slow->amount * 1000);
         pthread_mutex_unlock(&lock);
         usleep(pause_us);
         result = enter(device, gpu);
@@ -497,7 +497,7 @@ EXPORT int nvmlDeviceGetHandleByUUID(const char *uuid, struct device **device)
         return NOT_FOUND;
     *device = &devices[found + slice * MAX_GPUS];
     int result = enter(*device, &gpu);
-    if (result == INVALID_ARGUMENT || (result == SUCCESS && slice && !script.mig[gpu]))
+    if (result == INVALID_ARGUMENT || (result == SUCCESS && slice && !happening(MIG, gpu)))
         result = NOT_FOUND;
     return leave(result);
 }
@@ -528,7 +528,38 @@ EXPORT int nvmlDeviceGetArchitecture(struct device *device, unsigned *architectu
 EXPORT int nvmlDeviceGetMigMode(struct device *device, unsigned *current, unsigned *pending)
 {
     int gpu, result = enter(device, &gpu);
-    *current = *pending = result == SUCCESS && script.mig[gpu];
+    *current = *pending = result == SUCCESS && happening(MIG, gpu);
+    return leave(result);
+}
+
+/* Grace Hopper: nvmlC2cModeInfo_v1_t is one unsigned. */
+EXPORT int nvmlDeviceGetC2cModeInfoV(struct device *device, unsigned *enabled)
+{
+    int gpu, result = enter(device, &gpu);
+    *enabled = result == SUCCESS && happening(MODULE, gpu);
+    return leave(result);
+}
+
+/* Layout of nvmlProcessInfo_t (v3), c_nvmlProcessInfo_v3_t in pynvml.py. */
+struct process { uint32_t pid; uint64_t used_bytes; uint32_t gpu_instance, compute_instance; };
+
+EXPORT int nvmlDeviceGetComputeRunningProcesses_v3(struct device *device, unsigned *count,
+                                                   struct process *processes)
+{
+    unsigned found = 0, room = *count;
+    int gpu, result = enter_sensor(device, &gpu, 0);
+    double t = clock_s(CLOCK_MONOTONIC) - script.origin;
+    for (int i = 0; result == SUCCESS && i < script.num_events; i++) {
+        const struct event *event = &script.events[i];
+        if (event->kind != PROCESS || event->gpu != gpu || t < event->from || t >= event->to)
+            continue;
+        if (found < room && processes != NULL)
+            processes[found] = (struct process){.pid = (uint32_t)event->amount};
+        found++;
+    }
+    *count = found;
+    if (result == SUCCESS && found > room)
+        result = INSUFFICIENT_SIZE;
     return leave(result);
 }
 

@@ -79,9 +79,11 @@ class StubScript:
     origin_s: float = field(default_factory=time.monotonic)
     """``time.monotonic()`` at which the script's time and the counters are 0."""
     extra: Sequence[str] = ()
-    """Further lines, times in seconds after the origin: ``name TEXT``, ``reset GPU T`` (counter to
-    0), ``lost GPU FROM TO``, ``slow_ms GPU FROM TO MS``, ``mig GPU``, ``init_error CODE``,
-    ``architecture CODE``, ``unsupported GPU energy|energy_field|instant|average|usage``."""
+    """Further lines: ``name TEXT``, ``init_error CODE``, ``architecture CODE``, ``unsupported GPU
+    energy|energy_field|instant|average|usage``, and what happens, in seconds after the origin:
+    ``reset GPU T`` (counter to 0), ``lost GPU FROM TO``, ``slow_ms GPU FROM TO MS``, ``zero GPU
+    FROM TO`` (the counter says 0), ``mig GPU FROM TO``, ``module GPU FROM TO`` (the sensors are
+    those of a Grace Hopper module), ``process GPU FROM TO PID``."""
 
     def text(self) -> str:
         """The script as the stub reads it."""

@@ -11,9 +11,9 @@ from typing import Any, Final
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.registry import Collector
 
-from llm_carbon_meter.carbon.intensity import CarbonIntensity
 from llm_carbon_meter.records import (
     Account,
+    CarbonIntensity,
     EnergyEstimate,
     EngineTotals,
     GpuTotals,
@@ -71,6 +71,8 @@ class PrometheusExporter:
         self._seen: dict[tuple[Any, ...], float] = {}
         """Last cumulative value of each series, by engine session."""
         self._request_metrics()
+        self._grid: tuple[str, ...] | None = None
+        """Labels of the intensity that is shown."""
         self._errors = self._counter("errors_total", "Errors of the meter by place", "where")
         self._owns_totals = owns_totals
         if owns_totals:
@@ -104,6 +106,12 @@ class PrometheusExporter:
         self._watt_hours = self._counter(
             "energy_watt_hours_total", "The same in watt-hours", "gpu", "source", "account"
         )
+        self._allreduce = self._counter(
+            "allreduce_modelled_joules_total",
+            "Part of the accounts' energy that went by while GPUs exchanged results, as modelled; "
+            "never to be added to them",
+            "gpu",
+        )
         self._grams = self._counter(
             "emissions_grams_total", "gCO2eq by account", "scope", "account", "source"
         )
@@ -114,6 +122,9 @@ class PrometheusExporter:
             "accounted_ratio", "Sum of all accounts / increments of the counters"
         )
         self._gap = self._gauge("sampler_gap_seconds", "Seconds since the last reading")
+        self._read = self._gauge(
+            "sampler_read_seconds", "Seconds that a reading of all GPUs takes, of late"
+        )
         self._intensity = self._gauge(
             "carbon_intensity_grams_per_kwh", "gCO2eq per kWh in use", "zone", "provider"
         )
@@ -162,8 +173,13 @@ class PrometheusExporter:
         if not self._owns_totals:
             return
         labels = (self._model_name, "", intensity.zone, intensity.provider)
-        self._intensity.labels(*labels).set(intensity.grams_per_kwh)
-        self._intensity_age.labels(*labels).set(age_s)
+        with self._updating:
+            if self._grid not in (None, labels):  # what held before holds no more
+                self._intensity.labels(*self._grid).set(float("nan"))
+                self._intensity_age.labels(*self._grid).set(float("nan"))
+            self._grid = labels
+            self._intensity.labels(*labels).set(intensity.grams_per_kwh)
+            self._intensity_age.labels(*labels).set(age_s)
 
     def record(self, record: RequestRecord) -> None:
         """Count a finished exchange."""
@@ -216,12 +232,17 @@ class PrometheusExporter:
         if totals.accounted_ratio is not None:
             self._ratio.labels(*common).set(totals.accounted_ratio)
         self._gap.labels(*common).set(totals.sampler_gap_s)
+        self._read.labels(*common).set(totals.sampler_read_s)
 
     def _count_gpu(self, session: str, labels: tuple[str, ...], gpu: GpuTotals) -> None:
         for account in Account:
             joules, series = gpu.account_joules[account], (*labels, account.label)
             self._raise(self._joules, session, series, joules)
             self._raise(self._watt_hours, session, series, watt_hours(joules))
+        allreduce = gpu.allreduce_modelled_joules
+        if allreduce is not None:
+            model_name, engine, name, _source = labels
+            self._raise(self._allreduce, session, (model_name, engine, name), allreduce)
         if gpu.watts is not None:
             self._watts.labels(*labels).set(gpu.watts)
 

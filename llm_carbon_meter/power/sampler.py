@@ -1,12 +1,27 @@
 """The sampler thread: reads all GPUs of an engine together, at a steady rate, and never raises."""
 
+import statistics
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
+from typing import Final
 
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.power.meter import PowerMeter
 from llm_carbon_meter.records import EnergyReading
+
+MAX_READ_SHARE: Final = 0.05
+"""Of the time: the driver serves one call after the other, and the engine waits behind ours."""
+MAX_PERIOD_S: Final = 0.5
+"""However slow the calls are."""
+READS_KEPT: Final = 15
+"""Their median is what a reading takes: one that was slow by chance changes nothing."""
+
+
+def spaced(period_s: float, read_s: float) -> float:
+    """Seconds between the starts of readings that take ``read_s``, wanted ``period_s`` apart."""
+    return max(period_s, min(read_s / MAX_READ_SHARE, MAX_PERIOD_S))
 
 
 class PowerSampler:
@@ -14,7 +29,7 @@ class PowerSampler:
 
     Args:
         meter: read only from this thread once started.
-        period_s: seconds between the starts of two readings.
+        period_s: seconds between the starts of two readings; more where they take long.
         sink: receives the readings; must be quick.
         faults: where failing readings are counted.
     """
@@ -33,6 +48,12 @@ class PowerSampler:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="llm-carbon-sampler", daemon=True)
         self._last_s = time.monotonic()
+        self._reads_s = deque([0.0], maxlen=READS_KEPT)
+
+    @property
+    def read_s(self) -> float:
+        """Seconds that a reading of all GPUs takes, median of late."""
+        return statistics.median_low(list(self._reads_s))
 
     @property
     def gap_s(self) -> float:
@@ -52,13 +73,15 @@ class PowerSampler:
         due_s = time.monotonic()
         while not self._stop.is_set():
             self._sample()
-            due_s = max(due_s + self._period_s, time.monotonic())
+            due_s = max(due_s + spaced(self._period_s, self.read_s), time.monotonic())
             self._stop.wait(due_s - time.monotonic())
 
     def _sample(self) -> None:
+        before_s = time.monotonic()
         try:
             readings = self._meter.read()
             self._last_s = time.monotonic()
+            self._reads_s.append(self._last_s - before_s)
             self._sink(readings)
         except Exception as error:  # noqa: BLE001 - boundary: no reading may stop the thread
             self._faults.note("sampler", error, "Readings are tried again.")

@@ -1,8 +1,7 @@
 """Hooks into vLLM's EngineCore process: wraps the scheduler, never replaces it.
 
-An error of ours is counted and metering goes silent, serving goes on. Names wrapped:
-Scheduler.__init__, schedule, update_from_output, _free_request, shutdown;
-EngineCore.execute_dummy_batch, sleep, wake_up; Executor.__init__.
+An error of ours is counted and metering goes silent, serving goes on. The names that are wrapped
+stand in vllm_hooks.py.
 """
 
 import dataclasses
@@ -53,22 +52,15 @@ class EngineHooks:
         """Wrap vLLM's classes; nothing starts until a scheduler is made.
 
         Raises:
-            AttributeError: a method to wrap does not exist in this vLLM; nothing is wrapped then.
+            AttributeError: a method to wrap does not exist; `vllm_hooks.load` says so before.
         """
-        overheads = ("execute_dummy_batch", "sleep", "wake_up")
-        for owner, names in (
-            (scheduler, ("schedule", "update_from_output", "_free_request", "shutdown")),
-            (engine_core, overheads),
-        ):
-            for name in names:
-                getattr(owner, name)
         wrap(executor, "__init__", before=self._before_executor, on_error=self._start_failed)
         wrap(scheduler, "__init__", after=self._after_init, on_error=self._start_failed)
         wrap(scheduler, "schedule", after=self._after_schedule, on_error=self._drop)
         wrap(scheduler, "update_from_output", before=self._before_update, on_error=self._drop)
         wrap(scheduler, "_free_request", before=self._before_free, on_error=self._drop)
         wrap(scheduler, "shutdown", before=self._before_shutdown, on_error=self._drop)
-        for name in overheads:
+        for name in ("execute_dummy_batch", "sleep", "wake_up"):
             wrap(
                 engine_core,
                 name,

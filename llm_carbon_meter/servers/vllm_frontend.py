@@ -1,8 +1,8 @@
 """Hooks into vLLM's API server process: estimates, ids, routes and spans.
 
-Names wrapped: AsyncLLM.__init__ and shutdown; OutputProcessor.add_request (it sees every engine
-request with its internal id before it is sent, children of n > 1 included) and do_tracing;
-vllm.entrypoints.serve.register_vllm_serve_api_routers (the application, before its middleware).
+Of the names wrapped (vllm_hooks.py), OutputProcessor.add_request sees every engine request with its
+internal id before it is sent, children of n > 1 included, and register_vllm_serve_api_routers the
+application before its middleware.
 """
 
 import functools

@@ -5,6 +5,7 @@ publishes, and it ends when the engine does, however that ends.
 """
 
 import contextlib
+import os
 import pickle
 import signal
 import sys
@@ -15,7 +16,7 @@ from typing import Any
 from llm_carbon_meter.config import cuda_visible_devices
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.meter import EngineMeter, assumed_gpu, cost_model, open_power, physics_gpu
-from llm_carbon_meter.power.nvml import visible_devices
+from llm_carbon_meter.power.nvml_devices import visible_devices
 from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.servers.channel import Publisher, engine_name
 from llm_carbon_meter.servers.vllm_process import Setup
@@ -66,7 +67,9 @@ def _meter(setup: Setup, decoder: StepDecoder, publisher: Publisher, faults: Fau
     power = open_power(config, devices, setup.num_gpus, assumed, setup.start_s, faults)
     gpu = physics_gpu(setup.gpu_name, assumed)
     physics = cost_model(gpu, setup.model, setup.tensor_parallel)
-    return EngineMeter(config, power, decoder, physics, setup.engine, publisher.publish, faults)
+    return EngineMeter(
+        config, power, decoder, physics, setup.engine, publisher.publish, faults, os.getppid()
+    )
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from llm_carbon_meter.records import ConfigError
 from llm_carbon_meter.servers.channel import choose_directory
 from llm_carbon_meter.servers.vllm_engine import EngineHooks
 from llm_carbon_meter.servers.vllm_frontend import FrontendHooks
+from llm_carbon_meter.servers.vllm_hooks import load
 
 logger = logging.getLogger("llm_carbon_meter")
 
@@ -19,7 +20,7 @@ def register() -> None:
     """Install the hooks; calling again changes nothing.
 
     Raises:
-        ConfigError: a setting is wrong and LLM_CARBON_METER_STRICT=1.
+        ConfigError: a setting is wrong, or vLLM does not fit, and LLM_CARBON_METER_STRICT=1.
     """
     global _registered
     if _registered:
@@ -36,19 +37,16 @@ def register() -> None:
         share_channel_dir(config.channel_dir)
     try:
         _install(config, faults)
-    except (ImportError, AttributeError) as error:
+    except ConfigError as error:
         if config.strict:
-            raise ConfigError(f"this vLLM does not fit llm_carbon_meter: {error}") from error
-        faults.note("install", error, "This vLLM does not fit; nothing is metered.")
+            raise
+        faults.note("install", error, "Nothing is metered; `llm-carbon-meter check` says more.")
 
 
 def _install(config: Config, faults: Faults) -> None:
-    import vllm.entrypoints.serve as serve
-    from vllm.v1.core.sched.scheduler import Scheduler
-    from vllm.v1.engine.async_llm import AsyncLLM
-    from vllm.v1.engine.core import EngineCore
-    from vllm.v1.engine.output_processor import OutputProcessor
-    from vllm.v1.executor.abstract import Executor
-
-    EngineHooks(config, faults).install(Scheduler, EngineCore, Executor)
-    FrontendHooks(config, faults).install(AsyncLLM, OutputProcessor, serve)
+    owners, missing = load()
+    if missing:
+        raise ConfigError(f"this vLLM does not fit: it has no {', no '.join(missing)}")
+    scheduler, engine_core, executor, async_llm, output_processor, serve = owners
+    EngineHooks(config, faults).install(scheduler, engine_core, executor)
+    FrontendHooks(config, faults).install(async_llm, output_processor, serve)

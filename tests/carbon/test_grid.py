@@ -15,7 +15,6 @@ from llm_carbon_meter.carbon import grid, intensity
 from llm_carbon_meter.carbon.grid import Grid, constant, open_grid
 from llm_carbon_meter.carbon.intensity import (
     SERVICES,
-    CarbonIntensity,
     ElectricityMaps,
     UkCarbonIntensity,
     annual,
@@ -23,7 +22,7 @@ from llm_carbon_meter.carbon.intensity import (
 )
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.records import MeterError
+from llm_carbon_meter.records import CarbonIntensity, MeterError
 
 TOKEN = "a-secret-of-ours"
 NOW = datetime.now(UTC).isoformat()

@@ -11,7 +11,6 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from llm_carbon_meter.carbon.intensity import CarbonIntensity
 from llm_carbon_meter.exporters.prometheus import (
     ENERGY_BUCKETS,
     GRAM_BUCKETS,
@@ -20,6 +19,7 @@ from llm_carbon_meter.exporters.prometheus import (
 )
 from llm_carbon_meter.records import (
     Account,
+    CarbonIntensity,
     EnergyEstimate,
     EngineTotals,
     Features,
@@ -47,22 +47,26 @@ SPINE = {
     "requests",
     "accounted_ratio",
     "sampler_gap_seconds",
+    "sampler_read_seconds",
+    "allreduce_modelled_joules",
     "errors",
     "estimate_error_ratio",
 }
-LATER = {"drift_ratio", "drift_alert", "allreduce_modelled_joules"}
+LATER = {"drift_ratio", "drift_alert"}
 
 ACCOUNT_JOULES = (100.0, 200.0, 10.0, 5.0, 20.0, 60.0, 5.0)
 TOTALS = EngineTotals(
     session="first",
     engine=0,
     source=Source.MEASURED,
-    gpus=(GpuTotals("GPU-a", 400.0, ACCOUNT_JOULES, 321.5),),
+    gpus=(GpuTotals("GPU-a", 400.0, ACCOUNT_JOULES, 321.5, 12.5),),
     account_grams=tuple(joules / 10 for joules in ACCOUNT_JOULES),
+    intensity=CarbonIntensity(475.0, "world", "static"),
     steps={"prefill": 2, "decode": 30, "mixed": 4},
     tokens={"prefill": 500, "decode": 90, "recompute": 0},
     errors={"power": 1},
     sampler_gap_s=0.04,
+    sampler_read_s=0.0007,
 )
 ENERGY = RequestEnergy(
     request_id="a",
@@ -239,6 +243,16 @@ def test_a_gpu_without_a_power_reading_has_no_gauge() -> None:
     exporter.totals(replace(TOTALS, gpus=(silent,)))
     assert value(registry, "gpu_power_watts", gpu="GPU-a", source="measured") is None
     assert value(registry, "accounted_ratio") is None
+
+
+def test_exchanges_between_gpus_stand_apart_from_the_accounts() -> None:
+    """A part of them by GPU; absent, not 0, without tensor parallelism."""
+    exporter, registry = exporter_of()
+    silent = GpuTotals("GPU-b", 0.0, (0.0,) * 7, None)
+    exporter.totals(replace(TOTALS, gpus=(*TOTALS.gpus, silent)))
+    assert value(registry, "allreduce_modelled_joules_total", gpu="GPU-a") == 12.5
+    assert value(registry, "allreduce_modelled_joules_total", gpu="GPU-b") is None
+    assert value(registry, "sampler_read_seconds") == 0.0007
 
 
 def test_only_the_owner_exports_the_totals() -> None:

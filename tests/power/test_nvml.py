@@ -18,8 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_carbon_meter.demo.nvml_stub import StubScript, build, read_log
+from llm_carbon_meter.power.integral import PowerIntegral
 from llm_carbon_meter.power.meter import PowerMeter
-from llm_carbon_meter.power.nvml import PowerIntegral, open_nvml, visible_devices
+from llm_carbon_meter.power.nvml import open_nvml
+from llm_carbon_meter.power.nvml_devices import visible_devices
 from llm_carbon_meter.records import EnergyReading, MeterError, PowerError, Quality, Source
 
 UUIDS = [f"GPU-00000000-0000-0000-0000-{gpu:012d}" for gpu in range(4)]
@@ -269,6 +271,8 @@ def test_gap_between_power_samples_is_not_bridged(stub: Any, clock: Any) -> None
     meter.close()
     assert before.joules == pytest.approx(100, rel=0.2)
     assert after.joules == before.joules
+    assert (before.quality, after.quality) == (Quality.POWER, Quality.RESET)
+    assert later.quality is Quality.POWER
     elapsed_s = later.monotonic_s - after.monotonic_s
     assert later.joules - after.joules == pytest.approx(200 * elapsed_s)
 
@@ -344,6 +348,7 @@ def test_lost_gpu_restarts_its_power_integral(stub: Any, clock: Any) -> None:
     [back] = meter.read()
     meter.close()
     assert back.joules == 0
+    assert back.quality is Quality.RESET
 
 
 def test_every_gpu_lost_is_an_error(stub: Any) -> None:
@@ -395,25 +400,6 @@ def test_reset_shows_as_a_drop(stub: Any) -> None:
     meter.close()
     assert before.joules > 5000
     assert after.joules < 100
-
-
-def test_mig_slice_reads_its_parent(stub: Any) -> None:
-    """A slice has no sensor: its GPU is read, once, under the GPU's UUID and says mig_parent."""
-    stub.steady(100, 300, extra=("mig 0",))
-    meter = open_nvml([MIG_UUID, MIG_UUID])
-    [reading] = meter.read()
-    meter.close()
-    assert meter.quality is Quality.MIG_PARENT
-    assert reading.gpu == UUIDS[0]
-    assert reading.joules == pytest.approx(100 * 60, rel=0.05)
-
-
-def test_gpu_in_mig_mode_says_so(stub: Any) -> None:
-    """A whole GPU with MIG enabled is labelled too, since others may run on its slices."""
-    stub.steady(100, 300, extra=("mig 1",))
-    meter = open_nvml(["0", "1"])
-    meter.close()
-    assert meter.quality is Quality.MIG_PARENT
 
 
 def test_slow_call_is_stamped_in_its_middle(stub: Any, clock: Any) -> None:

@@ -189,6 +189,28 @@ def test_any_bytes_play_or_give_a_power_error(trace: Path, content: bytes) -> No
     assert len(meter.read()) == 1
 
 
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.data())
+def test_a_damaged_trace_plays_or_says_where_it_is_broken(trace: Path, data: st.DataObject) -> None:
+    """Bytes cut out, doubled or replaced: a refusal names the file, and joules never fall."""
+    content = bytearray(WATTS.encode())
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        until = data.draw(st.integers(at, min(at + 6, len(content))))
+        content[at:until] = data.draw(st.binary(max_size=3) | st.sampled_from([b"\n", b"1e9"]))
+        if not content:
+            break
+    trace.write_bytes(content)
+    try:
+        [[first], [last]] = joules_at(trace, [0.5, 1e6])
+    except PowerError as error:
+        refusal = str(error)
+    else:
+        assert 0 <= first <= last < math.inf
+        return
+    assert str(trace) in refusal
+
+
 def test_rounding_at_a_repeat_never_takes_joules_back(trace: Path) -> None:
     """Just before this trace repeats, rounding alone would show more joules than just after."""
     trace.write_text("t_s,gpu,watts\n0.2,0,236.2\n0.5,0,233.4\n3.5,0,25.8\n")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.power.sampler import PowerSampler
+from llm_carbon_meter.power.sampler import MAX_PERIOD_S, PowerSampler, spaced
 from llm_carbon_meter.records import EnergyReading, PowerError, Quality, Source
 
 
@@ -108,7 +108,12 @@ def test_the_gap_grows_while_the_meter_fails() -> None:
 
 def test_a_slow_meter_is_not_read_in_bursts() -> None:
     """Readings that were missed are not made up for."""
-    meter = CountingMeter(lambda reading: bool(time.sleep(0.1)) if reading == 1 else False)
+
+    def slow_at_first(reading: int) -> bool:
+        time.sleep(0.1 if reading == 1 else 0.0)
+        return False
+
+    meter = CountingMeter(slow_at_first)
     sink = Sink()
     sampler = PowerSampler(meter, 0.02, sink, Faults())
     sampler.start()
@@ -127,3 +132,39 @@ def test_stopping_does_not_wait_for_the_period() -> None:
     began_s = time.monotonic()
     sampler.stop()
     assert time.monotonic() - began_s < 2
+
+
+@pytest.mark.parametrize(
+    ("period_s", "read_s", "expected_s"),
+    [(0.05, 0.0001, 0.05), (0.05, 0.0025, 0.05), (0.05, 0.01, 0.2), (0.05, 9.0, 0.5), (10, 1, 10)],
+)
+def test_readings_that_take_long_are_spaced(
+    period_s: float, read_s: float, expected_s: float
+) -> None:
+    """They take a twentieth of the time at the most, down to two a second."""
+    assert spaced(period_s, read_s) == pytest.approx(expected_s)
+
+
+def test_calls_that_become_slow_lower_the_rate_and_it_recovers() -> None:
+    """One slow reading changes nothing; many do, until they are quick again."""
+    slow = threading.Event()
+
+    def slowly(reading: int) -> bool:
+        time.sleep(0.01 if slow.is_set() else 0.0)
+        return False
+
+    meter = CountingMeter(slowly)
+    sink = Sink()
+    sampler = PowerSampler(meter, 0.005, sink, Faults())
+    sampler.start()
+    sink.wait(20)
+    assert sampler.read_s < 0.005
+    slow.set()
+    sink.wait(len(sink.sets) + 12)
+    assert sampler.read_s >= 0.01
+    times = [readings[0].monotonic_s for readings in sink.sets]
+    assert times[-1] - times[-2] >= min(0.01 / 0.05, MAX_PERIOD_S) / 2
+    slow.clear()
+    sink.wait(len(sink.sets) + 12)
+    assert sampler.read_s < 0.005
+    sampler.stop()

@@ -1,5 +1,6 @@
 """Records between processes: the codec under fuzzing, and real sockets in a private directory."""
 
+import contextlib
 import json
 import math
 import os
@@ -19,6 +20,7 @@ from hypothesis import strategies as st
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import (
     Account,
+    CarbonIntensity,
     EngineTotals,
     GpuTotals,
     MeterError,
@@ -70,6 +72,7 @@ TOTALS = EngineTotals(
     source=Source.MEASURED,
     gpus=(GpuTotals("GPU-1", 7.0, (1.0,) * 7, None),),
     account_grams=(0.5,) * len(Account),
+    intensity=CarbonIntensity(302.0, "DE", "electricitymaps", 12.5, is_estimated=True),
     steps={"prefill": 3},
     tokens={"prefill": 30},
     errors={"power": 1},
@@ -111,6 +114,7 @@ totals = st.builds(
         max_size=3,
     ).map(tuple),
     account_grams=st.tuples(*[joules] * len(Account)),
+    intensity=st.builds(CarbonIntensity, joules, some_text, some_text, st.none() | joules),
     steps=counters,
     tokens=counters,
     errors=counters,
@@ -193,6 +197,26 @@ def test_damaged_messages_are_read_or_refused(message: Message, data: st.DataObj
     except MeterError:
         return
     assert isinstance(again, tuple(KINDS.values()))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"[" * 200_000,
+        b'{"v":' * 100_000,
+        b"1" * 100_000,
+        b'{"v":1,"kind":"totals","body":' + b"[" * 100_000,
+        encode(TOTALS).replace(b"0.04", b"1e999999999"),
+        encode(TOTALS).replace(b'"open_requests":2', b'"open_requests":' + b"9" * 100_000),
+    ],
+    ids=["lists", "objects", "digits", "inside", "exponent", "count"],
+)
+def test_messages_made_to_exhaust_us_end_soon(data: bytes) -> None:
+    """Depth and length are an error of ours or a number, and take no time."""
+    began_s = time.monotonic()
+    with contextlib.suppress(MeterError):
+        assert isinstance(decode(data), EngineTotals)
+    assert time.monotonic() - began_s < 5
 
 
 def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

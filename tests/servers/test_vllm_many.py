@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from llm_carbon_meter.demo.server import MODEL_NAME
@@ -35,7 +36,10 @@ class TestTensorParallel:
             yield metered
 
     def test_each_gpu_keeps_its_own_book(self, metered: Metered) -> None:
-        """Each sum is its own counter's, and requests get their share of both."""
+        """Each sum is its own counter's, and requests get their share of both.
+
+        Modelled exchanges are a part of each, and not in the sums.
+        """
         records = complete_together(metered, 4, "tensor parallel", 120)
         time.sleep(0.3)
         books = [assert_balanced(metered, gpu) for gpu in (0, 1)]
@@ -44,6 +48,10 @@ class TestTensorParallel:
         )
         assert charged == pytest.approx(sum(r["energy_joules"] for r in records), rel=1e-9)
         assert books[0] != books[1]
+        for gpu, book in enumerate(books):
+            uuid = f"GPU-00000000-0000-0000-0000-{gpu:012d}"
+            part = metered.metric("llm_carbon_meter_allreduce_modelled_joules_total", gpu=uuid)
+            assert 0 < part < 0.01 * sum(book.values())
 
 
 class TestTwoApiServers:
@@ -116,6 +124,36 @@ def test_a_killed_engine_leaves_nothing_behind(start_server: StartServer) -> Non
         os.kill(int(engine.split()[0]), signal.SIGKILL)
         eventually(lambda: metered.server.process.poll() is not None, "the server's end", 60)
         assert len(metered.logged()) == 1
+
+
+def _end_of_a_killed_worker(
+    start_server: StartServer, environment: dict[str, str]
+) -> tuple[int, list[str]]:
+    """Exit code of a server of which one of two workers was killed, and what it left running."""
+    with start_server("-tp", "2", power=TWO_PROFILES, environment=environment) as metered:
+        body = {"model": MODEL_NAME, "prompt": "x", "max_tokens": 5, "ignore_eos": True}
+        assert metered.http("/v1/completions", body)[0] == 200
+        server = psutil.Process(metered.server.process.pid)
+        family = server.children(recursive=True)
+        worker = next(child for child in family if "Worker" in " ".join(child.cmdline()))
+        worker.kill()
+        eventually(lambda: metered.server.process.poll() is not None, "its end", 90)
+        code = metered.server.process.poll()
+        assert code is not None
+        left = psutil.wait_procs(family, timeout=20)[1]
+        return code, [" ".join(process.cmdline()) for process in left]
+
+
+def test_a_killed_worker_ends_the_server_as_without_us(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    """The same exit code, nothing left running, and no socket in the way of the next start."""
+    channel = {"LLM_CARBON_METER_CHANNEL_DIR": str(tmp_path / "channel")}
+    without = _end_of_a_killed_worker(start_server, {"LLM_CARBON_METER_ENABLED": "0"})
+    assert _end_of_a_killed_worker(start_server, channel) == without
+    assert without[1] == []
+    with start_server(environment=channel) as again:
+        assert complete(again, "after the end", 5)["quality"] == "counter"
 
 
 def test_sigterm_settles_the_last_tick(start_server: StartServer) -> None:

@@ -1,0 +1,176 @@
+"""Looks at the power source: which GPUs, what their counters do now, who else is on them."""
+
+import os
+from collections.abc import Sequence
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from llm_carbon_meter.check.findings import Finding, Verdict
+from llm_carbon_meter.config import Config, cuda_visible_devices
+from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.meter import assumed_gpu
+from llm_carbon_meter.power.characterise import (
+    Floats,
+    Polled,
+    agreement,
+    histogram_ms,
+    lag_s,
+    moves,
+    poll,
+)
+from llm_carbon_meter.power.contention import (
+    Sharing,
+    own_processes,
+    sees_host_numbers,
+    sharing,
+)
+from llm_carbon_meter.power.nvml import open_nvml, worst
+from llm_carbon_meter.power.nvml_devices import listed_devices
+from llm_carbon_meter.power.nvml_survey import GpuFacts, Survey, survey
+from llm_carbon_meter.power.replay import read_trace
+from llm_carbon_meter.power.sensors import measured
+from llm_carbon_meter.records import MeterError, PowerError, Quality
+
+Found = tuple[list[Finding], Quality]
+"""What was found, and the quality of the requests of a server started now."""
+
+
+def check_power(config: Config, poll_s: float) -> Found:
+    """Look at the power source of the settings, and at the GPUs where it is NVML."""
+    if config.power.startswith("replay:"):
+        return _replay(Path(config.power.removeprefix("replay:")))
+    if config.power == "modelled":
+        return [_modelled(config, "as the settings say")], Quality.MODELLED
+    try:
+        return _nvml(config, poll_s)
+    except PowerError as error:
+        return [_without_sensor(config, error)], Quality.MODELLED
+
+
+def _replay(path: Path) -> Found:
+    try:
+        trace = read_trace(path)
+    except PowerError as error:
+        return [Finding("power", Verdict.FAILS, str(error))], Quality.MODELLED
+    text = f"a recorded trace of {len(trace.segments)} GPUs and {trace.length_s:g} s, over and over"
+    return [Finding("power", Verdict.NOTE, text)], Quality.MODELLED
+
+
+def _without_sensor(config: Config, error: PowerError) -> Finding:
+    if config.power == "nvml":
+        return Finding("power", Verdict.FAILS, str(error))
+    return _modelled(config, str(error))
+
+
+def _modelled(config: Config, why: str) -> Finding:
+    try:
+        gpu = assumed_gpu(config, Faults())
+    except MeterError as error:
+        return Finding("power", Verdict.FAILS, str(error))
+    text = f"modelled, not measured: load x the data sheet of {gpu.name} ({why})"
+    return Finding("power", Verdict.NOTE, text, {"assumed_gpu": gpu.name})
+
+
+def _nvml(config: Config, poll_s: float) -> Found:
+    visible = cuda_visible_devices()
+    host = survey(None if visible is None else listed_devices(visible))
+    findings = [_driver(host, visible)]
+    try:
+        meter = open_nvml([gpu.device for gpu in host.gpus], mig_parent=config.mig_parent)
+    except PowerError as error:
+        named = [_identity(number, gpu) for number, gpu in enumerate(host.gpus)]
+        return [*findings, *named, _without_sensor(config, error)], Quality.MODELLED
+    with closing(meter):
+        polled, took_s = poll(meter, poll_s)
+    for number, gpu in enumerate(host.gpus):
+        if gpu.uuid in polled:
+            findings += _gpu(number, gpu, polled[gpu.uuid])
+    findings.append(_calls(took_s))
+    return findings, worst(*(seen.quality for seen in polled.values()))
+
+
+def _driver(host: Survey, visible: str | None) -> Finding:
+    text = f"NVML, driver {host.driver}; {host.num_gpus} GPUs"
+    if visible is not None:
+        text += f", of which CUDA_VISIBLE_DEVICES={visible} shows {len(host.gpus)}"
+    return Finding("power", Verdict.OK, text, {"driver": host.driver, "num_gpus": host.num_gpus})
+
+
+def _gpu(number: int, gpu: GpuFacts, seen: Polled) -> list[Finding]:
+    return [_identity(number, gpu), _counter(gpu, seen), _processes(gpu.processes)]
+
+
+def _identity(number: int, gpu: GpuFacts) -> Finding:
+    text = f"{gpu.name} ({gpu.architecture.name}), NVML's GPU {gpu.device}"
+    text += f", {gpu.uuid}" if gpu.uuid != gpu.device else ""
+    figures = {"uuid": gpu.uuid, "name": gpu.name, "architecture": gpu.architecture.name}
+    scopes = {
+        Quality.MIG_PARENT: "; in MIG mode: its counter is that of all slices",
+        Quality.MODULE_SCOPE: "; its sensors count the CPU of its module too",
+    }
+    verdict = Verdict.NOTE if gpu.scope in scopes else Verdict.OK
+    return Finding(f"cuda {number}", verdict, text + scopes.get(gpu.scope, ""), figures)
+
+
+def _counter(gpu: GpuFacts, seen: Polled) -> Finding:
+    if seen.quality is Quality.POWER:
+        text = "no energy counter that can be believed: power is integrated"
+        if gpu.architecture.counts:
+            text += f" (every {gpu.architecture.name} has one; is this a virtual GPU?)"
+        return Finding("  counter", Verdict.NOTE, text, _figures(seen))
+    if seen.period_s is None:
+        text = f"moved {len(moves(seen.joules))} times while it was watched"
+        return Finding("  counter", Verdict.NOTE, text, _figures(seen))
+    text = (
+        f"moves every {_ms(seen.period_s)} (median of {len(seen.intervals_s)}), {_lag(gpu, seen)}"
+    )
+    text += f"; {seen.mean_watts:.4g} W now"
+    if gpu.architecture.sampled is not None:
+        text += f"; sensor seen to look {gpu.architecture.sampled:.0%} of the time"
+    return Finding("  counter", Verdict.OK, text, _figures(seen))
+
+
+def _lag(gpu: GpuFacts, seen: Polled) -> str:
+    known, now_s = measured(gpu.name), lag_s(seen)
+    if known is not None:
+        return f"on this type {_ms(known.period_s)} and a lag of {_ms(known.lag_s)} were measured"
+    return "lag not to be seen at this steady power" if now_s is None else f"lag {_ms(now_s)}"
+
+
+def _figures(seen: Polled) -> dict[str, Any]:
+    return {
+        "quality": seen.quality,
+        "period_s": seen.period_s,
+        "lag_s": lag_s(seen),
+        "intervals_ms": histogram_ms(seen.intervals_s),
+        "counter_to_power": agreement(seen),
+    }
+
+
+def _processes(listed: Sequence[int]) -> Finding:
+    own = own_processes(listed, os.getpid())
+    found = sharing(listed, own, host_numbers=sees_host_numbers(listed))
+    figures = {"sharing": found, "processes": list(listed)}
+    if found is Sharing.ALONE:
+        return Finding("  shared", Verdict.OK, "nobody else computes here", figures)
+    if found is Sharing.UNKNOWN:
+        text = "unknown: NVML numbers processes otherwise than this container"
+        return Finding("  shared", Verdict.OK, text, figures)
+    text = (
+        f"{', '.join(map(str, listed))} compute here: requests are labelled contended, "
+        "unless these are the server's own processes"
+    )
+    return Finding("  shared", Verdict.NOTE, text, figures)
+
+
+def _calls(took_s: Floats) -> Finding:
+    median_s, slow_s = np.quantile(took_s, [0.5, 0.99]).tolist()
+    text = f"reading all GPUs takes {_ms(median_s)}, one time in a hundred {_ms(slow_s)}"
+    return Finding("calls", Verdict.OK, text, {"median_s": median_s, "p99_s": slow_s})
+
+
+def _ms(seconds: float) -> str:
+    return f"{1000 * seconds:.3g} ms"

@@ -1,0 +1,110 @@
+"""What is found of GPUs, one oddity at a time, through the stub in this process."""
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from llm_carbon_meter.check import gpus
+from llm_carbon_meter.check.findings import Finding, Verdict
+from llm_carbon_meter.check.gpus import check_power
+from llm_carbon_meter.config import Config
+from llm_carbon_meter.power.sensors import Measured
+from llm_carbon_meter.records import Quality
+
+ALWAYS = "0 9e9"
+
+
+@pytest.fixture(autouse=True)
+def _all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """CUDA hides nothing."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(gpus, "sees_host_numbers", lambda listed: True)
+
+
+def found(poll_s: float = 0.1, **settings: Any) -> tuple[dict[str, Finding], Quality]:
+    """Findings by topic, and the quality."""
+    findings, quality = check_power(dataclasses.replace(Config(), **settings), poll_s)
+    return {finding.topic.strip(): finding for finding in findings}, quality
+
+
+def test_processes_on_a_gpu_are_named(stub: Any) -> None:
+    """They may be a server's own, so it is a note."""
+    stub.steady(100, extra=(f"process 0 {ALWAYS} 4711", f"process 0 {ALWAYS} 4712"))
+    findings, quality = found()
+    assert findings["shared"].verdict is Verdict.NOTE
+    assert "4711, 4712" in findings["shared"].text
+    assert quality is Quality.COUNTER
+
+
+def test_processes_of_another_namespace_are_unknown(
+    stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a container the numbers say nothing."""
+    monkeypatch.setattr(gpus, "sees_host_numbers", lambda listed: False)
+    stub.steady(100, extra=(f"process 0 {ALWAYS} 4711",))
+    assert "unknown" in found()[0]["shared"].text
+
+
+def test_a_gpu_without_a_counter_is_taken_for_virtual(stub: Any) -> None:
+    """Power is integrated, and the quality says so."""
+    stub.steady(100, extra=("unsupported 0 energy",))
+    findings, quality = found()
+    assert "is this a virtual GPU?" in findings["counter"].text
+    assert quality is Quality.POWER
+
+
+def test_a_pascal_has_no_counter_by_the_manual(stub: Any) -> None:
+    """Nothing is odd about power there."""
+    stub.steady(100, extra=("unsupported 0 energy", "architecture 4"))
+    assert "virtual" not in found()[0]["counter"].text
+
+
+def test_a_counter_at_0_is_found_out(stub: Any) -> None:
+    """It takes a second of watching."""
+    stub.steady(100, extra=(f"zero 0 {ALWAYS}",))
+    findings, quality = found(poll_s=1.3)
+    assert findings["counter"].verdict is Verdict.NOTE
+    assert quality is Quality.POWER
+
+
+def test_a_module_is_said_and_labelled(stub: Any) -> None:
+    """Its sensors count the CPU."""
+    stub.steady(100, extra=(f"module 0 {ALWAYS}",))
+    findings, quality = found()
+    assert "count the CPU of its module" in findings["cuda 0"].text
+    assert quality is Quality.MODULE_SCOPE
+
+
+def test_slow_calls_show(stub: Any) -> None:
+    """What a reading takes is measured."""
+    stub.steady(100, extra=(f"slow_ms 0 {ALWAYS} 20",))
+    assert found()[0]["calls"].figures["median_s"] >= 0.02
+
+
+def test_what_was_measured_on_this_type_is_told(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its lag needs no guess from two seconds."""
+    monkeypatch.setattr(gpus, "measured", {"NVIDIA Tested": Measured(0.02, 0.015)}.get)
+    stub.steady(100, extra=("name NVIDIA Tested",))
+    assert "on this type 20 ms and a lag of 15 ms were measured" in found()[0]["counter"].text
+
+
+def test_a_counter_that_stands_still_is_a_note(stub: Any) -> None:
+    """Nothing can be said of its period."""
+    stub.steady(0)
+    assert "moved 0 times" in found()[0]["counter"].text
+
+
+def test_no_gpu_shown_by_cuda_is_modelled(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An empty CUDA_VISIBLE_DEVICES hides all."""
+    stub.steady(100)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    findings, quality = found()
+    assert "opened for no GPU" in findings["power"].text
+    assert quality is Quality.MODELLED
+
+
+def test_an_unknown_assumed_gpu_fails_where_settings_are_strict(stub: Any) -> None:
+    """As the start of a server would."""
+    findings, _ = found(power="modelled", assume_gpu="H1000", strict=True)
+    assert findings["power"].verdict is Verdict.FAILS

@@ -1,0 +1,55 @@
+"""The Shapley value by its definition, from the joules of every subset of a step's requests."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import combinations
+from math import comb
+
+import numpy as np
+
+from llm_carbon_meter.attribution import CostModel, StepRows, shares
+from tests.gpu.loads import Row
+
+Subset = tuple[int, ...]
+
+
+def subsets(count: int) -> Iterator[Subset]:
+    """Every one but the empty, the largest last."""
+    for size in range(1, count + 1):
+        yield from combinations(range(count), size)
+
+
+def exact_shares(joules: Mapping[Subset, float], count: int) -> list[float]:
+    """What each request adds, averaged over all orders in which they could have come.
+
+    Args:
+        joules: of one step of every subset; nobody costs nothing.
+        count: requests.
+
+    Returns:
+        Shares of the whole step's joules; they add up to 1.
+    """
+    cost = {(): 0.0, **joules}
+    whole = cost[tuple(range(count))]
+    return [
+        sum(
+            (cost[tuple(sorted((*others, player)))] - cost[others])
+            / (count * comb(count - 1, len(others)))
+            for others in [s for s in cost if player not in s]
+        )
+        / whole
+        for player in range(count)
+    ]
+
+
+def modelled_shares(
+    rows: Sequence[Row], step_s: float, model: CostModel, policy: str = "shapley"
+) -> list[float]:
+    """What the meter gives the requests of one step that took so long."""
+    columns = StepRows(
+        np.array([len(rows)], np.intp),
+        np.array([row.new for row in rows], np.float64),
+        np.array([row.cached for row in rows], np.float64),
+        np.ones(len(rows)),
+    )
+    found: list[float] = shares(policy, columns, np.array([step_s]), model).tolist()
+    return found
