@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llm_carbon_meter import __version__
+from llm_carbon_meter.carbon.grid import open_grid
 from llm_carbon_meter.check.host import POLL_S, check_host
 from llm_carbon_meter.config import DATA_VARIABLE, Config, data_folder
 from llm_carbon_meter.demo.run import add_arguments, run_demo
-from llm_carbon_meter.meter import grid
+from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.predictor.batch import INPUT_COLUMNS, estimate_file
 from llm_carbon_meter.predictor.estimator import ENERGY_MODELS, EnergyModel, energy_model
 from llm_carbon_meter.predictor.offline import OfflineEstimate, make_deployment
@@ -148,7 +149,8 @@ def _estimate_one(model: EnergyModel, options: argparse.Namespace, config: Confi
         concurrency=options.concurrency,
         output_tokens=options.output_tokens,
     )
-    estimate = OfflineEstimate(model, deployment, query, grid(config), config.pue)
+    grid = open_grid(config, Faults()).asked()
+    estimate = OfflineEstimate(model, deployment, query, grid, config.pue)
     print(estimate.table())
     if options.compare:
         print(f"\n{estimate.comparison()}")

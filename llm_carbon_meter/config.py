@@ -57,8 +57,8 @@ def _power(text: str) -> str:
     raise ValueError("expected auto, nvml, modelled or replay:FILE")
 
 
-def _setting(default: Any, parse: Callable[[str], Any], doc: str) -> Any:
-    return field(default=default, metadata={"parse": parse, "doc": doc})
+def _setting(default: Any, parse: Callable[[str], Any], doc: str, *, secret: bool = False) -> Any:
+    return field(default=default, repr=not secret, metadata={"parse": parse, "doc": doc})
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +104,17 @@ class Config:
         _number(0.0, 5000.0),
         "grid intensity in gCO2eq/kWh (default: world average, IEA 2019)",
     )
-    zone: str = _setting("world", str, "name of the grid zone, a label only")
+    carbon_provider: str = _setting(
+        "static",
+        _choice("static", "table", "electricitymaps", "ukcarbonintensity"),
+        "where it comes from: `static` is the figure above, `table` the yearly mean of a country, "
+        "the others are services, asked in the background",
+    )
+    zone: str = _setting(
+        "world", str, "grid zone: an ISO 3166 code such as `DE`, or one of Electricity Maps"
+    )
+    electricitymaps_token: str = _setting("", str, "token of Electricity Maps", secret=True)
+    carbon_url: str = _setting("", str, "address of the service, where it is not its own")
     pue: float = _setting(
         1.0, _number(1.0, 5.0), "power usage effectiveness; 1.0 counts the GPUs alone"
     )

@@ -9,12 +9,13 @@ from typing import Any, Final, NamedTuple
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
+from llm_carbon_meter.carbon.grid import constant
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.exporters.headers import record_json
 from llm_carbon_meter.exporters.otel import SpanExporter
 from llm_carbon_meter.exporters.prometheus import PrometheusExporter
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.meter import HEARTBEAT_S, assumed_gpu, grid
+from llm_carbon_meter.meter import HEARTBEAT_S, assumed_gpu
 from llm_carbon_meter.predictor.calibration import error_ratios
 from llm_carbon_meter.predictor.estimator import (
     Deployment,
@@ -24,6 +25,7 @@ from llm_carbon_meter.predictor.estimator import (
 )
 from llm_carbon_meter.predictor.live import LiveEstimator
 from llm_carbon_meter.records import (
+    CarbonIntensity,
     EnergyEstimate,
     EngineTotals,
     EstimateQuery,
@@ -90,7 +92,7 @@ class FrontendMeter:
         self.exchanges = Registry()
         self.records = RecordStore(config.records)
         self._deployment = deployment
-        self._intensity = grid(config)
+        self._intensity = constant(config, faults)
         self.spans = SpanExporter(self._intensity) if tracing else None
         self._heard_s = time.monotonic()
         self._share = share
@@ -215,6 +217,16 @@ class FrontendMeter:
         """An engine says what its GPUs have used so far; at least once per heartbeat."""
         self._heard_s = time.monotonic()
         self._metrics.totals(totals)
+        self._use(totals.intensity)
+
+    def _use(self, intensity: CarbonIntensity) -> None:
+        """An engine's meter knows what the grid emits: nobody else asks for it."""
+        self._metrics.intensity(intensity, intensity.age_s(time.monotonic()))
+        self._intensity = intensity
+        if self.spans is not None:
+            self.spans.intensity = intensity
+        if self._live is not None:
+            self._live.intensity = intensity
 
     def receive_record(self, key: str, ids: Sequence[str], record: Mapping[str, Any]) -> None:
         """Another API server finished an exchange."""

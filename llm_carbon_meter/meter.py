@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-from llm_carbon_meter.carbon import CarbonIntensity, operational_grams
+from llm_carbon_meter.carbon.emissions import operational_grams
+from llm_carbon_meter.carbon.grid import open_grid
 from llm_carbon_meter.config import Config, runtime_folder
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.kernels import step_costs
@@ -68,11 +69,6 @@ class EventSource(Protocol):
     def drain(self, max_rows: int) -> EventBatch:
         """Hand over what happened, at most about ``max_rows`` request-steps."""
         ...
-
-
-def grid(config: Config) -> CarbonIntensity:
-    """The grid's intensity as configured."""
-    return CarbonIntensity(config.carbon_intensity, config.zone, "static")
 
 
 def open_power(
@@ -185,7 +181,7 @@ class EngineMeter:
             tick_s=TICK_S,
             learner=learner(power, model),
         )
-        self._ledger.grams_per_joule = operational_grams(1.0, grid(config), config.pue)
+        self._grid, self._pue = open_grid(config, faults), config.pue
         self._readings: deque[EnergyReading] = deque()
         self._sampler = PowerSampler(power, 1 / config.sample_hz, self._readings.extend, faults)
         self._watch: Watch | None = None
@@ -210,11 +206,13 @@ class EngineMeter:
         if self._watch is not None:
             self._watch.start()
         self._sampler.start()
+        self._grid.start()
         self._thread.start()
 
     def stop(self) -> None:
         """Settle the last tick, close what is open, publish it, and end both threads."""
         self._sampler.stop()
+        self._grid.stop()
         self._stop.set()
         self._source.wake.set()
         self._thread.join(timeout=5)
@@ -250,6 +248,7 @@ class EngineMeter:
     def _settle(self, known_until_s: float) -> None:
         while self._readings:
             self._ledger.observe_reading(self._readings.popleft())
+        self._ledger.grams_per_joule = operational_grams(1.0, self._grid.now, self._pue)
         finals = self._ledger.settle(known_until_s)
         # Before the finals: whoever sees a final figure finds its joules in the totals.
         if finals or time.monotonic() - self._published_s > TOTALS_S:
@@ -281,6 +280,7 @@ class EngineMeter:
             source=self._power.source,
             gpus=self._ledger.totals(),
             account_grams=tuple(self._ledger.account_grams.tolist()),
+            intensity=self._grid.now,
             steps=dict(self._ledger.step_counts),
             tokens=dict(self._ledger.token_counts),
             errors=dict(self._faults.counts),

@@ -225,6 +225,30 @@ class GpuTotals:
 
 
 @dataclass(frozen=True, slots=True)
+class CarbonIntensity:
+    """What a kilowatt-hour of a grid emits."""
+
+    grams_per_kwh: float
+    zone: str
+    provider: str
+    """static, table, or the service that answered."""
+    valid_since_s: float | None = None
+    """Monotonic time from which a service's figure holds; None for a constant."""
+    signal: str = "average"
+    """average or marginal."""
+    factors: str = "unknown"
+    """lifecycle or direct emissions."""
+    is_estimated: bool = False
+    """The service had not measured it yet."""
+    source: str = "settings"
+    """Who says so, and for when."""
+
+    def age_s(self, now_s: float) -> float:
+        """Seconds since its time; 0 for a constant."""
+        return 0.0 if self.valid_since_s is None else max(now_s - self.valid_since_s, 0.0)
+
+
+@dataclass(frozen=True, slots=True)
 class EngineTotals:
     """Everything engine-wide, cumulative, so that a lost message loses no joules."""
 
@@ -235,6 +259,8 @@ class EngineTotals:
     gpus: Sequence[GpuTotals]
     account_grams: Sequence[float]
     """gCO2eq, indexed by Account."""
+    intensity: CarbonIntensity
+    """Of the grid now."""
     steps: Mapping[str, int] = field(default_factory=dict)
     """prefill, decode, mixed."""
     tokens: Mapping[str, int] = field(default_factory=dict)

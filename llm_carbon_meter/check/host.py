@@ -4,11 +4,11 @@ import dataclasses
 from importlib import metadata, util
 from typing import Final
 
+from llm_carbon_meter.carbon.grid import constant, open_grid
 from llm_carbon_meter.check.findings import Finding, Report, Verdict
 from llm_carbon_meter.check.gpus import check_power
 from llm_carbon_meter.config import PREFIX, Config, vllm_plugins
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.meter import grid
 from llm_carbon_meter.records import ConfigError, MeterError
 from llm_carbon_meter.servers.channel import Publisher, choose_directory
 from llm_carbon_meter.servers.vllm_hooks import HOOKED, Fit, installed_fit
@@ -103,10 +103,14 @@ def _channel(config: Config) -> Finding:
 
 
 def _carbon(config: Config) -> Finding:
-    now = grid(config)
+    faults = Faults()
+    now = open_grid(config, faults).asked()
     text = f"{now.grams_per_kwh:g} gCO2eq/kWh, {now.provider} (zone {now.zone}), PUE {config.pue:g}"
     figures = {**dataclasses.asdict(now), "pue": config.pue}
-    if config.carbon_intensity == Config().carbon_intensity:
+    if faults.counts:
+        text += f"; {config.carbon_provider} has no answer for zone {config.zone}"
+    elif now == constant(Config(), faults):
         text += f"; set {PREFIX}CARBON_INTENSITY to your grid's"
-        return Finding("carbon", Verdict.NOTE, text, figures)
-    return Finding("carbon", Verdict.OK, text, figures)
+    else:
+        return Finding("carbon", Verdict.OK, text, figures)
+    return Finding("carbon", Verdict.NOTE, text, figures)

@@ -8,8 +8,7 @@ from typing import Any, Final
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, set_span_in_context
 
-from llm_carbon_meter.carbon import CarbonIntensity
-from llm_carbon_meter.records import EnergyEstimate, RequestEnergy, Source
+from llm_carbon_meter.records import CarbonIntensity, EnergyEstimate, RequestEnergy, Source
 from llm_carbon_meter.units import watt_hours
 
 PREFIX: Final = "llm_carbon_meter."
@@ -48,7 +47,7 @@ class SpanExporter:
     """
 
     def __init__(self, intensity: CarbonIntensity) -> None:
-        self._intensity = intensity
+        self.intensity = intensity
         self._parents: OrderedDict[str, tuple[SpanContext, int]] = OrderedDict()
         self._finals: OrderedDict[str, tuple[Mapping[str, str | float], int]] = OrderedDict()
 
@@ -58,7 +57,7 @@ class SpanExporter:
         """What is known of a request, as span attributes."""
         return {
             **(estimate_attributes(estimate) if estimate else {}),
-            **(energy_attributes(energy, self._intensity) if energy else {}),
+            **(energy_attributes(energy, self.intensity) if energy else {}),
         }
 
     def parent(self, request_id: str, context: SpanContext, start_ns: int) -> None:

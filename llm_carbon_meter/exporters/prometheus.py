@@ -11,9 +11,9 @@ from typing import Any, Final
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.registry import Collector
 
-from llm_carbon_meter.carbon import CarbonIntensity
 from llm_carbon_meter.records import (
     Account,
+    CarbonIntensity,
     EnergyEstimate,
     EngineTotals,
     GpuTotals,
@@ -71,6 +71,8 @@ class PrometheusExporter:
         self._seen: dict[tuple[Any, ...], float] = {}
         """Last cumulative value of each series, by engine session."""
         self._request_metrics()
+        self._grid: tuple[str, ...] | None = None
+        """Labels of the intensity that is shown."""
         self._errors = self._counter("errors_total", "Errors of the meter by place", "where")
         self._owns_totals = owns_totals
         if owns_totals:
@@ -171,8 +173,13 @@ class PrometheusExporter:
         if not self._owns_totals:
             return
         labels = (self._model_name, "", intensity.zone, intensity.provider)
-        self._intensity.labels(*labels).set(intensity.grams_per_kwh)
-        self._intensity_age.labels(*labels).set(age_s)
+        with self._updating:
+            if self._grid not in (None, labels):  # what held before holds no more
+                self._intensity.labels(*self._grid).set(float("nan"))
+                self._intensity_age.labels(*self._grid).set(float("nan"))
+            self._grid = labels
+            self._intensity.labels(*labels).set(intensity.grams_per_kwh)
+            self._intensity_age.labels(*labels).set(age_s)
 
     def record(self, record: RequestRecord) -> None:
         """Count a finished exchange."""

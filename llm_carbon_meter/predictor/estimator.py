@@ -11,9 +11,9 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_carbon_meter.carbon import CarbonIntensity, operational_grams
+from llm_carbon_meter.carbon.emissions import operational_grams
 from llm_carbon_meter.predictor.lengths import LengthForecast
-from llm_carbon_meter.records import EnergyEstimate, EstimateQuery, MeterError
+from llm_carbon_meter.records import CarbonIntensity, EnergyEstimate, EstimateQuery, MeterError
 from llm_carbon_meter.specs import GpuSpec, ModelSpec
 
 Floats = NDArray[np.float64]
@@ -113,7 +113,7 @@ class DeploymentEstimator:
         self.facility = model.facility
         self._bound = model.bind(deployment)
         self._out_of_domain = "; ".join(filter(None, (remark, self._bound.out_of_domain)))
-        self._intensity = intensity
+        self.intensity = intensity
         self._pue = 1.0 if model.facility else pue
 
     def estimate(self, query: EstimateQuery, lengths: LengthForecast) -> EnergyEstimate:
@@ -144,7 +144,7 @@ class DeploymentEstimator:
             high_joules=joules * exp(above),
             output_tokens=lengths.mean * sequences,
             facility=self.facility,
-            operational_grams=operational_grams(joules, self._intensity, self._pue),
+            operational_grams=operational_grams(joules, self.intensity, self._pue),
             out_of_domain=self._out_of_domain,
         )
 

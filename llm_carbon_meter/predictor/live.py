@@ -18,7 +18,13 @@ from llm_carbon_meter.predictor.calibration import (
 )
 from llm_carbon_meter.predictor.estimator import DeploymentEstimator
 from llm_carbon_meter.predictor.lengths import OutputLengths, exact_length
-from llm_carbon_meter.records import EnergyEstimate, EstimateQuery, MeterError, RequestEnergy
+from llm_carbon_meter.records import (
+    CarbonIntensity,
+    EnergyEstimate,
+    EstimateQuery,
+    MeterError,
+    RequestEnergy,
+)
 
 SAVE_S: Final = 10.0
 """The calibration file is written at most this often."""
@@ -55,6 +61,15 @@ class LiveEstimator:
         except MeterError as error:
             self._faults.note("calibration", error, "It begins anew.")
             return None
+
+    @property
+    def intensity(self) -> CarbonIntensity:
+        """Of the grid, for the grams."""
+        return self._estimator.intensity
+
+    @intensity.setter
+    def intensity(self, now: CarbonIntensity) -> None:
+        self._estimator.intensity = now
 
     def estimate(self, query: EstimateQuery) -> EnergyEstimate:
         """Estimate a request that has not run.

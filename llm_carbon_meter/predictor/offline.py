@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from llm_carbon_meter.carbon import CarbonIntensity
 from llm_carbon_meter.kernels import kernel_table
 from llm_carbon_meter.number_formats import with_dtype
 from llm_carbon_meter.predictor.estimator import (
@@ -19,7 +18,13 @@ from llm_carbon_meter.predictor.estimator import (
 )
 from llm_carbon_meter.predictor.flop import FlopModel, note_flop
 from llm_carbon_meter.predictor.lengths import exact_length
-from llm_carbon_meter.records import EnergyEstimate, EstimateQuery, MeterError, SpecError
+from llm_carbon_meter.records import (
+    CarbonIntensity,
+    EnergyEstimate,
+    EstimateQuery,
+    MeterError,
+    SpecError,
+)
 from llm_carbon_meter.specs import (
     GpuSpec,
     ModelSpec,

@@ -102,13 +102,13 @@ def _hints(kind: type) -> Mapping[str, Any]:
 
 
 def _build(kind: Any, value: Any) -> Any:
-    """Make what is annotated: a number, text, enum, dataclass, sequence or mapping."""
+    """Make what is annotated: a number, text, truth, enum, dataclass, sequence or mapping."""
     if kind is float:
         if isinstance(value, bool) or not isinstance(value, int | float):
             raise TypeError(f"expected a number, found {value!r}")
         return float(value)
-    if kind is int or kind is str:
-        if isinstance(value, bool) or not isinstance(value, kind):
+    if kind in (int, str, bool):
+        if type(value) is not kind:
             raise TypeError(f"expected {kind.__name__}, found {value!r}")
         return value
     if kind is Any:

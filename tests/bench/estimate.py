@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
+from llm_carbon_meter.carbon.grid import constant
 from llm_carbon_meter.cli import main
 from llm_carbon_meter.config import Config
-from llm_carbon_meter.meter import grid
+from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.predictor.estimator import Deployment, DeploymentEstimator, energy_model
 from llm_carbon_meter.predictor.lengths import LengthForecast
 from llm_carbon_meter.records import EstimateQuery
@@ -50,7 +51,7 @@ def measure(model: Path) -> Mapping[str, float]:
 
 def _estimator(model: str) -> DeploymentEstimator:
     deployment = Deployment(built_in_model(model), gpu_spec("H100"), 1, "vllm", "0.11.1")
-    return DeploymentEstimator(energy_model("gnn"), deployment, grid(Config()))
+    return DeploymentEstimator(energy_model("gnn"), deployment, constant(Config(), Faults()))
 
 
 def _live_us() -> tuple[float, float]:

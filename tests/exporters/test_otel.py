@@ -11,10 +11,10 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanContext, TraceFlags
 
-from llm_carbon_meter.carbon import CarbonIntensity
 from llm_carbon_meter.exporters import otel
 from llm_carbon_meter.exporters.otel import SpanExporter, energy_attributes, estimate_attributes
 from llm_carbon_meter.records import (
+    CarbonIntensity,
     EnergyEstimate,
     Outcome,
     Quality,

@@ -11,7 +11,6 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
-from llm_carbon_meter.carbon import CarbonIntensity
 from llm_carbon_meter.exporters.prometheus import (
     ENERGY_BUCKETS,
     GRAM_BUCKETS,
@@ -20,6 +19,7 @@ from llm_carbon_meter.exporters.prometheus import (
 )
 from llm_carbon_meter.records import (
     Account,
+    CarbonIntensity,
     EnergyEstimate,
     EngineTotals,
     Features,
@@ -61,6 +61,7 @@ TOTALS = EngineTotals(
     source=Source.MEASURED,
     gpus=(GpuTotals("GPU-a", 400.0, ACCOUNT_JOULES, 321.5, 12.5),),
     account_grams=tuple(joules / 10 for joules in ACCOUNT_JOULES),
+    intensity=CarbonIntensity(475.0, "world", "static"),
     steps={"prefill": 2, "decode": 30, "mixed": 4},
     tokens={"prefill": 500, "decode": 90, "recompute": 0},
     errors={"power": 1},

@@ -7,7 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_carbon_meter.carbon import CarbonIntensity
 from llm_carbon_meter.predictor.azure import conversation_quantiles
 from llm_carbon_meter.predictor.estimator import (
     ENERGY_MODELS,
@@ -19,7 +18,7 @@ from llm_carbon_meter.predictor.estimator import (
 )
 from llm_carbon_meter.predictor.flop import NOTE_CONSTANTS, FlopConstants, FlopModel, note_flop
 from llm_carbon_meter.predictor.lengths import LengthForecast, OutputLengths, exact_length
-from llm_carbon_meter.records import EstimateQuery, MeterError
+from llm_carbon_meter.records import CarbonIntensity, EstimateQuery, MeterError
 from llm_carbon_meter.specs import built_in_config, built_in_model, gpu_spec, model_spec
 from llm_carbon_meter.units import watt_hours
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import (
     Account,
+    CarbonIntensity,
     EngineTotals,
     GpuTotals,
     MeterError,
@@ -71,6 +72,7 @@ TOTALS = EngineTotals(
     source=Source.MEASURED,
     gpus=(GpuTotals("GPU-1", 7.0, (1.0,) * 7, None),),
     account_grams=(0.5,) * len(Account),
+    intensity=CarbonIntensity(302.0, "DE", "electricitymaps", 12.5, is_estimated=True),
     steps={"prefill": 3},
     tokens={"prefill": 30},
     errors={"power": 1},
@@ -112,6 +114,7 @@ totals = st.builds(
         max_size=3,
     ).map(tuple),
     account_grams=st.tuples(*[joules] * len(Account)),
+    intensity=st.builds(CarbonIntensity, joules, some_text, some_text, st.none() | joules),
     steps=counters,
     tokens=counters,
     errors=counters,

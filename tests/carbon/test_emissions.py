@@ -2,7 +2,8 @@
 
 import pytest
 
-from llm_carbon_meter.carbon import CarbonIntensity, operational_grams
+from llm_carbon_meter.carbon.emissions import operational_grams
+from llm_carbon_meter.records import CarbonIntensity
 
 
 def test_example_of_the_reference() -> None:

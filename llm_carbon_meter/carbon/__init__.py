@@ -1,0 +1,1 @@
+"""Joules to grams of CO2 equivalent: what a grid emits, and what the hardware's making did."""
