@@ -507,9 +507,9 @@ def context_sum(new: Floats, cached: Floats | float) -> Floats:
     return new * cached + new * (new + 1) / 2
 
 
-def windowed_sum(new: Floats, cached: Floats, window: int) -> Floats:
+def windowed_sum(new: Floats, cached: Floats | float, window: int) -> Floats:
     """As `context_sum`, each context cut at ``window``."""
-    below = np.clip(window - cached, 0, new)  # tokens whose context still fits
+    below: Floats = np.clip(window - cached, 0, new)  # tokens whose context still fits
     return context_sum(below, cached) + (new - below) * window
 
 

@@ -14,7 +14,7 @@ from llm_carbon_meter.exporters.headers import estimate_headers
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend import FrontendMeter
 from llm_carbon_meter.predictor import estimator
-from llm_carbon_meter.predictor.estimator import Deployment, Floats, PhaseEnergy
+from llm_carbon_meter.predictor.estimator import Deployment, Numbers, PhaseEnergy
 from llm_carbon_meter.records import EstimateQuery, Outcome, Quality, Source, Status
 from llm_carbon_meter.registry import Exchange
 from llm_carbon_meter.specs import built_in_model
@@ -35,6 +35,7 @@ class TenJoules:
 
     bound: list[Deployment]
     out_of_domain: str = ""
+    interval: tuple[float, float] = (1.0, 1.0)
     name: str = "gnn"
     facility: bool = False
 
@@ -42,9 +43,8 @@ class TenJoules:
         self.bound.append(deployment)
         return self
 
-    def phases(self, concurrency: Floats, prompt: Floats, output: Floats) -> PhaseEnergy:
-        half = 5.0 / concurrency + 0.0 * (prompt + output)
-        return PhaseEnergy(half, half, 2 * half, 2 * half)
+    def phases(self, concurrency: Numbers, prompt: Numbers, output: Numbers) -> PhaseEnergy:
+        return PhaseEnergy(5.0 / concurrency, 5.0 / concurrency)
 
 
 @pytest.fixture

@@ -188,9 +188,9 @@ class BatchEstimator:
 
 def _watt_hours(group: _Group) -> Floats:
     """Shape (requests, 5), as `ENERGY_COLUMNS` names them."""
-    energy = group.bound.phases(*np.array(group.requests, np.float64).T.copy())
-    total = energy.prefill_joules + energy.decode_joules
-    joules = (energy.prefill_joules, energy.decode_joules, total, *energy[2:])
+    prefill, decode = group.bound.phases(*np.array(group.requests, np.float64).T.copy())
+    total, (low, high) = prefill + decode, group.bound.interval
+    joules = (prefill, decode, total, low * total, high * total)
     return np.stack(joules, axis=1) / JOULES_PER_WATT_HOUR
 
 

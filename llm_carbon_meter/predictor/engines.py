@@ -5,8 +5,16 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 ALIASES: Final = {"transformers": "hf_transformers", "hf": "hf_transformers"}
-KIN: Final = dict.fromkeys(("sglang", "tensorrt_llm", "trt_llm", "tgi", "lmdeploy"), "vllm")
-"""Engines with continuous batching and fused kernels are like vLLM's newest."""
+KIN: Final = {
+    # Engines with continuous batching and fused kernels are like vLLM's newest.
+    **dict.fromkeys(("sglang", "tensorrt_llm", "trt_llm", "tgi", "lmdeploy"), "vllm"),
+    # FastChat called the transformers of its time, the summer of 2023.
+    "hf_transformers_fastchat": "hf_transformers 4.30",
+}
+FAR: Final = 12.0
+"""Minor releases; over so many an engine becomes another one."""
+LARGEST_COMMON: Final = 0.5
+"""Even then it is as much like its kin as like all engines together."""
 
 
 def engine_key(engine: str, version: str) -> str:
@@ -17,17 +25,42 @@ def engine_key(engine: str, version: str) -> str:
 def nearest_engines(engine: str, version: str, known: Sequence[str]) -> Mapping[str, float]:
     """Weights, adding up to 1, of the known engines that stand for one.
 
-    A version between two known ones is interpolated, an unknown or newer one is the newest, an
-    older one the oldest. An engine of no known kin is the mean of all.
+    A version between two known ones is interpolated, a newer one is like the newest, an older one
+    like the oldest; the further from all of them, the more all engines together count. Without a
+    version it is the newest, without kin the mean of all.
     """
     key = engine_key(engine, version)
     if key in known:
         return {key: 1.0}
-    name = KIN.get(_plain(engine), _plain(engine))
-    kin = sorted((_version(one), one) for one in known if one.split()[0] == name)
+    name, wanted = _kin(key)
+    kin = sorted((release, one) for one in known for other, release in [_kin(one)] if other == name)
+    common = _common(wanted, [release for release, _ in kin]) if kin else 1.0
+    weights = dict.fromkeys(known, common / len(known))
+    for one, share in _between(wanted, kin).items():
+        weights[one] += (1 - common) * share
+    return {one: weight for one, weight in weights.items() if weight}
+
+
+def _common(wanted: tuple[int, ...], measured: Sequence[tuple[int, ...]]) -> float:
+    """The part that all engines together have, by the distance to the nearest version."""
+    if not wanted:
+        return 0.0
+    return min(LARGEST_COMMON, min(_releases(wanted, one) for one in measured) / FAR)
+
+
+def _releases(one: tuple[int, ...], other: tuple[int, ...]) -> float:
+    """Minor releases between two versions; another major release is far."""
+    if one[:1] != other[:1]:
+        return FAR
+    return abs(_number(one) - _number(other)) * 1000.0
+
+
+def _between(
+    wanted: tuple[int, ...], kin: Sequence[tuple[tuple[int, ...], str]]
+) -> Mapping[str, float]:
+    """Shares of the measured versions next to one; the newest where none is wanted."""
     if not kin:
-        return dict.fromkeys(known, 1 / len(known))
-    wanted = _version(key) if _plain(engine) == name else ()
+        return {}
     if not wanted or wanted >= kin[-1][0]:
         return {kin[-1][1]: 1.0}
     if wanted <= kin[0][0]:
@@ -43,10 +76,12 @@ def _plain(engine: str) -> str:
     return ALIASES.get(name, name)
 
 
-def _version(key: str) -> tuple[int, ...]:
-    """``vllm 0.11.1`` -> (0, 11, 1); empty without a version."""
-    _, _, version = key.partition(" ")
-    return tuple(int(part) for part in re.findall(r"\d+", version)[:3])
+def _kin(key: str) -> tuple[str, tuple[int, ...]]:
+    """The engine that a key is of, or is like, and its version: ``vllm 0.11.1`` -> (0, 11, 1)."""
+    name, _, version = key.partition(" ")
+    if name in KIN:
+        name, _, version = KIN[name].partition(" ")
+    return name, tuple(int(part) for part in re.findall(r"\d+", version)[:3])
 
 
 def _number(version: tuple[int, ...]) -> float:

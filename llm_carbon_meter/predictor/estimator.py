@@ -6,7 +6,7 @@ A new energy model is a class with `bind` in a file of its own, and a name in `E
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import exp, hypot, log
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +17,8 @@ from llm_carbon_meter.records import CarbonIntensity, EnergyEstimate, EstimateQu
 from llm_carbon_meter.specs import GpuSpec, ModelSpec
 
 Floats = NDArray[np.float64]
+Numbers = float | Floats
+"""Of one request, or of many: shape (requests,)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +36,11 @@ class Deployment:
 
 
 class PhaseEnergy(NamedTuple):
-    """Joules per request, all GPUs of the group together; arrays of shape (requests,)."""
+    """Joules per request, all GPUs of the group together."""
 
-    prefill_joules: Floats
-    decode_joules: Floats
-    low_joules: Floats
-    """10 % of the total, given the lengths."""
-    high_joules: Floats
-    """90 %"""
+    prefill_joules: Any
+    """A number, or shape (requests,), as was asked."""
+    decode_joules: Any
 
 
 class BoundModel(Protocol):
@@ -52,13 +51,18 @@ class BoundModel(Protocol):
         """Why the deployment is outside what the model was made for; empty inside."""
         ...
 
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Factors that 10 % and 90 % of measured / estimated stay below, given the lengths."""
+        ...
+
     def phases(
-        self, concurrency: Floats, prompt_tokens: Floats, output_tokens: Floats
+        self, concurrency: Numbers, prompt_tokens: Numbers, output_tokens: Numbers
     ) -> PhaseEnergy:
         """Energy of requests that each share the GPUs with ``concurrency`` like themselves.
 
         Args:
-            concurrency: requests at once, itself included, at least 1; shape (requests,).
+            concurrency: requests at once, itself included, at least 1.
             prompt_tokens: at least 1.
             output_tokens: at least 1, an expectation or a whole number.
         """
@@ -87,7 +91,8 @@ class DeploymentEstimator:
 
     Two things are uncertain: how long the answer gets, and the energy of a given length. Either
     gives a distance from the estimate as a factor; both are independent, so that their logarithms
-    add in quadrature:  ln(high / E) = hypot(ln(E(long) / E), ln(E_90% / E)),  low likewise.
+    add in quadrature:  ln(high / E) = hypot(ln(E(long) / E), ln(E_90% / E)),  low likewise. For
+    E(long) decode grows with its tokens.
 
     Args:
         model: predicts the energy.
@@ -126,19 +131,18 @@ class DeploymentEstimator:
         """
         _check(query)
         # A request without an answer (an embedding) is a prefill: one token, its decode left out.
-        output = [max(1.0, length) for length in lengths]
-        columns = ([query.concurrency] * 3, [query.prompt_tokens] * 3, output)
-        energy = self._bound.phases(*np.array(columns, np.float64))
-        prefill, decode = energy.prefill_joules.tolist(), energy.decode_joules.tolist()
-        point, short, long = (a + b for a, b in zip(prefill, decode, strict=True))
-        below = _distance(point / short, point / float(energy.low_joules[0]))
-        above = _distance(long / point, float(energy.high_joules[0]) / point)
+        mean, short, long = map(max, lengths, (1.0, 1.0, 1.0))
+        asked = float(query.concurrency), float(query.prompt_tokens), mean
+        prefill, decode = self._bound.phases(*asked)
+        point, (low, high) = prefill + decode, self._bound.interval
+        below = _distance(point / (prefill + decode * short / mean), 1.0 / low)
+        above = _distance((prefill + decode * long / mean) / point, high)
         sequences = query.num_sequences
-        decode_joules = decode[0] * sequences if lengths.mean > 0 else 0.0
-        joules = prefill[0] * sequences + decode_joules
+        decode_joules = decode * sequences if lengths.mean > 0 else 0.0
+        joules = prefill * sequences + decode_joules
         return EnergyEstimate(
             method=self.method,
-            prefill_joules=prefill[0] * sequences,
+            prefill_joules=prefill * sequences,
             decode_joules=decode_joules,
             low_joules=joules * exp(-below),
             high_joules=joules * exp(above),
@@ -149,9 +153,9 @@ class DeploymentEstimator:
         )
 
 
-def _distance(*factors: float) -> float:
+def _distance(one: float, other: float) -> float:
     """Independent factors as one distance in logarithms; none reaches across its point."""
-    return hypot(*(log(max(1.0, factor)) for factor in factors))
+    return hypot(log(max(1.0, one)), log(max(1.0, other)))
 
 
 def _check(query: EstimateQuery) -> None:

@@ -3,15 +3,15 @@
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
-from llm_carbon_meter.predictor.estimator import Deployment, Floats, PhaseEnergy
+from llm_carbon_meter.predictor.estimator import Deployment, Numbers, PhaseEnergy
 from llm_carbon_meter.specs import ModelSpec
 
 
 class PhaseFlop(NamedTuple):
-    """Operations of both phases of one sequence; shape (requests,)."""
+    """Operations of both phases of one sequence: a number, or shape (requests,)."""
 
-    prefill: Floats
-    decode: Floats
+    prefill: Numbers
+    decode: Numbers
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class FlopConstants:
 NOTE_CONSTANTS: Final = FlopConstants()
 
 
-def note_flop(model: ModelSpec, prompt_tokens: Floats, output_tokens: Floats) -> PhaseFlop:
+def note_flop(model: ModelSpec, prompt_tokens: Numbers, output_tokens: Numbers) -> PhaseFlop:
     """Operations as the LLM-BENCH note counts them.
 
     FLOP = 2 P_act S + 4 d n_q layers x mean_input_len x S, with S = L and mean_input_len = L for
@@ -40,7 +40,7 @@ def _per_context(model: ModelSpec) -> float:
     return 4.0 * model.head_dim * model.num_heads * model.num_layers
 
 
-def _flop(per_token: float, per_context: float, prompt: Floats, output: Floats) -> PhaseFlop:
+def _flop(per_token: float, per_context: float, prompt: Numbers, output: Numbers) -> PhaseFlop:
     decode_context = prompt + (output - 1) / 2
     return PhaseFlop(
         prefill=(per_token + per_context * prompt) * prompt,
@@ -87,12 +87,11 @@ class BoundFlop:
     """Per operation."""
     decode_joules: float
     out_of_domain: str
+    interval = (1.0, 1.0)
 
     def phases(
-        self, concurrency: Floats, prompt_tokens: Floats, output_tokens: Floats
+        self, concurrency: Numbers, prompt_tokens: Numbers, output_tokens: Numbers
     ) -> PhaseEnergy:
-        """See `estimator.BoundModel`; a formula has no interval of its own."""
+        """See `estimator.BoundModel`."""
         flop = _flop(self.per_token, self.per_context, prompt_tokens, output_tokens)
-        prefill, decode = flop.prefill * self.prefill_joules, flop.decode * self.decode_joules
-        total = prefill + decode
-        return PhaseEnergy(prefill, decode, total, total)
+        return PhaseEnergy(flop.prefill * self.prefill_joules, flop.decode * self.decode_joules)

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from llm_carbon_meter.graph import layer_graph
 from llm_carbon_meter.kernels import kernel_table
-from llm_carbon_meter.phases import coefficients, phase_sums
-from llm_carbon_meter.predictor.estimator import Deployment
+from llm_carbon_meter.phases import SUMS, coefficients, mean_steps
+from llm_carbon_meter.predictor.estimator import Deployment, Numbers
 from llm_carbon_meter.predictor.physics import TERMS, term_matrix
 from llm_carbon_meter.specs import ModelSpec
 
@@ -44,26 +44,29 @@ DYNAMIC: Final[Mapping[str, Mapping[str, float]]] = {
 EXPAND: Final = np.array([[part.get(one, 0.0) for part in DYNAMIC.values()] for one in BASIS])
 NODE_FEATURES: Final = (*KINDS, "input", "output", *DYNAMIC)
 GLOBAL_TERMS: Final = TERMS[: TERMS.index("allreduces")]
+SIZES: Final = ("sampled", "tokens", "kv")
+"""Of `phases.SUMS`: how large a step is."""
+STEP_FEATURES: Final = (*(f"{term}_share" for term in GLOBAL_TERMS), "step_time", *SIZES)
+"""Of the whole step: what its time consists of, and logarithms to 10 of that and of its sizes."""
 GLOBAL_FEATURES: Final = (
-    *(f"{term}_share" for term in GLOBAL_TERMS),
-    *("step_time", "batch", "prompt", "output", "gpus", "hidden", "layers", "quantised"),
-    *("experts", "vllm", "transformers", "bandwidth", "board_power", "decode"),
+    *STEP_FEATURES,
+    *("gpus", "hidden", "layers", "quantised", "experts"),
+    *("vllm", "transformers", "bandwidth", "board_power", "decode"),
 )
 TINY_S: Final = 1e-9
-# Batch, prompt and output as logarithms around 0.
-LOG_SCALE: Final = np.array((0.66, 1.0, 1.0))
-LOG_SHIFT: Final = np.array((-1.0, -2.5, -2.5))
+ABOVE_0: Final = np.array((1.0, 1.0, 1.0, TINY_S), np.float32)
+"""Added to O, M, I and seconds before their logarithm."""
 
 
 class Inputs(NamedTuple):
     """What the predictor is asked, for some batches of one deployment."""
 
     terms: Floats
-    """`physics.TERMS` in seconds, shape (batches, 2, terms)."""
+    """`physics.TERMS` of a step in seconds, shape (batches, 2, terms)."""
     basis: Floats
     """`BASIS`, kernels first so that all graphs are one product: (kernels, batches, 2, basis)."""
     described: Floats
-    """`GLOBAL_FEATURES`, shape (batches, 2, features)."""
+    """`STEP_FEATURES`, shape (batches, 2, features)."""
 
 
 @lru_cache(maxsize=64)
@@ -91,15 +94,13 @@ class DeploymentGraph:
     """Everything of a deployment that does not change from batch to batch."""
 
     deployment: Deployment
-    term_matrix: Floats
-    """Shape (sums, terms)."""
-    costs: Floats
-    """O, M, I of each kernel and their seconds at the GPU's rates, each time it runs, per unit of
-    each sum; shape (6 x kernels, sums)."""
+    linear: Floats
+    """Per unit of each sum: `physics.TERMS`, the sum of `GLOBAL_TERMS`, `SIZES`, and for each
+    kernel O, M, I and their seconds at the GPU's rates, each time it runs; (sums, columns)."""
     counts: Floats
-    """Shape (kernels, 1)."""
+    """How many times each kernel runs in a step, shape (kernels, 1)."""
     constants: Floats
-    """`GLOBAL_FEATURES` that are the same for all batches, except the phase."""
+    """`GLOBAL_FEATURES` after `STEP_FEATURES`, for prefill and for decode: (2, features)."""
 
     @classmethod
     def of(cls, deployment: Deployment) -> "DeploymentGraph":
@@ -117,61 +118,58 @@ class DeploymentGraph:
             moved / gpu.bandwidth_bytes_per_s,
             costs.network_bytes / gpu.link_bytes_per_s,
         )
+        terms = term_matrix(model, gpu, parallel)
+        time = terms[: len(GLOBAL_TERMS)].sum(0, keepdims=True)
+        sizes = np.array([[float(name == one) for one in SUMS] for name in SIZES])
+        of_kernels = np.stack((operations, moved, costs.network_bytes, *seconds), axis=1)
+        rows = (terms, time, sizes, of_kernels.reshape(-1, len(SUMS)))
         return cls(
             deployment,
-            np.ascontiguousarray(term_matrix(model, gpu, parallel).T),
-            np.concatenate((operations, moved, costs.network_bytes, *seconds)),
-            np.array([[float(one.count)] for one in table]),
+            np.concatenate(rows).T.astype(np.float32, order="C"),
+            np.array([[one.count] for one in table], np.float32),
             _constants(deployment),
         )
 
-    def inputs(self, batch: Floats, prompt: Floats, output: Floats) -> Inputs:
-        """Features of batches of equal requests, each argument of shape (batches,)."""
-        sums = phase_sums(self.deployment.model, batch, prompt, output)
-        steps = np.maximum(sums[..., :1], 1.0)
-        terms, per_step = sums @ self.term_matrix, (sums / steps).reshape(-1, sums.shape[-1])
-        described = self._globals(terms / steps, batch, prompt, output)
-        return Inputs(terms, self._basis(per_step, len(batch)), described)
+    def inputs(self, batch: Numbers, prompt: Numbers, output: Numbers) -> Inputs:
+        """Features of batches of equal requests, each argument one number or shape (batches,)."""
+        steps = mean_steps(self.deployment.model, batch, prompt, output)
+        sums = np.array(steps, np.float32).reshape(2, len(SUMS), -1).transpose(2, 0, 1)
+        per_step = sums.reshape(-1, len(SUMS)).dot(self.linear)
+        last = len(TERMS) + 1 + len(SIZES)
+        kernels = per_step[:, last:].reshape(len(per_step), -1, len(BASIS))
+        basis = self._basis(kernels.transpose(1, 0, 2).copy())
+        terms, sizes = per_step[:, : len(TERMS)], per_step[:, len(TERMS) : last]
+        shares = terms[:, : len(GLOBAL_TERMS)] / sizes[:, :1]
+        return Inputs(
+            terms.reshape(-1, 2, len(TERMS)),
+            basis.reshape(len(basis), -1, 2, len(BASIS)),
+            np.concatenate((shares, np.log10(sizes)), 1).reshape(-1, 2, len(STEP_FEATURES)),
+        )
 
-    def _basis(self, sums: Floats, batches: int) -> Floats:
-        kernels = len(self.counts)
-        costs = (self.costs @ sums.T).reshape(6, kernels, -1)
-        computing, moving, sending = costs[3:]
-        seconds = np.maximum(np.maximum(computing, moving), sending)
-        whole = seconds * self.counts
-        basis = np.empty((kernels, len(sums), len(BASIS)))
-        basis[..., :3] = np.log10(costs[:3] + 1).transpose(1, 2, 0)
-        basis[..., 3] = np.log10(seconds + TINY_S)
-        basis[..., 4] = computing > moving
-        basis[..., 5] = whole / (whole.sum(0) + TINY_S)
-        return basis.reshape(kernels, batches, 2, -1)
-
-    def _globals(self, terms: Floats, batch: Floats, prompt: Floats, output: Floats) -> Floats:
-        place = len(GLOBAL_TERMS)
-        seconds = terms[..., :place]
-        step = seconds.sum(-1)
-        features = np.empty((len(batch), 2, len(GLOBAL_FEATURES)))
-        features[..., :place] = seconds / (step[..., None] + TINY_S)
-        features[..., place] = np.log10(step + TINY_S) / 3 + 1
-        logs = np.log10((batch, prompt, output)).T
-        features[..., place + 1 : place + 4] = logs[:, None] * LOG_SCALE + LOG_SHIFT
-        features[..., place + 4 : -1] = self.constants
-        features[..., -1] = (0.0, 1.0)
-        return features
+    def _basis(self, costs: Floats) -> Floats:
+        """`BASIS`, in place of O, M, I and the seconds that each takes: (kernels, graphs, 6)."""
+        computing, moving, sending = costs[..., 3], costs[..., 4], costs[..., 5]
+        bound = computing > moving
+        np.maximum(computing, moving, out=computing)
+        np.maximum(computing, sending, out=computing)
+        whole = computing * self.counts
+        np.divide(whole, np.add.reduce(whole), out=costs[..., 5])
+        costs[..., 4] = bound
+        np.log10(costs[..., :4] + ABOVE_0, out=costs[..., :4])
+        return costs
 
 
 def _constants(deployment: Deployment) -> Floats:
     model, gpu = deployment.model, deployment.gpu
-    return np.array(
-        [
-            np.log2(deployment.num_gpus),
-            np.log10(model.hidden_size) - 3.5,
-            np.log2(model.num_layers) - 5,
-            float(model.weight_bytes < 1.5),
-            float(model.num_experts > 0),
-            float(deployment.engine.casefold() == "vllm"),
-            float("transformers" in deployment.engine.casefold()),
-            np.log10(gpu.bandwidth_bytes_per_s) - 12.5,
-            np.log10(gpu.board_watts) - 2.5,
-        ]
-    )
+    same = [
+        np.log2(deployment.num_gpus),
+        np.log10(model.hidden_size) - 3.5,
+        np.log2(model.num_layers) - 5,
+        float(model.weight_bytes < 1.5),
+        float(model.num_experts > 0),
+        float(deployment.engine.casefold() == "vllm"),
+        float("transformers" in deployment.engine.casefold()),
+        np.log10(gpu.bandwidth_bytes_per_s) - 12.5,
+        np.log10(gpu.board_watts) - 2.5,
+    ]
+    return np.array([[*same, 0.0], [*same, 1.0]], np.float32)

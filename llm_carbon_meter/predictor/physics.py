@@ -1,7 +1,7 @@
 """Energy of a batch by physics: what its kernels need of a data sheet, times fitted constants.
 
-Each phase takes time = |GPU time, host time| and draws static power for that time plus energy for
-what it computes and moves. The network (gnn.py) learns what this leaves over.
+Each phase takes time = |GPU time, launch time| + host time, draws static power for that time and
+spends energy on what it computes and moves. The network (gnn.py) learns what this leaves over.
 
 The law uses operators only, so that the same lines are fitted in torch and served in numpy.
 """
@@ -33,6 +33,7 @@ TERMS: Final = (
     "weights",
     "expert_weights",
     "packed_weights",
+    "fp8_weights",
     "fp8_expert_weights",
     "cache",
     "activations",
@@ -50,8 +51,10 @@ TERMS: Final = (
     "steps",
     "sequence_steps",
 )
-HOST_TERMS: Final = ("launches", "steps", "sequence_steps")
-"""Time in which the host prepares; the others are the GPU's."""
+LAUNCH_TERMS: Final = ("launches",)
+"""Time in which the host launches kernels, while the GPU works on earlier ones."""
+HOST_TERMS: Final = ("steps", "sequence_steps")
+"""Time in which the GPU waits for the host, between two steps; the other terms are the GPU's."""
 GROUPS: Final[Mapping[str, str]] = {
     **dict.fromkeys(("weights", "expert_weights", "packed_weights"), "weights"),
     **dict.fromkeys(("products", "expert_products"), "products"),
@@ -64,6 +67,9 @@ GROUPS: Final[Mapping[str, str]] = {
 ENGINE_FACTORS: Final = (*dict.fromkeys(GROUPS.values()), "static", "dynamic")
 GPU_FACTORS: Final = np.array([float(one in ("static", "dynamic")) for one in ENGINE_FACTORS])
 """What a GPU's own deviation from its data sheet multiplies."""
+IS_PRODUCT: Final = np.array([float(GROUPS.get(term) == "products") for term in TERMS])
+IS_LAUNCH: Final = np.array([float(term in LAUNCH_TERMS) for term in TERMS])
+IS_HOST: Final = np.array([float(term in HOST_TERMS) for term in TERMS])
 _LINEAR: Final = frozenset(
     (
         *("q_proj", "k_proj", "v_proj", "out_proj"),
@@ -119,8 +125,8 @@ def _terms(
         ("expert_weights" if expert else "weights", weights),
         ("activations", other),
     ]
-    if expert and model.compute == "fp8":
-        places.append(("fp8_expert_weights", weights))
+    if model.compute == "fp8":
+        places.append(("fp8_expert_weights" if expert else "fp8_weights", weights))
     if (model.expert_weight_bytes if expert else model.weight_bytes) < PACKED_BYTES:
         places.append(("packed_weights", weights))
     return places
@@ -130,35 +136,37 @@ class Constants(NamedTuple):
     """What is fitted, for one engine or a column of them."""
 
     rates: Any
-    """Per second of each term in prefill and in decode: seconds of GPU time, seconds of host time,
-    and joules above static per board watt; shape (…, 2, terms, 3)."""
+    """Per second of each term in prefill and in decode: seconds of GPU, launch and host time, and
+    joules above static per board watt; shape (…, 2, terms, 4)."""
     static: Any
     """Share of the board's power that is drawn all the time, shape (…, 1)."""
 
 
-def phase_seconds(constants: Constants, terms: Any) -> Any:
-    """Seconds of prefill and decode of a batch, shape (batches, 2), of its terms (…, 2, terms).
+def seconds_and_energy(static: Any, gpu: Any, launch: Any, host: Any, dynamic: Any) -> Any:
+    """Of one phase, the latter in units of board power x 1 s, of its terms times their rates."""
+    seconds = (gpu * gpu + launch * launch + TINY_S**2) ** 0.5 + host
+    return seconds, static * seconds + dynamic
 
-    The host prepares the next step while the GPU works on one; whichever is longer counts most.
-    """
-    return _seconds_and_dynamic(constants, terms)[0]
+
+def throttled(seconds: Any, energy: Any) -> Any:
+    """The part of its energy that a GPU spends: it slows before it exceeds its board power."""
+    return (1 + (energy / seconds) ** 8) ** -0.125
+
+
+def phase_seconds(constants: Constants, terms: Any) -> Any:
+    """Seconds of prefill and decode of a batch, shape (batches, 2), of its terms (…, 2, terms)."""
+    return _seconds_and_energy(constants, terms)[0]
 
 
 def board_seconds(constants: Constants, terms: Any) -> Any:
-    """Energy of both phases per GPU in units of board power x 1 s, shape (batches, 2).
-
-    A GPU throttles before it draws more than its board power.
-    """
-    seconds, dynamic = _seconds_and_dynamic(constants, terms)
-    energy = constants.static * seconds + dynamic
-    load = energy.sum(-1) / seconds.sum(-1)
-    return energy * ((1 + load**8) ** -0.125)[..., None]
+    """Energy of both phases per GPU in units of board power x 1 s, shape (batches, 2)."""
+    seconds, energy = _seconds_and_energy(constants, terms)
+    return energy * throttled(seconds.sum(-1), energy.sum(-1))[..., None]
 
 
-def _seconds_and_dynamic(constants: Constants, terms: Any) -> tuple[Any, Any]:
-    summed = (terms[..., None, :] @ constants.rates)[..., 0, :]
-    gpu, host, dynamic = summed[..., 0], summed[..., 1], summed[..., 2]
-    return (gpu * gpu + host * host + TINY_S**2) ** 0.5, dynamic
+def _seconds_and_energy(constants: Constants, terms: Any) -> Any:
+    parts = (terms[..., None, :] @ constants.rates)[..., 0, :]
+    return seconds_and_energy(constants.static, *(parts[..., place] for place in range(4)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,15 +197,14 @@ def constants_of(fitted: Any, factors: Any, library: Any) -> Constants:
     by_name = {name: factors[..., place] for place, name in enumerate(ENGINE_FACTORS)}
     none = factors[..., 0] * 0
     scale = library.stack([by_name.get(GROUPS.get(term, ""), none) for term in TERMS], -1)
-    products = np.array([float(GROUPS.get(term) == "products") for term in TERMS])
-    on_host = np.array([float(term in HOST_TERMS) for term in TERMS])
-    if library is not np:
-        products, on_host = library.from_numpy(products), library.from_numpy(on_host)
-    both = library.stack([products * 0, products])
+    sorts = (IS_PRODUCT, IS_LAUNCH, IS_HOST)
+    product, launch, host = sorts if library is np else map(library.from_numpy, sorts)
+    gpu = 1 - launch - host
+    both = library.stack([product * 0, product])
     time = library.exp((fitted.time + scale)[..., None, :] + fitted.decode_time * both)
     energy = (fitted.energy + by_name["dynamic"][..., None])[..., None, :]
-    dynamic = library.exp(energy + fitted.decode_energy * both) * (1 - on_host)
+    dynamic = library.exp(energy + fitted.decode_energy * both) * gpu
     return Constants(
-        rates=library.stack((time * (1 - on_host), time * on_host, dynamic), -1),
+        rates=library.stack((time * gpu, time * launch, time * host, dynamic), -1),
         static=library.exp(fitted.static + by_name["static"])[..., None],
     )

@@ -8,16 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_carbon_meter.predictor.graph import GLOBAL_FEATURES, NODE_FEATURES
-from llm_carbon_meter.predictor.network import LARGEST
 from llm_carbon_meter.training.examples import Examples
-from llm_carbon_meter.training.train import (
-    EPOCHS,
-    SHRINKAGE,
-    fit_network,
-    fit_physics,
-    phase_joules,
-    residuals,
-)
+from llm_carbon_meter.training.train import fit_network, residuals
 
 Floats = npt.NDArray[np.float64]
 
@@ -26,44 +18,42 @@ ROOFLINE_GLOBALS: Final = (
     *(name for name in GLOBAL_FEATURES if name.endswith("_share")),
     "step_time",
 )
-ALONE_EPOCHS: Final = 200
-"""Without physics there is more to learn than in the predictor's own 80."""
+EPOCHS: Final = 200
+"""Without physics there is more to learn."""
 
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What a predictor is made of."""
+    """What a network that predicts energy by itself, without the physics, is made of."""
 
-    phases: bool = True
+    phases: bool
     """Prefill and decode have inputs and an output each; else their mean is one input."""
-    roofline: bool = True
+    roofline: bool
     """Nodes and globals know throughput, time and bound, and nodes count by their time."""
-    residual: bool = True
-    """The network corrects the physics; else it predicts energy by itself."""
 
 
 FORMS: Final[Mapping[str, Form]] = {
-    "plain GNN": Form(phases=False, roofline=False, residual=False),
-    "+ prefill/decode": Form(roofline=False, residual=False),
-    "+ roofline": Form(residual=False),
+    "plain GNN": Form(phases=False, roofline=False),
+    "+ prefill/decode": Form(phases=True, roofline=False),
+    "+ roofline": Form(phases=True, roofline=True),
 }
 """Built up one part after the other; the last part, the physics, makes it the predictor itself."""
 
 
 def fit_form(form: Form, train: Examples, test: Examples, seed: int) -> Floats:
-    """Joules per request of the test examples, shape (n,); no gate."""
-    base_train, base_test = _bases(form, train, test)
-    seen = visible(train, form)
+    """Joules per request of the test examples, shape (n,); no gate.
+
+    The network corrects one and the same energy, that of a typical request.
+    """
+    typical = float(np.exp(np.average(np.log(train.joules), weights=train.weights)))
+    phases = 2 if form.phases else 1
+    start = np.full((len(train), phases), typical / phases)
+    free = float("inf")
     network = fit_network(
-        seen,
-        base_train,
-        seed,
-        largest=LARGEST if form.residual else float("inf"),
-        shrinkage=SHRINKAGE if form.residual else 0.0,
-        epochs=EPOCHS if form.residual else ALONE_EPOCHS,
+        visible(train, form), start, seed, largest=free, shrinkage=0.0, epochs=EPOCHS
     )
     correction = residuals(network, visible(test, form))
-    return np.asarray((base_test * np.exp(correction)).sum(-1))
+    return np.asarray(typical / phases * np.exp(correction).sum(-1))
 
 
 def visible(data: Examples, form: Form) -> Examples:
@@ -89,16 +79,3 @@ def _one_phase(data: Examples) -> Examples:
         nodes=data.nodes.mean(1, keepdims=True),
         described=data.described.mean(1, keepdims=True),
     )
-
-
-def _bases(form: Form, train: Examples, test: Examples) -> tuple[Floats, Floats]:
-    """What the network corrects, shapes (n, phases): the physics, or one and the same energy."""
-    if form.residual:
-        physics = fit_physics(train)
-        bases = [phase_joules(data, physics) for data in (train, test)]
-    else:
-        typical = float(np.exp(np.average(np.log(train.joules), weights=train.weights)))
-        bases = [np.full((len(data), 2), typical / 2) for data in (train, test)]
-    if not form.phases:
-        bases = [base.sum(-1, keepdims=True) for base in bases]
-    return bases[0], bases[1]

@@ -12,7 +12,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from llm_carbon_meter.predictor.engines import engine_key
 from llm_carbon_meter.predictor.estimator import Deployment
 from llm_carbon_meter.predictor.graph import (
     EXPAND,
@@ -22,7 +21,7 @@ from llm_carbon_meter.predictor.graph import (
     static_nodes,
 )
 from llm_carbon_meter.specs import ModelSpec, gpu_spec
-from llm_carbon_meter.training.physics_features import placement
+from llm_carbon_meter.training.physics_features import engine_name, placement
 from llm_carbon_meter.training.rows import Row
 from llm_carbon_meter.training.splits import configuration
 
@@ -110,15 +109,15 @@ def _example(row: Row) -> tuple[Any, ...]:
     if row.output_tokens_per_s:
         seconds = row.concurrency * row.output_tokens / row.output_tokens_per_s
     return (
-        inputs.terms[0],
+        inputs.terms[0] * [[1.0], [max(row.output_tokens - 1.0, 0.0)]],
         nodes,
         linked,
         mask,
-        inputs.described[0],
+        np.concatenate((inputs.described[0], graph.constants), 1),
         gpu_spec(row.gpu).board_watts * row.num_gpus / row.concurrency,
         row.energy_joules,
         seconds,
-        engine_key(row.engine, row.engine_version),
+        engine_name(row),
         gpu_spec(row.gpu).name,
         row.weight,
     )

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from llm_carbon_meter.kernels import KernelTotals, Phases
 from llm_carbon_meter.phases import phase_totals
+from llm_carbon_meter.predictor.engines import engine_key
 from llm_carbon_meter.roofline import seconds
 from llm_carbon_meter.specs import GpuSpec, ModelSpec, gpu_spec
 from llm_carbon_meter.training.rows import Row
@@ -131,4 +132,4 @@ def column(rows: Sequence[Row], name: str) -> Floats:
 
 def engine_name(row: Row) -> str:
     """Engine and version: two versions of one engine differ more than two runs do."""
-    return f"{row.engine} {row.engine_version}".strip()
+    return engine_key(row.engine, row.engine_version)

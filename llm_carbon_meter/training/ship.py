@@ -17,11 +17,11 @@ from llm_carbon_meter.training.examples import Examples, examples, merge_repeats
 from llm_carbon_meter.training.files import manifest
 from llm_carbon_meter.training.metrics import errors, weighted_quantile
 from llm_carbon_meter.training.rows import Row
-from llm_carbon_meter.training.splits import leave_engine_out, leave_gpu_out
+from llm_carbon_meter.training.splits import ARCHITECTURE_FOLDS, leave_engine_out, leave_gpu_out
 from llm_carbon_meter.training.train import (
     Trained,
     choose_gate,
-    fit_network,
+    fit,
     fit_physics,
     group_folds,
     phase_joules,
@@ -29,7 +29,6 @@ from llm_carbon_meter.training.train import (
 
 Floats = npt.NDArray[np.float64]
 
-OUTER_FOLDS: Final = 8
 LOW, HIGH = 0.1, 0.9
 LIMITS: Final = (
     "Gross energy of the GPUs alone. Trained on mean energies of whole requests under steady load; "
@@ -51,23 +50,18 @@ def train(data: Path, output: Path, seed: int = 0) -> str:
     table = read_table(data)
     rows = merge_repeats(table.for_training())
     known, groups = examples(rows), [row.architecture for row in rows]
-    with tqdm(total=OUTER_FOLDS + 2, desc="training", unit="fit") as progress:
+    with tqdm(total=ARCHITECTURE_FOLDS + 2, desc="training", unit="fit") as progress:
         gate = choose_gate(known, groups, seed)
         progress.update()
         held_out = np.zeros(len(rows))
-        for inside, outside in group_folds(groups, known.weights, OUTER_FOLDS):
-            held_out[outside] = _fit(known.of(inside), gate, seed).predict(known.of(outside))
+        for inside, outside in group_folds(groups, known.weights, ARCHITECTURE_FOLDS):
+            held_out[outside] = fit(known.of(inside), gate, seed).predict(known.of(outside))
             progress.update()
-        final = _fit(known, gate, seed)
+        final = fit(known, gate, seed)
         progress.update()
     card = _card(rows, known, final, held_out)
     write(final, card, output)
     return summary(table) + "\n\n" + json.dumps(card["held_out_architectures"], indent=2)
-
-
-def _fit(known: Examples, gate: float, seed: int) -> Trained:
-    physics = fit_physics(known)
-    return Trained(physics, fit_network(known, phase_joules(known, physics), seed=seed), gate)
 
 
 def _card(rows: Sequence[Row], known: Examples, final: Trained, held_out: Floats) -> dict[str, Any]:
@@ -82,7 +76,7 @@ def _card(rows: Sequence[Row], known: Examples, final: Trained, held_out: Floats
         "gpus": sorted(final.physics.gpus),
         "engines": sorted(final.physics.engines),
         "held_out_architectures": {
-            "folds": OUTER_FOLDS,
+            "folds": ARCHITECTURE_FOLDS,
             "mape_percent": round(found.mape, 2),
             "median_percent": round(found.median_ape, 2),
             "eba10_percent": round(found.eba10, 2),

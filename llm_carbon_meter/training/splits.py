@@ -78,21 +78,26 @@ def leave_architecture_out(
 
 
 def architecture_folds(rows: Sequence[Row], folds: int = ARCHITECTURE_FOLDS) -> list[Split]:
-    """Architecture groups dealt to folds of about the same weight, the heaviest first."""
-    weights: dict[str, float] = defaultdict(float)
-    for row in rows:
-        weights[row.architecture] += row.weight
-    loads, fold_of = [0.0] * folds, {}
-    for name in sorted(weights, key=lambda name: (-weights[name], name)):
-        fold_of[name] = loads.index(min(loads))
-        loads[fold_of[name]] += weights[name]
-    fold = np.array([fold_of[row.architecture] for row in rows])
+    """Architecture groups dealt to folds of about the same weight."""
+    fold = dealt([row.architecture for row in rows], [row.weight for row in rows], folds)
     return [
         _split(
             rows, "architecture folds", f"fold {number}", fold == number, apart=("architecture",)
         )
-        for number in sorted(set(fold.tolist()))
+        for number in np.unique(fold)
     ]
+
+
+def dealt(groups: Sequence[str], weights: Sequence[float], folds: int) -> Indices:
+    """The fold of every row: whole groups, of about the same weight, the heaviest dealt first."""
+    heavy: dict[str, float] = defaultdict(float)
+    for group, weight in zip(groups, weights, strict=True):
+        heavy[group] += weight
+    loads, fold_of = [0.0] * folds, {}
+    for group in sorted(heavy, key=lambda name: (-heavy[name], name)):
+        fold_of[group] = loads.index(min(loads))
+        loads[fold_of[group]] += heavy[group]
+    return np.array([fold_of[group] for group in groups], np.int64)
 
 
 def leave_family_out(rows: Sequence[Row]) -> list[Split]:

@@ -25,6 +25,7 @@ from llm_carbon_meter.predictor.physics import (
     phase_seconds,
 )
 from llm_carbon_meter.training.examples import Examples
+from llm_carbon_meter.training.splits import dealt
 
 Floats = npt.NDArray[np.float64]
 Places = npt.NDArray[np.intp]
@@ -36,7 +37,7 @@ NOISE: Final = 0.13
 """Expected error of the physics, which sets how much the priors weigh."""
 TIME_WEIGHT: Final = 0.3
 """Of an error in time against one in energy."""
-EPOCHS: Final = 80
+EPOCHS: Final = 160
 BATCH: Final = 128
 RATE: Final = 3e-3
 DECAY: Final = 1e-3
@@ -51,6 +52,7 @@ TIME_PRIOR: Final = {
     "weights": (1.3, 0.15),
     "expert_weights": (1.6, 0.3),
     "packed_weights": (0.5, 1.0),
+    "fp8_weights": (0.3, 1.5),
     "fp8_expert_weights": (0.3, 1.5),
     "cache": (1.6, 0.4),
     "activations": (0.5, 1.0),
@@ -58,7 +60,7 @@ TIME_PRIOR: Final = {
     "expert_products": (2.0, 0.6),
     "attention": (3.0, 0.8),
     "vector": (1.0, 1.0),
-    "network": (2.0, 0.7),
+    "network": (1.2, 0.3),
     "logits": (10.0, 1.0),
     "allreduces": (8.0, 1.0),
     "expert_layers": (20.0, 1.0),
@@ -71,6 +73,7 @@ ENERGY_PRIOR: Final = {
     "weights": (0.35, 0.4),
     "expert_weights": (0.4, 0.5),
     "packed_weights": (0.3, 1.0),
+    "fp8_weights": (0.1, 1.5),
     "fp8_expert_weights": (0.1, 1.5),
     "cache": (0.5, 0.5),
     "activations": (0.3, 1.0),
@@ -87,9 +90,9 @@ FACTOR_PRIOR: Final = {
     "weights": 0.2,
     "products": 0.4,
     "cache": 0.5,
-    "launches": 1.5,
-    "steps": 1.5,
-    "sequence_steps": 1.5,
+    "launches": 0.7,
+    "steps": 0.7,
+    "sequence_steps": 0.7,
     "static": 0.2,
     "dynamic": 0.2,
 }
@@ -274,43 +277,39 @@ def phase_joules(data: Examples, physics: FittedPhysics) -> Floats:
 # Both
 
 
-def fit(data: Examples, groups: Sequence[str], seed: int = SEED) -> Trained:
-    """Physics, network and gate of some examples.
+def fit(data: Examples, gate: float, seed: int = SEED) -> Trained:
+    """Physics, and the network on what it leaves, of which a share counts.
 
     Args:
         data: the training examples.
-        groups: architecture of each; the gate is chosen on architectures left out in turn.
+        gate: the network's share.
         seed: of the network.
     """
     physics = fit_physics(data)
-    network = fit_network(data, phase_joules(data, physics), seed=seed)
-    return Trained(physics, network, choose_gate(data, groups, seed))
+    return Trained(physics, fit_network(data, phase_joules(data, physics), seed), gate)
 
 
 def choose_gate(data: Examples, groups: Sequence[str], seed: int = SEED) -> float:
-    """The share of the network's correction with the least error on architectures held out."""
+    """The share of the network's correction with the least error on architectures held out.
+
+    Args:
+        data: the training examples.
+        groups: architecture of each.
+        seed: of the networks.
+    """
     errors = np.zeros(len(GATES))
     for inside, outside in group_folds(groups, data.weights, INNER_FOLDS):
-        some, rest = data.of(inside), data.of(outside)
-        physics = fit_physics(some)
-        network = fit_network(some, phase_joules(some, physics), seed=seed)
-        trained = Trained(physics, network, 1.0)
+        whole, rest = fit(data.of(inside), 1.0, seed), data.of(outside)
         for place, gate in enumerate(GATES):
-            error = replace(trained, gate=gate).predict(rest) / rest.joules - 1
+            error = replace(whole, gate=gate).predict(rest) / rest.joules - 1
             errors[place] += (rest.weights * abs(error)).sum()
     return GATES[int(errors.argmin())]
 
 
 def group_folds(groups: Sequence[str], weights: Floats, folds: int) -> list[tuple[Places, Places]]:
-    """Inside and outside of each fold: whole groups, balanced by weight, heaviest first."""
-    names = np.array(groups)
-    heavy = sorted(set(groups), key=lambda name: (-weights[names == name].sum(), name))
-    load, fold = np.zeros(folds), {}
-    for name in heavy:
-        fold[name] = int(load.argmin())
-        load[fold[name]] += weights[names == name].sum()
-    of_row = np.array([fold[name] for name in groups])
+    """Inside and outside of each fold of whole groups."""
+    fold = dealt(groups, weights.tolist(), folds)
     return [
-        (np.flatnonzero(of_row != number), np.flatnonzero(of_row == number))
-        for number in range(min(folds, len(heavy)))
+        (np.flatnonzero(fold != number), np.flatnonzero(fold == number))
+        for number in np.unique(fold)
     ]

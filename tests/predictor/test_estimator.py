@@ -12,7 +12,7 @@ from llm_carbon_meter.predictor.estimator import (
     ENERGY_MODELS,
     Deployment,
     DeploymentEstimator,
-    Floats,
+    Numbers,
     PhaseEnergy,
     energy_model,
 )
@@ -160,7 +160,7 @@ def test_models_are_there_by_their_names() -> None:
 class LinearModel:
     """A joule a prompt token, ten an output token, shared by all; uncertain by a factor."""
 
-    uncertainty: float = 1.0
+    interval: tuple[float, float] = (1.0, 1.0)
     out_of_domain: str = ""
     name: str = "linear"
     facility: bool = False
@@ -169,13 +169,10 @@ class LinearModel:
         return self
 
     def phases(
-        self, concurrency: Floats, prompt_tokens: Floats, output_tokens: Floats
+        self, concurrency: Numbers, prompt_tokens: Numbers, output_tokens: Numbers
     ) -> PhaseEnergy:
-        assert concurrency.shape == prompt_tokens.shape == output_tokens.shape
-        assert min(concurrency.min(), prompt_tokens.min(), output_tokens.min()) >= 1
-        prefill, decode = prompt_tokens / concurrency, 10 * output_tokens / concurrency
-        total = prefill + decode
-        return PhaseEnergy(prefill, decode, total / self.uncertainty, total * self.uncertainty)
+        assert min(concurrency, prompt_tokens, output_tokens) >= 1
+        return PhaseEnergy(prompt_tokens / concurrency, 10 * output_tokens / concurrency)
 
 
 def test_both_uncertainties_add_in_quadrature() -> None:
@@ -184,7 +181,8 @@ def test_both_uncertainties_add_in_quadrature() -> None:
     spread, known = LengthForecast(100.0, 50.0, 400.0), exact_length(100)
 
     def logs(uncertainty: float, lengths: LengthForecast) -> tuple[float, float]:
-        estimator = DeploymentEstimator(LinearModel(uncertainty), H100, GRID)
+        model = LinearModel((1 / uncertainty, uncertainty))
+        estimator = DeploymentEstimator(model, H100, GRID)
         found = estimator.estimate(query, lengths)
         return log(found.joules / found.low_joules), log(found.high_joules / found.joules)
 
@@ -210,7 +208,7 @@ def test_company_and_overhead_count_where_the_model_says_so() -> None:
 
 def test_an_embedding_is_a_prefill() -> None:
     """Without an answer there is no decode, and the interval is that of the prefill."""
-    estimate = DeploymentEstimator(LinearModel(1.2), H100, GRID).estimate(
+    estimate = DeploymentEstimator(LinearModel((0.9, 1.2)), H100, GRID).estimate(
         EstimateQuery(10, 0), exact_length(0)
     )
     assert (estimate.prefill_joules, estimate.decode_joules) == (10.0, 0.0)

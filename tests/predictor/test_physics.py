@@ -8,6 +8,7 @@ import torch
 
 from llm_carbon_meter.phases import SUMS, phase_sums, phase_totals
 from llm_carbon_meter.predictor.gnn import shipped_weights
+from llm_carbon_meter.predictor.offline import make_deployment
 from llm_carbon_meter.predictor.physics import (
     ENGINE_FACTORS,
     TERMS,
@@ -78,7 +79,11 @@ def test_experts_and_number_formats_have_terms_of_their_own() -> None:
     assert not dense["expert_weights"].any()
     assert not dense["expert_layers"].any()
     assert mixture["expert_weights"].all()
-    assert not mixture["fp8_expert_weights"].any()
+    for name in ("fp8_weights", "fp8_expert_weights"):
+        assert not mixture[name].any()
+    in_fp8 = terms_of(make_deployment("Mixtral-8x7B", "H100", dtype="fp8").model, H100)
+    assert in_fp8["fp8_weights"].all()
+    assert in_fp8["fp8_expert_weights"].all()
     assert terms_of(built_in_model("gpt-oss-20b"), H100)["packed_weights"].all()
     assert not mixture["packed_weights"].any()
 
@@ -106,7 +111,7 @@ def test_no_gpu_draws_more_than_its_board_power() -> None:
     """However much is computed and moved, energy stays below board power x time."""
     physics = shipped_weights().physics
     constants = physics.constants("vllm", "0.11.1", "H100")
-    greedy = constants._replace(rates=constants.rates * np.array([1.0, 1.0, 50.0]))
+    greedy = constants._replace(rates=constants.rates * np.array([1.0, 1.0, 1.0, 50.0]))
     terms = np.random.default_rng(1).uniform(0, 0.1, (50, 2, len(TERMS)))
     energy = np.asarray(board_seconds(greedy, terms)).sum(-1)
     assert (energy <= 1.0001 * np.asarray(phase_seconds(greedy, terms)).sum(-1)).all()

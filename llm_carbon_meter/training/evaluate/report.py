@@ -30,7 +30,7 @@ COMPARABLE: Final = (
     "and NNLQP are our ports, fitted to our rows."
 )
 FAMILY_NOTE: Final = (
-    "Forms without physics are trained two and a half times as long as the predictor, and might "
+    "Forms without physics are trained a quarter longer than the predictor, and might "
     "still gain by more. "
     "Bloom is Bloom-176B, of which only the splitwise set has measurements, and Phoenix-7B, made "
     "of BLOOMZ. Qwen2.5 is not Qwen2 and Llama-3.2 and 3.3 are not Llama-3.1: they are not "
