@@ -43,17 +43,18 @@ FORMS: Final[Mapping[str, Form]] = {
 def fit_form(form: Form, train: Examples, test: Examples, seed: int) -> Floats:
     """Joules per request of the test examples, shape (n,); no gate.
 
-    The network corrects one and the same energy, that of a typical request.
+    The network corrects one and the same energy per generated token, the typical one.
     """
-    typical = float(np.exp(np.average(np.log(train.joules), weights=train.weights)))
+    per_token = np.log(train.joules / train.output_tokens)
+    typical = float(np.exp(np.average(per_token, weights=train.weights)))
     phases = 2 if form.phases else 1
-    start = np.full((len(train), phases), typical / phases)
+    start = np.repeat(typical / phases * train.output_tokens[:, None], phases, axis=1)
     free = float("inf")
     network = fit_network(
         visible(train, form), start, seed, largest=free, shrinkage=0.0, epochs=EPOCHS
     )
     correction = residuals(network, visible(test, form))
-    return np.asarray(typical / phases * np.exp(correction).sum(-1))
+    return np.asarray(typical / phases * test.output_tokens * np.exp(correction).sum(-1))
 
 
 def visible(data: Examples, form: Form) -> Examples:

@@ -48,6 +48,7 @@ class Examples:
     """Per request and second of board power: what physics counts in, shape (n,)."""
     joules: Floats
     """Measured per request."""
+    output_tokens: Floats
     batch_seconds: Floats
     """Measured time of a whole batch; nan where unknown."""
     engines: npt.NDArray[np.str_]
@@ -116,6 +117,7 @@ def _example(row: Row) -> tuple[Any, ...]:
         np.concatenate((inputs.described[0], graph.constants), 1),
         gpu_spec(row.gpu).board_watts * row.num_gpus / row.concurrency,
         row.energy_joules,
+        row.output_tokens,
         seconds,
         engine_name(row),
         gpu_spec(row.gpu).name,

@@ -81,7 +81,7 @@ def test_experts_and_number_formats_have_terms_of_their_own() -> None:
     assert mixture["expert_weights"].all()
     for name in ("fp8_weights", "fp8_expert_weights"):
         assert not mixture[name].any()
-    in_fp8 = terms_of(make_deployment("Mixtral-8x7B", "H100", dtype="fp8").model, H100)
+    in_fp8 = terms_of(make_deployment("Mixtral-8x7B", "H100", 1, "fp8").model, H100)
     assert in_fp8["fp8_weights"].all()
     assert in_fp8["fp8_expert_weights"].all()
     assert terms_of(built_in_model("gpt-oss-20b"), H100)["packed_weights"].all()

@@ -121,7 +121,7 @@ def test_confounded_splits_say_so() -> None:
     """An engine that alone ran on a GPU, and a GPU that alone ran under an engine."""
     made = rows()
     by_engine = {split.held_out: split.confounded for split in leave_engine_out(made)}
-    assert by_engine == {"hf 4": "gpu V100", "vllm 0.11.1": "gpu H100"}
+    assert by_engine == {"hf_transformers 4": "gpu V100", "vllm 0.11.1": "gpu H100"}
     by_gpu = {split.held_out: split.confounded for split in leave_gpu_out(made)}
     assert by_gpu == {"A100": "", "V100": "", "H100": ""}
     (new, *_) = leave_gpu_out([*made, made_row(gpu="A40", engine="other", engine_version="")])
