@@ -127,7 +127,10 @@ def test_confounded_splits_say_so() -> None:
     (new, *_) = leave_gpu_out([*made, made_row(gpu="A40", engine="other", engine_version="")])
     assert (new.held_out, new.confounded) == ("A100", "")
     by_source = {split.held_out: split.confounded for split in leave_source_out(made)}
-    assert by_source == {"made": "gpu H100; engine vllm 0.11.1", "old": "gpu V100; engine hf 4"}
+    assert by_source == {
+        "made": "gpu H100; engine vllm 0.11.1",
+        "old": "gpu V100; engine hf_transformers 4",
+    }
 
 
 def test_a_gpu_with_an_engine_of_its_own_is_confounded() -> None:
