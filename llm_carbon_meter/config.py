@@ -115,6 +115,12 @@ class Config:
     )
     electricitymaps_token: str = _setting("", str, "token of Electricity Maps", secret=True)
     carbon_url: str = _setting("", str, "address of the service, where it is not its own")
+    embodied: str = _setting(
+        "pcf",
+        _choice("pcf", "llmcarbon", "none"),
+        "emissions of the hardware's making: `pcf` product footprints, `llmcarbon` die area",
+    )
+    embodied_host: bool = _setting(False, _boolean, "1 adds each GPU's share of its server")
     pue: float = _setting(
         1.0, _number(1.0, 5.0), "power usage effectiveness; 1.0 counts the GPUs alone"
     )

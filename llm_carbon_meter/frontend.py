@@ -9,6 +9,7 @@ from typing import Any, Final, NamedTuple
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
+from llm_carbon_meter.carbon.emissions import coverage, embodied_rate
 from llm_carbon_meter.carbon.grid import constant
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.exporters.headers import record_json
@@ -92,6 +93,7 @@ class FrontendMeter:
         self.exchanges = Registry()
         self.records = RecordStore(config.records)
         self._deployment = deployment
+        self._covers = coverage(config)
         self._intensity = constant(config, faults)
         self.spans = SpanExporter(self._intensity) if tracing else None
         self._heard_s = time.monotonic()
@@ -132,9 +134,10 @@ class FrontendMeter:
             str(self._deployment.get("engine", "")),
             str(self._deployment.get("engine_version", "")),
         )
+        rate = embodied_rate(config.embodied, gpu, host=config.embodied_host)
         try:
             estimator = DeploymentEstimator(
-                self._energy_model(), deployment, self._intensity, config.pue, remark
+                self._energy_model(), deployment, self._intensity, config.pue, remark, rate
             )
         except MeterError as error:
             self._faults.note("estimator", error, "Requests have no estimate.")
@@ -296,6 +299,7 @@ class FrontendMeter:
             intensity_source=self._intensity.provider,
             zone=self._intensity.zone,
             pue=self.config.pue,
+            covers=self._covers,
         )
 
     def find(self, request_id: str) -> Mapping[str, str]:

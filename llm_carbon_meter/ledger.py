@@ -78,6 +78,8 @@ class _Gpu:
 
     name: str
     accounts: Floats = field(default_factory=lambda: np.zeros(len(Account)))
+    """Joules."""
+    seconds: Floats = field(default_factory=lambda: np.zeros(len(Account)))
     allreduce_joules: float = 0.0
     ticks: deque[_Tick] = field(default_factory=deque)
     last: EnergyReading | None = None
@@ -214,9 +216,11 @@ class EnergyLedger:
         self._closed: dict[int, RequestEnd] = {}
         self.grams_per_joule = 0.0
         """gCO2eq per joule for what is settled from now on."""
+        self.embodied_grams_per_gpu_s: float | None = None
         self.account_grams = np.zeros(len(Account))
         self._joules = np.zeros(0)
         self._grams = np.zeros(0)
+        self._gpu_s = np.zeros(0)
         self._num_steps = np.zeros(0)
         self._running = np.zeros(0)
         self._opened_s = np.zeros(0)
@@ -319,7 +323,8 @@ class EnergyLedger:
                 self._grow()
             slot = self._slots[request_id] = self._free.pop()
             self._joules[slot * COLUMNS : (slot + 1) * COLUMNS] = 0.0
-            self._num_steps[slot] = self._running[slot] = self._grams[slot] = 0.0
+            self._num_steps[slot] = self._running[slot] = 0.0
+            self._grams[slot] = self._gpu_s[slot] = 0.0
             self._opened_s[slot], self._closed_s[slot] = at_s, np.inf
             self._last_step_s[slot] = -np.inf
             self._worst[slot] = 0
@@ -329,7 +334,7 @@ class EnergyLedger:
         old, new = len(self._num_steps), max(2 * len(self._num_steps), 64)
         self._free.extend(range(new - 1, old - 1, -1))
         self._joules = np.resize(self._joules, new * COLUMNS)
-        for name in ("_grams", "_num_steps", "_running", "_last_step_s", "_worst"):
+        for name in ("_grams", "_gpu_s", "_num_steps", "_running", "_last_step_s", "_worst"):
             setattr(self, name, np.resize(getattr(self, name), new))
         # A free slot was opened at the end of time: it takes no part in anything.
         grown = np.full(new - old, np.inf)
@@ -362,25 +367,30 @@ class EnergyLedger:
         self._closed_s[slot] = end.monotonic_s
         if not end.whole and (self._num_steps[slot] or end.output_tokens):
             self._worst[slot] = max(self._worst[slot], Quality.RESET.rank)
-        unsettled = self._unsettled(slot)
+        unsettled, unsettled_s = self._unsettled(slot)
         grams = self._grams[slot] + float(unsettled.sum()) * self.grams_per_joule
-        return self._record(slot, end, self._row(slot) + unsettled, grams, Status.PROVISIONAL)
+        known = self._row(slot) + unsettled, grams, self._gpu_s[slot] + unsettled_s
+        return self._record(slot, end, *known, Status.PROVISIONAL)
 
     def _row(self, slot: int) -> Floats:
         return self._joules[slot * COLUMNS : (slot + 1) * COLUMNS].copy()
 
-    def _unsettled(self, slot: int) -> Floats:
-        """Expected joules of the request's steps, or parts of steps, that no tick has covered."""
+    def _unsettled(self, slot: int) -> tuple[Floats, float]:
+        """Expected joules, by account, and seconds of the request's steps, or parts of steps, that
+        no tick has covered."""
         steps = self._steps
         rows = np.flatnonzero(steps.row_key // COLUMNS == slot)
         step = np.searchsorted(steps.first_row, rows, side="right") - 1
-        expected = np.zeros(len(rows))
+        expected, seconds = np.zeros(len(rows)), np.zeros(len(rows))
         for gpu in self._gpus.values():
             left_s = steps.end[step] - np.maximum(steps.start[step], gpu.settled_until_s)
+            left_s = np.maximum(left_s, 0)
             watts = np.minimum(steps.watts[step] * gpu.scale, self._model.gpu.board_watts)
-            expected += np.maximum(left_s, 0) * watts
-        weights = expected * steps.row_share[rows]
-        return np.bincount(steps.row_key[rows] % COLUMNS, weights, COLUMNS).astype(np.float64)
+            expected += left_s * watts
+            seconds += left_s
+        share = steps.row_share[rows]
+        joules = np.bincount(steps.row_key[rows] % COLUMNS, expected * share, COLUMNS)
+        return joules.astype(np.float64), float(seconds @ share)
 
     def _label(self, slot: int) -> Quality:
         """The worst that it met; joules that are missing come before the kind of source."""
@@ -388,9 +398,15 @@ class EnergyLedger:
         return met if met is Quality.RESET or met.rank > self._quality.rank else self._quality
 
     def _record(
-        self, slot: int, end: RequestEnd, joules: Floats, grams: float, status: Status
+        self,
+        slot: int,
+        end: RequestEnd,
+        joules: Floats,
+        grams: float,
+        gpu_seconds: float,
+        status: Status,
     ) -> RequestEnergy:
-        steps = int(self._num_steps[slot])
+        steps, rate = int(self._num_steps[slot]), self.embodied_grams_per_gpu_s
         return RequestEnergy(
             request_id=end.request_id,
             engine=self._engine,
@@ -404,6 +420,8 @@ class EnergyLedger:
             waste_joules=float(joules[Account.WASTE]),
             idle_joules=float(joules[IDLE_COLUMN]),
             operational_grams=float(grams),
+            gpu_seconds=float(gpu_seconds),
+            embodied_grams=None if rate is None else float(gpu_seconds) * rate,
             prompt_tokens=end.prompt_tokens,
             cached_tokens=end.cached_tokens,
             output_tokens=end.output_tokens,
@@ -492,9 +510,10 @@ class EnergyLedger:
             gpu.accounts[Account.UNATTRIBUTED] += tick.joules
         else:
             self._divide(gpu, tick)
+            gpu.settled_until_s = tick.end_s
         self.account_grams += (gpu.accounts - before) * self.grams_per_joule
         gpu.settled_joules = tick.counter_joules
-        gpu.settled_until_s = max(gpu.settled_until_s, tick.end_s)
+        self._pass(gpu, tick.end_s)
 
     def _divide(self, gpu: _Gpu, tick: _Tick) -> None:
         steps, part = self._steps, self._within(tick.start_s, tick.end_s)
@@ -527,30 +546,35 @@ class EnergyLedger:
         row_joules = np.repeat(step_joules, steps.counts[part]) * steps.row_share[rows]
         joules = np.bincount(keys, row_joules, len(self._joules))
         self._joules += joules
+        row_s = np.repeat(busy_s, steps.counts[part]) * steps.row_share[rows]
+        self._gpu_s += np.bincount(keys // COLUMNS, row_s, len(self._gpu_s))
+        of_requests = len(REQUEST_ACCOUNTS)
+        gpu.seconds[:of_requests] += np.bincount(keys % COLUMNS, row_s, of_requests)
+        gpu.seconds[Account.OVERHEAD] += busy_s[overhead].sum()
+        gpu.seconds[Account.IDLE] += idle_s
         self._grams += joules.reshape(-1, COLUMNS).sum(axis=1) * self.grams_per_joule
-        gpu.accounts[: len(REQUEST_ACCOUNTS)] += np.bincount(
-            keys % COLUMNS, row_joules, len(REQUEST_ACCOUNTS)
-        )
+        gpu.accounts[:of_requests] += np.bincount(keys % COLUMNS, row_joules, of_requests)
         idle_joules = tick.joules * idle_expected / total
         gpu.accounts[Account.IDLE] += idle_joules
         if self._idle_by_time:
-            self._spread_idle(tick, idle_joules)
+            self._spread_idle(tick, idle_joules, idle_s)
 
     def _awake_s(self, part: slice) -> float:
         """Seconds between steps that follow each other so closely that clocks stay up."""
         gaps_s = self._steps.start[part][1:] - self._steps.end[part][:-1]
         return float(gaps_s[gaps_s < AWAKE_S].sum())
 
-    def _spread_idle(self, tick: _Tick, idle_joules: float) -> None:
+    def _spread_idle(self, tick: _Tick, idle_joules: float, idle_s: float) -> None:
         present_s = np.minimum(self._closed_s, tick.end_s) - np.maximum(
             self._opened_s, tick.start_s
         )
         present_s = np.maximum(present_s, 0.0)
         total_s = float(present_s.sum())
         if total_s > 0:
-            spread = idle_joules * present_s / total_s
-            self._joules[IDLE_COLUMN::COLUMNS] += spread
-            self._grams += spread * self.grams_per_joule
+            share = present_s / total_s
+            self._joules[IDLE_COLUMN::COLUMNS] += idle_joules * share
+            self._grams += idle_joules * share * self.grams_per_joule
+            self._gpu_s += idle_s * share
 
     def _within(self, start_s: float, end_s: float) -> slice:
         """The steps that overlap a span."""
@@ -573,7 +597,8 @@ class EnergyLedger:
         finals = []
         for slot in done:
             end = self._closed.pop(slot)
-            finals.append(self._record(slot, end, self._row(slot), self._grams[slot], Status.FINAL))
+            known = self._row(slot), self._grams[slot], self._gpu_s[slot]
+            finals.append(self._record(slot, end, *known, Status.FINAL))
             self._opened_s[slot] = np.inf
             self._free.append(slot)
         return finals
@@ -591,7 +616,14 @@ class EnergyLedger:
     def _lose(self, gpu: _Gpu, until_s: float) -> None:
         """Wait no longer for what a GPU counted up to a time."""
         self._lower(gpu.settled_until_s, until_s, Quality.RESET)
-        gpu.settled_until_s = max(gpu.settled_until_s, until_s)
+        self._pass(gpu, until_s)
+
+    @staticmethod
+    def _pass(gpu: _Gpu, until_s: float) -> None:
+        """What is left of the time up to a moment is nobody's."""
+        if until_s > gpu.settled_until_s:
+            gpu.seconds[Account.UNATTRIBUTED] += until_s - gpu.settled_until_s
+            gpu.settled_until_s = until_s
 
     def totals(self) -> list[GpuTotals]:
         """Each GPU's accounts up to its last settled tick."""
@@ -600,6 +632,7 @@ class EnergyLedger:
                 gpu.name,
                 gpu.counter_joules,
                 tuple(gpu.accounts.tolist()),
+                tuple(gpu.seconds.tolist()),
                 gpu.watts,
                 gpu.allreduce_joules if self._model.exchanges else None,
             )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
-from llm_carbon_meter.carbon.emissions import operational_grams
+from llm_carbon_meter.carbon.emissions import embodied_rate, operational_grams
 from llm_carbon_meter.carbon.grid import open_grid
 from llm_carbon_meter.config import Config, runtime_folder
 from llm_carbon_meter.faults import Faults
@@ -182,6 +182,9 @@ class EngineMeter:
             learner=learner(power, model),
         )
         self._grid, self._pue = open_grid(config, faults), config.pue
+        self._ledger.embodied_grams_per_gpu_s = embodied_rate(
+            config.embodied, model.gpu, host=config.embodied_host
+        )
         self._readings: deque[EnergyReading] = deque()
         self._sampler = PowerSampler(power, 1 / config.sample_hz, self._readings.extend, faults)
         self._watch: Watch | None = None
@@ -274,12 +277,15 @@ class EngineMeter:
         self._publish(self._totals())
 
     def _totals(self) -> EngineTotals:
+        gpus, rate = self._ledger.totals(), self._ledger.embodied_grams_per_gpu_s
+        seconds = zip(*(gpu.account_seconds for gpu in gpus), strict=True)
         return EngineTotals(
             session=self._session,
             engine=self._engine,
             source=self._power.source,
-            gpus=self._ledger.totals(),
+            gpus=gpus,
             account_grams=tuple(self._ledger.account_grams.tolist()),
+            embodied_grams=() if rate is None else tuple(rate * sum(each) for each in seconds),
             intensity=self._grid.now,
             steps=dict(self._ledger.step_counts),
             tokens=dict(self._ledger.token_counts),

@@ -188,6 +188,10 @@ class RequestEnergy:
     """0 unless idle is spread over requests (``idle="by_time"``)."""
     operational_grams: float
     """gCO2eq: joules / 3.6e6 x PUE x intensity (Eq 1 of the LLMCO2 paper)."""
+    gpu_seconds: float
+    """Its share of the time of every GPU, divided as the joules are."""
+    embodied_grams: float | None
+    """gCO2eq of the hardware's making in that time; None where the settings leave it out."""
     prompt_tokens: int
     cached_tokens: int
     output_tokens: int
@@ -218,6 +222,8 @@ class GpuTotals:
     """Sum of the counter's own increments."""
     account_joules: Sequence[float]
     """Indexed by Account; they add up to counter_joules."""
+    account_seconds: Sequence[float]
+    """Indexed by Account; they add up to the time since the first reading."""
     watts: float | None
     allreduce_modelled_joules: float | None = None
     """Of these, what went by while GPUs exchanged results, as the link's data sheet has it; None
@@ -258,7 +264,9 @@ class EngineTotals:
     source: Source
     gpus: Sequence[GpuTotals]
     account_grams: Sequence[float]
-    """gCO2eq, indexed by Account."""
+    """Operational gCO2eq, indexed by Account."""
+    embodied_grams: Sequence[float]
+    """Of the hardware's making, likewise; empty where the settings leave it out."""
     intensity: CarbonIntensity
     """Of the grid now."""
     steps: Mapping[str, int] = field(default_factory=dict)
@@ -309,6 +317,8 @@ class EnergyEstimate:
     facility: bool
     """True where the figure already contains the data centre's overhead: no PUE on top."""
     operational_grams: float
+    embodied_grams: float | None = None
+    """Of the hardware's making; None where the model knows no time or the settings leave it out."""
     out_of_domain: str = ""
     """Why the estimate is less certain than its interval says; empty where it is not."""
     calibration: float = 1.0
@@ -372,3 +382,5 @@ class RequestRecord:
     intensity_source: str
     zone: str
     pue: float
+    covers: str
+    """What the figures are of, in words."""

@@ -141,6 +141,7 @@ def sum_estimates(estimates: Sequence[EnergyEstimate]) -> EnergyEstimate:
         estimates[0],
         **totals,
         operational_grams=sum(each.operational_grams for each in estimates),
+        embodied_grams=_sum_known(each.embodied_grams for each in estimates),
         calibration=calibrated / joules,
     )
 
@@ -156,6 +157,7 @@ def sum_energies(energies: Sequence[RequestEnergy]) -> RequestEnergy:
         "waste_joules",
         "idle_joules",
         "operational_grams",
+        "gpu_seconds",
         "prompt_tokens",
         "cached_tokens",
         "output_tokens",
@@ -167,6 +169,7 @@ def sum_energies(energies: Sequence[RequestEnergy]) -> RequestEnergy:
     return dataclasses.replace(
         energies[0],
         **{name: sum(getattr(each, name) for each in energies) for name in fields},
+        embodied_grams=_sum_known(each.embodied_grams for each in energies),
         status=Status.FINAL if final else Status.PROVISIONAL,
         quality=max((each.quality for each in energies), key=lambda quality: Quality(quality).rank),
         outcome=max((each.outcome for each in energies), key=_OUTCOMES.index),
@@ -174,6 +177,12 @@ def sum_energies(energies: Sequence[RequestEnergy]) -> RequestEnergy:
         first_step_s=min(each.first_step_s for each in energies),
         last_step_s=max(each.last_step_s for each in energies),
     )
+
+
+def _sum_known(figures: Iterable[float | None]) -> float | None:
+    """None where one is not known."""
+    known = list(figures)
+    return None if None in known else sum(filter(None, known))
 
 
 class Registry:

@@ -68,7 +68,7 @@ def headers_table() -> str:
             source,
             Quality.COUNTER,
             Outcome.FINISHED,
-            *[1.0] * 6,
+            *[1.0] * 8,
             *[1] * 4,
             *[1.0] * 3,
         )

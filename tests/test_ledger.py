@@ -26,6 +26,7 @@ from llm_carbon_meter.ledger import (
 )
 from llm_carbon_meter.power.modelled import ModelledMeter
 from llm_carbon_meter.records import (
+    REQUEST_ACCOUNTS,
     Account,
     EnergyReading,
     GpuTotals,
@@ -122,11 +123,16 @@ class Play:
 
 
 def played(
-    world: World, settle_at: Sequence[bool], grams_per_joule: float = 0.0, **options: Any
+    world: World,
+    settle_at: Sequence[bool],
+    grams_per_joule: float = 0.0,
+    embodied_grams_per_gpu_s: float | None = None,
+    **options: Any,
 ) -> Play:
     """Enter everything at its time; settle after the events that are marked, and at the end."""
     play = Play(ledger_of(GPUS, model=world.model, **options))
     play.ledger.grams_per_joule = grams_per_joule
+    play.ledger.embodied_grams_per_gpu_s = embodied_grams_per_gpu_s
     events: list[tuple[float, int, Any]] = [(step.done_s, 0, step) for step in world.steps]
     events += [(end.monotonic_s, 1, end) for end in world.ends]
     events += [(reading.monotonic_s, 2, reading) for reading in world.readings]
@@ -400,6 +406,21 @@ def test_it_does_not_matter_when_ticks_are_settled(
     }
     assert once == figures([True])
     assert once == figures(settle_at)
+
+
+@settings(max_examples=100, deadline=None)
+@given(world=worlds(resets=False), settle_at=settlings)
+def test_every_second_of_a_gpu_is_in_one_account(world: World, settle_at: list[bool]) -> None:
+    """Those of the requests are their records'; what was embodied is shared by them."""
+    play = played(world, settle_at, embodied_grams_per_gpu_s=3.0)
+    totals = play.ledger.totals()
+    for gpu, held in zip(totals, play.ledger._gpus.values(), strict=True):
+        first_s = min(one.monotonic_s for one in world.readings if one.gpu == gpu.gpu)
+        assert sum(gpu.account_seconds) == close_to(held.settled_until_s - first_s)
+    of_requests = sum(sum(gpu.account_seconds[: len(REQUEST_ACCOUNTS)]) for gpu in totals)
+    assert sum(record.gpu_seconds for record in play.final) <= of_requests * (1 + 1e-9)
+    for record in (*play.final, *play.provisional):
+        assert record.embodied_grams == close_to(3.0 * record.gpu_seconds)
 
 
 @settings(max_examples=100, deadline=None)

@@ -50,6 +50,8 @@ def energy_of(request_id: str, status: Status = Status.FINAL, **changes: Any) ->
         "waste_joules": 0.5,
         "idle_joules": 0.125,
         "operational_grams": 4.0,
+        "gpu_seconds": 2.5,
+        "embodied_grams": 0.004,
         "prompt_tokens": 10,
         "cached_tokens": 3,
         "output_tokens": 5,

@@ -170,6 +170,7 @@ def _show(result: Result, stub: StubPower | None, options: argparse.Namespace) -
     print(f"picture: {image}")
     print(f"\n{table.estimate_table(result.records)}")
     print(f"{table.error_note(result.records)}\n")
+    print(f"{table.grams_table(result.records)}\n")
     print(table.balance_line(last))
     for failure in failures:
         print(f"NOT AS IT SHOULD BE: {failure}", file=sys.stderr)

@@ -101,6 +101,27 @@ def records_line(records: Sequence[Record | None], last: Scrape) -> str:
     )
 
 
+def grams_table(records: Sequence[Record | None]) -> str:
+    """gCO2eq of the requests by where the grid's intensity came from, estimated and used."""
+    found = [record for record in records if record is not None]
+    rows = [["grid", "gCO2eq/kWh", "requests", "scope", "estimated g", f"{_sources(found)} g"]]
+    grids = dict.fromkeys((one["intensity_source"], one["zone"]) for one in found)
+    for source, zone in grids:
+        same = [one for one in found if (one["intensity_source"], one["zone"]) == (source, zone)]
+        about = [f"{zone} ({source})", f"{same[-1]['intensity_g_per_kwh']:g}", str(len(same))]
+        for scope in ("operational", "embodied"):
+            estimates = [(one["estimate"] or {}).get(f"{scope}_grams") for one in same]
+            used = [one[f"{scope}_grams"] for one in same]
+            rows.append([*about, scope, _total(estimates), _total(used)])
+    covers = dict.fromkeys(one["covers"] for one in found)
+    return "\n".join([_aligned(rows, left={0, 3}), *covers])
+
+
+def _total(figures: Sequence[float | None]) -> str:
+    """The sum; missing where one is."""
+    return _figure(None if None in figures else sum(filter(None, figures)))
+
+
 def headers_line(answers: Sequence[Answer]) -> str:
     """How many responses had the meter's headers, and one of them in full."""
     with_headers = [answer for answer in answers if answer.headers]

@@ -75,6 +75,7 @@ def record_json(record: RequestRecord) -> dict[str, Any]:
         "intensity_source": record.intensity_source,
         "zone": record.zone,
         "pue": record.pue,
+        "covers": record.covers,
         "features": _features(record),
     }
 
@@ -102,6 +103,8 @@ def _figures(energy: RequestEnergy) -> dict[str, Any]:
     }
     return with_watt_hours(joules) | {
         "operational_grams": energy.operational_grams,
+        "embodied_grams": energy.embodied_grams,
+        "gpu_seconds": energy.gpu_seconds,
         "status": energy.status,
     }
 
@@ -139,7 +142,10 @@ def _estimate_figures(estimate: EnergyEstimate) -> dict[str, Any]:
         "low": estimate.low_joules,
         "high": estimate.high_joules,
     }
-    return with_watt_hours(joules) | {"operational_grams": estimate.operational_grams}
+    return with_watt_hours(joules) | {
+        "operational_grams": estimate.operational_grams,
+        "embodied_grams": estimate.embodied_grams,
+    }
 
 
 def sse_comment(record: RequestRecord) -> bytes:

@@ -189,15 +189,11 @@ class PrometheusExporter:
         common = (self._model_name, str(energy.engine))
         self._requests.labels(*common, energy.quality, energy.outcome).inc()
         self._observe(common, _phases(energy), energy.source)
-        self._request_grams.labels(*common, "operational", energy.source).observe(
-            energy.operational_grams
-        )
+        self._observe_grams(common, energy, energy.source)
         if record.estimate is not None:
             shown = record.estimate.calibrated
             self._observe(common, _estimated_phases(shown), Source.ESTIMATED)
-            self._request_grams.labels(*common, "operational", Source.ESTIMATED).observe(
-                shown.operational_grams
-            )
+            self._observe_grams(common, shown, Source.ESTIMATED)
 
     def estimate_errors(
         self, record: RequestRecord, ratios: Mapping[tuple[str, str], float]
@@ -209,6 +205,14 @@ class PrometheusExporter:
             labels = (self._model_name, str(record.energy.engine), stage, basis)
             self._errors_of_estimates.labels(*labels).observe(ratio)
 
+    def _observe_grams(
+        self, common: tuple[str, str], figures: RequestEnergy | EnergyEstimate, source: Source
+    ) -> None:
+        grams = {"operational": figures.operational_grams, "embodied": figures.embodied_grams}
+        for scope, each in grams.items():
+            if each is not None:
+                self._request_grams.labels(*common, scope, source).observe(each)
+
     def _observe(
         self, common: tuple[str, str], phases: Mapping[str, float], source: Source
     ) -> None:
@@ -219,9 +223,11 @@ class PrometheusExporter:
         common, session = (self._model_name, str(totals.engine)), totals.session
         for gpu in totals.gpus:
             self._count_gpu(session, (*common, gpu.gpu, totals.source), gpu)
-        for account in Account:
-            labels = (*common, "operational", account.label, totals.source)
-            self._raise(self._grams, session, labels, totals.account_grams[account])
+        scopes = {"operational": totals.account_grams, "embodied": totals.embodied_grams}
+        for scope, grams in scopes.items():
+            for account, each in zip(Account, grams, strict=False):  # none where it is left out
+                labels = (*common, scope, account.label, totals.source)
+                self._raise(self._grams, session, labels, each)
         for counter, values in (
             (self._steps, totals.steps),
             (self._tokens, totals.tokens),

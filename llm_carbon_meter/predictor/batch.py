@@ -188,7 +188,7 @@ class BatchEstimator:
 
 def _watt_hours(group: _Group) -> Floats:
     """Shape (requests, 5), as `ENERGY_COLUMNS` names them."""
-    prefill, decode = group.bound.phases(*np.array(group.requests, np.float64).T.copy())
+    prefill, decode, _ = group.bound.phases(*np.array(group.requests, np.float64).T.copy())
     total, (low, high) = prefill + decode, group.bound.interval
     joules = (prefill, decode, total, low * total, high * total)
     return np.stack(joules, axis=1) / JOULES_PER_WATT_HOUR

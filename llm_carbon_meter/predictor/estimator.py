@@ -41,6 +41,8 @@ class PhaseEnergy(NamedTuple):
     prefill_joules: Any
     """A number, or shape (requests,), as was asked."""
     decode_joules: Any
+    gpu_seconds: Any = None
+    """Of all GPUs together; None where the model knows no time."""
 
 
 class BoundModel(Protocol):
@@ -100,6 +102,7 @@ class DeploymentEstimator:
         intensity: of the grid, for the grams.
         pue: on top of figures that do not contain it.
         remark: joins the model's own ``out_of_domain``.
+        embodied_grams_per_gpu_s: of the hardware's making; None to leave it out.
 
     Raises:
         SpecError: the model cannot run on that deployment.
@@ -112,6 +115,7 @@ class DeploymentEstimator:
         intensity: CarbonIntensity,
         pue: float = 1.0,
         remark: str = "",
+        embodied_grams_per_gpu_s: float | None = None,
     ) -> None:
         self.deployment = deployment
         self.method = model.name
@@ -120,6 +124,7 @@ class DeploymentEstimator:
         self._out_of_domain = "; ".join(filter(None, (remark, self._bound.out_of_domain)))
         self.intensity = intensity
         self._pue = 1.0 if model.facility else pue
+        self._embodied_rate = embodied_grams_per_gpu_s
 
     def estimate(self, query: EstimateQuery, lengths: LengthForecast) -> EnergyEstimate:
         """Estimate a request of known prompt and expected output length.
@@ -133,7 +138,7 @@ class DeploymentEstimator:
         # A request without an answer (an embedding) is a prefill: one token, its decode left out.
         mean, short, long = map(max, lengths, (1.0, 1.0, 1.0))
         asked = float(query.concurrency), float(query.prompt_tokens), mean
-        prefill, decode = self._bound.phases(*asked)
+        prefill, decode, gpu_seconds = self._bound.phases(*asked)
         point, (low, high) = prefill + decode, self._bound.interval
         below = _distance(point / (prefill + decode * short / mean), 1.0 / low)
         above = _distance((prefill + decode * long / mean) / point, high)
@@ -149,6 +154,9 @@ class DeploymentEstimator:
             output_tokens=lengths.mean * sequences,
             facility=self.facility,
             operational_grams=operational_grams(joules, self.intensity, self._pue),
+            embodied_grams=None
+            if gpu_seconds is None or self._embodied_rate is None
+            else gpu_seconds * sequences * self._embodied_rate,
             out_of_domain=self._out_of_domain,
         )
 

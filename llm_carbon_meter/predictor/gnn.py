@@ -119,6 +119,7 @@ class BoundGnn:
             deployment.engine, deployment.engine_version, deployment.gpu.name
         )
         self._rates, self._static = constants.rates, float(constants.static[0])
+        self._num_gpus = deployment.num_gpus
         self._board_watts = deployment.gpu.board_watts * deployment.num_gpus
         network, model = weights.network, deployment.model
         linked = neighbours(model, deployment.num_gpus)
@@ -157,6 +158,7 @@ class BoundGnn:
         return PhaseEnergy(
             joules * prefill_energy * e ** (gate * first),
             joules * decode_energy * e ** (gate * following),
+            (prefill_s + decode_s) * self._num_gpus / concurrency,
         )
 
     def _parts(self, inputs: Inputs) -> Floats:

@@ -91,7 +91,8 @@ def decode(data: bytes) -> Message:
 
 def _check_accounts(totals: EngineTotals) -> None:
     """Every list of accounts has one entry for each."""
-    for accounts in (totals.account_grams, *(gpu.account_joules for gpu in totals.gpus)):
+    of_gpus = (each for gpu in totals.gpus for each in (gpu.account_joules, gpu.account_seconds))
+    for accounts in (totals.account_grams, totals.embodied_grams or totals.account_grams, *of_gpus):
         if len(accounts) != len(Account):
             raise ValueError(f"{len(accounts)} accounts, expected {len(Account)}")
 

@@ -1,9 +1,11 @@
-"""Eq 1 of the LLMCO2 paper."""
+"""Operational emissions by Eq 1 of the LLMCO2 paper, embodied ones by time."""
 
 import pytest
 
-from llm_carbon_meter.carbon.emissions import operational_grams
+from llm_carbon_meter.carbon.emissions import coverage, embodied_rate, operational_grams
+from llm_carbon_meter.config import Config
 from llm_carbon_meter.records import CarbonIntensity
+from llm_carbon_meter.specs import gpu_spec
 
 
 def test_example_of_the_reference() -> None:
@@ -22,3 +24,31 @@ def test_a_kilowatt_hour_emits_the_intensity() -> None:
 def test_a_constant_has_no_age() -> None:
     """Only a live answer has a time since which it holds."""
     assert CarbonIntensity(475.0, "world", "static").valid_since_s is None
+
+
+@pytest.mark.parametrize(
+    ("method", "gpu", "host", "milligrams"),
+    [
+        ("llmcarbon", "T4", False, 0.0414764),
+        ("llmcarbon", "L4", False, 0.0335616),
+        ("llmcarbon", "A100", False, 0.0838153),
+        ("llmcarbon", "H100", False, 0.0929224),
+        ("pcf", "H100", True, 9.26454),
+        ("pcf", "H100", False, 164e6 / (3 * 365 * 86400)),
+    ],
+)
+def test_embodied_rates(method: str, gpu: str, host: bool, milligrams: float) -> None:
+    """Milligrams per GPU-second of both sources, with and without the server."""
+    rate = embodied_rate(method, gpu_spec(gpu), host=host)
+    assert rate is not None
+    assert 1000 * rate == pytest.approx(milligrams, rel=1e-3)
+
+
+def test_embodied_can_be_left_out() -> None:
+    """Then there is no figure, not a 0, and nothing speaks of it."""
+    assert embodied_rate("none", gpu_spec("H100"), host=False) is None
+    assert "embodied" not in coverage(Config(embodied="none"))
+    assert coverage(Config(pue=1.2, embodied="llmcarbon", embodied_host=True)) == (
+        "energy of the GPUs alone, grams times PUE 1.2; embodied: the GPU's dies, without memory, "
+        "board and cooler, and its share of a server (llmcarbon)"
+    )

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from llm_carbon_meter.demo.table import error_note, estimate_table
+from llm_carbon_meter.demo.table import error_note, estimate_table, grams_table
 
 
 def record(used: float, told: float, known: float | None, factor: float = 1.0) -> dict[str, Any]:
@@ -54,3 +54,29 @@ def test_modelled_power_is_called_so() -> None:
     modelled = error_note([{**measured, "source": "modelled"}])
     assert "modelled, not measured" in modelled
     assert "kept as calibration" in modelled
+
+
+def test_grams_by_the_source_of_the_intensity() -> None:
+    """Operational and embodied apart, estimated and used apart; what is not known is no 0."""
+
+    def emitted(source: str, estimated: float | None, embodied: float | None) -> dict[str, Any]:
+        return {
+            "source": "measured",
+            "intensity_source": source,
+            "intensity_g_per_kwh": 400.0,
+            "zone": "DE",
+            "covers": "GPUs alone",
+            "operational_grams": 2.0,
+            "embodied_grams": embodied,
+            "estimate": {"operational_grams": estimated, "embodied_grams": None},
+        }
+
+    records = [emitted("table", 1.5, 0.25), emitted("table", 2.0, 0.5), emitted("x", 1.0, None)]
+    lines = [line.split() for line in grams_table([*records, None]).splitlines()]
+    assert [line[-5:] for line in lines[1:-1]] == [
+        ["400", "2", "operational", "3.5", "4"],
+        ["400", "2", "embodied", "missing", "0.75"],
+        ["400", "1", "operational", "1", "2"],
+        ["400", "1", "embodied", "missing", "missing"],
+    ]
+    assert lines[-1] == ["GPUs", "alone"]

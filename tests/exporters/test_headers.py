@@ -43,6 +43,8 @@ ENERGY = RequestEnergy(
     waste_joules=0.25,
     idle_joules=0.125,
     operational_grams=5.1145833333e-4,
+    gpu_seconds=2.5,
+    embodied_grams=0.004,
     prompt_tokens=10,
     cached_tokens=4,
     output_tokens=5,
@@ -68,6 +70,7 @@ RECORD = RequestRecord(
     intensity_source="static",
     zone="world",
     pue=1.2,
+    covers="energy of the GPUs alone",
 )
 
 
@@ -150,6 +153,8 @@ def test_a_record_in_full() -> None:
     """Ids, figures, features and the grid; the accounts add up to the energy."""
     body = record_json(RECORD)
     assert (body["id"], body["model"], body["boundary"]) == ("a", "llama", "gpu")
+    assert body["covers"] == "energy of the GPUs alone"
+    assert (body["gpu_seconds"], body["embodied_grams"]) == (2.5, 0.004)
     assert body["external_ids"] == ["mine", "chatcmpl-1"]
     assert body["internal_ids"] == ["a", "b"]
     assert (body["status"], body["source"], body["quality"]) == ("final", "measured", "counter")

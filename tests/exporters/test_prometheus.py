@@ -59,8 +59,9 @@ TOTALS = EngineTotals(
     session="first",
     engine=0,
     source=Source.MEASURED,
-    gpus=(GpuTotals("GPU-a", 400.0, ACCOUNT_JOULES, 321.5, 12.5),),
+    gpus=(GpuTotals("GPU-a", 400.0, ACCOUNT_JOULES, ACCOUNT_JOULES, 321.5, 12.5),),
     account_grams=tuple(joules / 10 for joules in ACCOUNT_JOULES),
+    embodied_grams=tuple(joules / 100 for joules in ACCOUNT_JOULES),
     intensity=CarbonIntensity(475.0, "world", "static"),
     steps={"prefill": 2, "decode": 30, "mixed": 4},
     tokens={"prefill": 500, "decode": 90, "recompute": 0},
@@ -81,6 +82,8 @@ ENERGY = RequestEnergy(
     waste_joules=0.0,
     idle_joules=0.0,
     operational_grams=0.0015,
+    gpu_seconds=2.5,
+    embodied_grams=0.004,
     prompt_tokens=10,
     cached_tokens=0,
     output_tokens=5,
@@ -104,6 +107,7 @@ RECORD = RequestRecord(
     intensity_source="static",
     zone="world",
     pue=1.0,
+    covers="energy of the GPUs alone",
 )
 
 
@@ -206,7 +210,8 @@ def test_lost_messages_lose_no_joules() -> None:
     """After any gap the counters stand where the engine's do."""
     exporter, registry = exporter_of()
     exporter.totals(TOTALS)
-    grown = GpuTotals("GPU-a", 4000.0, tuple(10 * joules for joules in ACCOUNT_JOULES), 100.0)
+    joules = tuple(10 * joules for joules in ACCOUNT_JOULES)
+    grown = GpuTotals("GPU-a", 4000.0, joules, joules, 100.0)
     exporter.totals(replace(TOTALS, gpus=(grown,), steps={"prefill": 7}))
     labels = {"gpu": "GPU-a", "source": "measured"}
     assert value(registry, "energy_joules_total", account="decode", **labels) == 2000
@@ -239,7 +244,7 @@ def test_engines_and_sources_are_kept_apart() -> None:
 def test_a_gpu_without_a_power_reading_has_no_gauge() -> None:
     """Unknown is absent, never 0; before the first tick there is no ratio either."""
     exporter, registry = exporter_of()
-    silent = GpuTotals("GPU-a", 0.0, (0.0,) * 7, None)
+    silent = GpuTotals("GPU-a", 0.0, (0.0,) * 7, (0.0,) * 7, None)
     exporter.totals(replace(TOTALS, gpus=(silent,)))
     assert value(registry, "gpu_power_watts", gpu="GPU-a", source="measured") is None
     assert value(registry, "accounted_ratio") is None
@@ -248,7 +253,7 @@ def test_a_gpu_without_a_power_reading_has_no_gauge() -> None:
 def test_exchanges_between_gpus_stand_apart_from_the_accounts() -> None:
     """A part of them by GPU; absent, not 0, without tensor parallelism."""
     exporter, registry = exporter_of()
-    silent = GpuTotals("GPU-b", 0.0, (0.0,) * 7, None)
+    silent = GpuTotals("GPU-b", 0.0, (0.0,) * 7, (0.0,) * 7, None)
     exporter.totals(replace(TOTALS, gpus=(*TOTALS.gpus, silent)))
     assert value(registry, "allreduce_modelled_joules_total", gpu="GPU-a") == 12.5
     assert value(registry, "allreduce_modelled_joules_total", gpu="GPU-b") is None

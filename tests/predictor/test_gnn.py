@@ -127,7 +127,7 @@ def test_what_grows_with_what() -> None:
     served = bound()
 
     def joules(concurrency: float, prompt: float, output: float) -> tuple[float, float]:
-        return served.phases(float(concurrency), float(prompt), float(output))
+        return served.phases(float(concurrency), float(prompt), float(output))[:2]
 
     prefill, decode = joules(8, 1000, 200)
     assert joules(8, 4000, 200)[0] > 2.5 * prefill

@@ -68,6 +68,8 @@ def energy_of(request_id: str, status: Status = Status.PROVISIONAL, **changes: A
         "waste_joules": 0.0,
         "idle_joules": 0.0,
         "operational_grams": 0.000475,
+        "gpu_seconds": 2.5,
+        "embodied_grams": 0.004,
         "prompt_tokens": 10,
         "cached_tokens": 0,
         "output_tokens": 5,
