@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_carbon_meter.attribution import CostModel
 from llm_carbon_meter.kernels import step_costs
 from llm_carbon_meter.power.nvml import open_nvml
 from llm_carbon_meter.specs import built_in_model, gpu_spec
+from llm_carbon_meter.work import CostModel
 
 from .gpu.findings import row, write
 from .gpu.loads import Decoder, Load, Row, bursts, decode_like, prefill_like

@@ -6,7 +6,8 @@ from math import comb
 
 import numpy as np
 
-from llm_carbon_meter.attribution import CostModel, StepRows, shares
+from llm_carbon_meter.attribution import shares, sheet_prices
+from llm_carbon_meter.work import CostModel, StepRows, step_work
 from tests.gpu.loads import Row
 
 Subset = tuple[int, ...]
@@ -51,5 +52,6 @@ def modelled_shares(
         np.array([row.cached for row in rows], np.float64),
         np.ones(len(rows)),
     )
-    found: list[float] = shares(policy, columns, np.array([step_s]), model).tolist()
+    work, prices = step_work(columns, model), sheet_prices(model.gpu)
+    found: list[float] = shares(policy, columns, work, np.array([step_s]), prices).tolist()
     return found

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from llm_carbon_meter.attribution import POLICIES, CostModel
+from llm_carbon_meter.attribution import POLICIES
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.kernels import step_costs
 from llm_carbon_meter.ledger import EnergyLedger
@@ -24,6 +24,7 @@ from llm_carbon_meter.records import (
     StepEvent,
 )
 from llm_carbon_meter.specs import built_in_model, gpu_spec
+from llm_carbon_meter.work import CostModel
 
 from .subsets import exact_shares, modelled_shares, subsets
 
