@@ -26,6 +26,7 @@ from llm_carbon_meter.training.evaluate.report import readme_section
 
 README = Path(__file__).parents[1] / "README.md"
 EVALUATION = README.parent / "examples" / "predictor"
+ATTRIBUTION = README.parent / "examples" / "attribution"
 
 MEANINGS = {
     "Estimated-Wh": "energy estimated before the request ran, calibrated",
@@ -84,9 +85,16 @@ def evaluation() -> str:
     return readme_section(results, EVALUATION.relative_to(README.parent).as_posix(), PLOTS)
 
 
+def attribution() -> str:
+    """How many draws of the committed comparison of policies reach each goal."""
+    parts = (ATTRIBUTION / "results.md").read_text("utf-8").split("\n\n")
+    return next(part for part in parts if part.startswith("| goal |"))
+
+
 def tables() -> Mapping[str, str]:
     """The generated parts of README by name."""
     return {
+        "attribution": attribution(),
         "metrics": metrics_table(),
         "headers": headers_table(),
         "settings": settings_table(),
