@@ -127,7 +127,7 @@ class PrometheusExporter:
             "basis",
         )
         self._drift_alert = self._gauge(
-            "drift_alert", "1 while that is beyond the threshold, else 0", "stage", "basis"
+            "drift_alert", "1 while drift_ratio is beyond the threshold, else 0", "stage", "basis"
         )
         self._gap = self._gauge("sampler_gap_seconds", "Seconds since the last reading")
         self._read = self._gauge(
