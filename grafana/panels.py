@@ -76,11 +76,19 @@ def tile(
 
 
 def curves(
-    title: str, text: str, unit: str, *queries: Query, span: int = 12, stacked: bool = False
+    title: str,
+    text: str,
+    unit: str,
+    *queries: Query,
+    span: int = 12,
+    stacked: bool = False,
+    signed: bool = False,
 ) -> timeseries.Panel:
-    """Values over time."""
+    """Values over time; from 0 on, unless they can be negative."""
     panel = _described(timeseries.Panel(), title, text, unit, queries)
     panel.span(span).height(HEIGHT).fill_opacity(40 if stacked else 5).line_width(1)
+    if not signed:
+        panel.min(0)
     if stacked:
         panel.stacking(common.StackingConfig().mode(StackingMode.NORMAL))
     return panel

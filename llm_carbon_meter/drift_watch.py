@@ -77,7 +77,8 @@ class DriftWatch:
     def _tell(self, verdict: Verdict, report: DriftReport, now_s: float) -> None:
         changed_s = verdict.changed_s or 0.0
         text = self._text(verdict, report, now_s, changed_s)
-        logger.log(logging.WARNING if verdict.drifting else logging.INFO, "%s", text)
+        # Both: where logging is not configured, nothing below a warning is seen.
+        logger.warning("%s", text)
         if self._webhook is not None:
             self._webhook.post(webhook_body(self._model_name, verdict, report, text))
 

@@ -53,6 +53,7 @@ BOARD: Final = board(
             "(sum estimated - sum measured) / sum measured; end_to_end guesses the length too.",
             "percentunit",
             (f"avg by (stage, basis, engine) ({RATIO})", "{{stage}} {{basis}} {{engine}}"),
+            signed=True,
         ),
         curves(
             "Errors of estimates",
@@ -62,6 +63,7 @@ BOARD: Final = board(
                 (quantile(q, "estimate_error_ratio", "le", *TOLD), f"p{100 * q:.0f}")
                 for q in (0.1, 0.5, 0.9)
             ),
+            signed=True,
         ),
         curves(
             "Sampler",

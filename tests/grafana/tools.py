@@ -53,9 +53,17 @@ def prometheus_tools() -> "Tools":
 class Tools:
     """What Debian's packages have."""
 
-    def promtool(self, *arguments: str, stdin: str | None = None) -> str:
-        """Run promtool; what it printed, on an error too."""
-        return _run("promtool", *arguments, stdin=stdin)
+    def promtool(self, *arguments: str) -> str:
+        """Run promtool; what it printed."""
+        return _run("promtool", *arguments)
+
+    def faults_of_metrics(self, exposition: str) -> list[str]:
+        """What ``promtool check metrics`` finds, a line each; none is good."""
+        command = ["promtool", "check", "metrics"]
+        done = subprocess.run(
+            command, input=exposition, capture_output=True, text=True, check=False
+        )
+        return (done.stdout + done.stderr).splitlines()
 
     def amtool(self, *arguments: str) -> str:
         """Run amtool."""
@@ -110,10 +118,8 @@ class Prometheus:
         }
 
 
-def _run(*command: str, stdin: str | None = None) -> str:
-    done = subprocess.run(
-        command, input=stdin, capture_output=True, text=True, check=False, timeout=60
-    )
+def _run(*command: str) -> str:
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 0, f"{' '.join(command)}: {done.stdout}{done.stderr}"
     return done.stdout + done.stderr
 
