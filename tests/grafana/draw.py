@@ -42,7 +42,8 @@ def shown(value: float, unit: str, decimals: int | None = None) -> str:
     if math.isnan(value):
         return "No traffic"
     if unit == "percentunit":
-        return f"{100 * value:.3g} %" if decimals is None else f"{100 * value:.{decimals}f} %"
+        digits = f"{100 * value:.3g}" if abs(value) < 1 else f"{100 * value:.0f}"
+        return f"{digits if decimals is None else format(100 * value, f'.{decimals}f')} %"
     if unit.startswith("suffix:"):
         return f"{value:.{decimals or 0}f} {unit.removeprefix('suffix: ')}"
     suffix = SUFFIXES.get(unit, "")
@@ -111,10 +112,10 @@ def _curves(axes: Axes, panel: Panel, unit: str, begun_s: float) -> None:
         for legend, times, values in lines:
             axes.plot(times, values, linewidth=1.2, label=legend)
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: shown(value, unit)))
-    lowest = panel["fieldConfig"]["defaults"].get("min")
-    top = max((value for _, _, values in lines for value in values if value == value), default=0.0)
-    if lowest is not None:
-        axes.set_ylim(lowest, None if top > 0 else 1.0)
+    if "min" in panel["fieldConfig"]["defaults"]:
+        # Lines at 0 shall be seen.
+        top = axes.get_ylim()[1] if any(any(values) for _, _, values in lines) else 1.0
+        axes.set_ylim(-0.02 * top, top)
     # Below, as Grafana has it.
     axes.legend(
         fontsize=6.5, loc="upper left", bbox_to_anchor=(-0.01, -0.09), ncols=7, frameon=False
@@ -127,10 +128,12 @@ def _stack(axes: Axes, lines: Sequence[tuple[str, list[float], list[float]]]) ->
     for _, own_times, values in lines:
         known = dict(zip(own_times, values, strict=True))
         rows.append([known.get(t, 0.0) for t in times])
-    axes.stackplot(times, rows, labels=[legend for legend, _, _ in lines], alpha=0.7)
+    # What is never more than 0 would only crowd the legend.
+    names = [legend if any(row) else "_" for (legend, _, _), row in zip(lines, rows, strict=True)]
+    axes.stackplot(times, rows, labels=names, alpha=0.7)
 
 
-def _panel(axes: Axes, panel: Panel, begun_s: float) -> None:
+def _panel(axes: Axes, panel: Panel, begun_s: float, ended_s: float) -> None:
     axes.set_title(panel["title"], fontsize=9, loc="left")
     axes.tick_params(labelsize=7)
     unit = panel["fieldConfig"]["defaults"].get("unit", "")
@@ -141,30 +144,29 @@ def _panel(axes: Axes, panel: Panel, begun_s: float) -> None:
     else:
         _curves(axes, panel, unit, begun_s)
     if panel["type"] != "stat":
-        axes.set_xlim(0, None)
+        axes.set_xlim(0, ended_s - begun_s)
 
 
-def draw(board: Mapping[str, Any], begun_s: float, path: Path) -> None:
+def _box(panel: Panel, rows: int) -> tuple[float, float, float, float]:
+    """Where a panel's axes lie in the figure, with room for their labels inside its cells."""
+    place, is_tile = panel["gridPos"], panel["type"] == "stat"
+    left, right = place["x"] + (0.3 if is_tile else 1.5), place["x"] + place["w"] - 0.3
+    top = HEAD + place["y"] + 0.8
+    bottom = HEAD + place["y"] + place["h"] - (0.8 if is_tile else 1.4)
+    return left / COLUMNS, 1 - bottom / rows, (right - left) / COLUMNS, (bottom - top) / rows
+
+
+def draw(board: Mapping[str, Any], begun_s: float, ended_s: float, path: Path) -> None:
     """A dashboard whose targets have their series, panel by panel as its grid says.
 
     Args:
         begun_s: wall-clock time that is 0 in the picture.
+        ended_s: where it ends.
     """
-    places = [panel["gridPos"] for panel in board["panels"]]
-    rows = HEAD + max(place["y"] + place["h"] for place in places)
+    rows = HEAD + max(panel["gridPos"]["y"] + panel["gridPos"]["h"] for panel in board["panels"])
     figure = plt.figure(figsize=(COLUMNS * CELL_INCHES[0], rows * CELL_INCHES[1]))
-    for panel, place in zip(board["panels"], places, strict=True):
-        # Room for the axes' own labels inside the cell.
-        left, right = (0.3, 0.3) if panel["type"] == "stat" else (1.5, 0.3)
-        top = HEAD + place["y"] + 0.8
-        bottom = HEAD + place["y"] + place["h"] - (0.8 if panel["type"] == "stat" else 1.4)
-        box = (
-            (place["x"] + left) / COLUMNS,
-            1 - bottom / rows,
-            (place["w"] - left - right) / COLUMNS,
-            (bottom - top) / rows,
-        )
-        _panel(figure.add_axes(box), panel, begun_s)
+    for panel in board["panels"]:
+        _panel(figure.add_axes(_box(panel, rows)), panel, begun_s, ended_s)
     note = "drawn from the dashboard's own queries; seconds since the load began"
     figure.text(0.012, 1 - 0.7 / rows, board["title"], fontsize=14, va="center")
     figure.text(0.988, 1 - 0.7 / rows, note, fontsize=9, va="center", ha="right", color="dimgray")

@@ -1,6 +1,7 @@
 """A metered server under load, scraped by a real Prometheus with our rules in short time."""
 
 import contextlib
+import math
 import queue
 import random
 import re
@@ -74,6 +75,9 @@ class Session:
     """Messages that came before they were waited for."""
     heard: dict[str, Any] = field(default_factory=dict)
     """Messages by event or status."""
+    boards: Mapping[str, dict[str, Any]] = field(default_factory=dict)
+    """The dashboards as they stood at the end, each target with its series."""
+    ended_unix_s: float = math.inf
 
     def estimate(self, joules_per_token: float) -> None:
         """Let all estimates from now on be so."""
@@ -125,15 +129,15 @@ class Session:
 
     def curves(self, expr: str) -> list[dict[str, Any]]:
         """A panel's expression over the whole session, second by second."""
-        return self.prometheus.range(substituted(expr), self.begun_unix_s, time.time(), 1.0)
+        end_s = min(time.time(), self.ended_unix_s)
+        return self.prometheus.range(substituted(expr), self.begun_unix_s, end_s, 1.0)
 
-    def boards(self) -> Mapping[str, dict[str, Any]]:
-        """The dashboards, each target with the series that it has now."""
-        boards = dashboards()
-        for board in boards.values():
+    def end(self) -> None:
+        """Keep what the dashboards show while there is load."""
+        self.ended_unix_s, self.boards = time.time(), dashboards()
+        for board in self.boards.values():
             for target in (target for panel in board["panels"] for target in panel["targets"]):
                 target["series"] = self.curves(target["expr"])
-        return boards
 
 
 def joules_per_token(records: Sequence[Mapping[str, Any]]) -> float:

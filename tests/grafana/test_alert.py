@@ -58,6 +58,7 @@ def session(
             session = Session(metered, prometheus, receiver, joules_file, Story())
             with load(metered):
                 go_wrong_and_right_again(session, right)
+                session.end()
             yield session
 
 
@@ -94,7 +95,6 @@ def test_the_server_itself_tells_of_drift_and_of_its_end(session: Session) -> No
     assert f"{told['drift_ratio']:+.1%}" in began
     assert told["drift_ratio"] > 1.0
     assert session.heard["drift_ended"]["drift_ratio"] < 0.8
-    session.story.lines += ["", "The server's log:", began, ended]
 
 
 def test_operators_get_the_alert_and_its_end(session: Session) -> None:
@@ -109,20 +109,20 @@ def test_operators_get_the_alert_and_its_end(session: Session) -> None:
 
 def test_every_panel_has_data_and_can_be_drawn(session: Session, tmp_path: Path) -> None:
     """No query of a dashboard is empty; the pictures are made from the same answers."""
-    boards = session.boards()
     empty = [
         (name, panel["title"], target["expr"])
-        for name, board in boards.items()
+        for name, board in session.boards.items()
         for panel in board["panels"]
         for target in panel["targets"]
         if not target["series"]
     ]
     assert not empty
-    for name, board in boards.items():
+    for name, board in session.boards.items():
         picture = tmp_path / f"{name}.png"
-        draw(board, session.begun_unix_s, picture)
+        draw(board, session.begun_unix_s, session.ended_unix_s, picture)
         assert picture.stat().st_size > 10_000
-    (tmp_path / "alert-log.txt").write_text(session.story.text())
+    lines = (session.story.text(), "The server's log:", *drift_lines(session.metered.server.log))
+    (tmp_path / "alert-log.txt").write_text("\n".join(lines) + "\n")
 
 
 def test_every_rule_is_well_and_has_data(session: Session) -> None:
