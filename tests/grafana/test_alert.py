@@ -24,8 +24,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 PROGRAM = (sys.executable, "-m", "tests.grafana.scaled_server")
 SETTINGS = {
-    "DRIFT_WINDOW_S": "10",
-    "DRIFT_MIN_REQUESTS": "20",
+    "DRIFT_WINDOW_S": "15",
+    "DRIFT_MIN_REQUESTS": "10",
     # Right estimates may be off by half and by double where others compute on this machine.
     "DRIFT_THRESHOLD": "1.0",
     # Refused on purpose: `errors_total` shall have something to show.
@@ -70,9 +70,9 @@ def go_wrong_and_right_again(session: Session, right: float) -> None:
     """
     session.estimate(right)
     session.story.tell("load begins, estimates are right")
-    eventually(lambda: session.finished() > 120, "requests that teach what is right", 120)
-    assert session.metered.metric("llm_carbon_meter_drift_alert") == 0
-    assert "EnergyEstimateDrift" not in session.prometheus.alerts()
+    eventually(lambda: session.finished() > 100, "requests that teach what is right", 300)
+    eventually(lambda: session.metered.metric("llm_carbon_meter_drift_alert") == 0, "no drift", 60)
+    session.wait_for_alert(None)
     session.estimate(SPOILT * right)
     session.story.tell(f"{session.finished():.0f} requests; now estimates are {SPOILT:.0f}-fold")
     session.hear_server("drift_began")
