@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import urlsplit
 
 from llm_carbon_meter.records import ConfigError
 
@@ -55,6 +56,13 @@ def _power(text: str) -> str:
     if text in ("auto", "nvml", "modelled") or text.removeprefix("replay:") not in (text, ""):
         return text
     raise ValueError("expected auto, nvml, modelled or replay:FILE")
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme in ("http", "https") and parts.hostname:
+        return text
+    raise ValueError("expected an address that begins with http:// or https://")
 
 
 def _setting(default: Any, parse: Callable[[str], Any], doc: str, *, secret: bool = False) -> Any:
@@ -114,7 +122,7 @@ class Config:
         "world", str, "grid zone: an ISO 3166 code such as `DE`, or one of Electricity Maps"
     )
     electricitymaps_token: str = _setting("", str, "token of Electricity Maps", secret=True)
-    carbon_url: str = _setting("", str, "address of the service, where it is not its own")
+    carbon_url: str = _setting("", _url, "address of the service, where it is not its own")
     embodied: str = _setting(
         "pcf",
         _choice("pcf", "llmcarbon", "none"),
@@ -131,6 +139,24 @@ class Config:
     )
     calibration_file: str = _setting(
         "", str, "file that keeps the correction of the estimates over a restart; empty: not kept"
+    )
+    drift_threshold: float = _setting(
+        0.25,
+        _number(0.01, 100.0),
+        "how far the sum of the estimates may be off that of the measurements before it is an "
+        "alarm, as a ratio; the alarm ends below 0.8 of it",
+    )
+    drift_window_s: float = _setting(
+        3600.0, _number(1.0, 604_800.0), "how long a finished request counts for drift"
+    )
+    drift_min_requests: int = _setting(
+        100, _whole(1, 8192), "with fewer measured requests nothing is said about drift"
+    )
+    drift_webhook: str = _setting(
+        "",
+        _url,
+        "address that gets a JSON message when drift begins and when it ends; empty: none",
+        secret=True,
     )
     final_wait_s: float = _setting(
         0.0, _number(0.0, 10.0), "how long a response may wait for its final figure"
@@ -170,13 +196,20 @@ class Config:
             try:
                 values[setting.name] = setting.metadata["parse"](text)
             except ValueError as error:
+                shown = shown_value(setting.name, repr(text))
                 problems.append(
-                    ConfigError(f"{variable}={text!r}: {error}; the default is {setting.default!r}")
+                    ConfigError(f"{variable}={shown}: {error}; the default is {setting.default!r}")
                 )
         problems += _unknown(cls, environment)
         if problems and values.get("strict"):
             raise ConfigError("; ".join(str(problem) for problem in problems))
         return cls(**values), problems
+
+
+def shown_value(name: str, value: object) -> object:
+    """A setting's value as it may be logged and printed."""
+    secret = not Config.__dataclass_fields__[name].repr
+    return "(not shown)" if secret else value
 
 
 # Read by the demo, the tests or training, not by the serving process.

@@ -12,6 +12,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from llm_carbon_meter.carbon.emissions import coverage, embodied_rate
 from llm_carbon_meter.carbon.grid import constant
 from llm_carbon_meter.config import Config
+from llm_carbon_meter.drift_watch import DriftWatch
 from llm_carbon_meter.exporters.headers import record_json
 from llm_carbon_meter.exporters.otel import SpanExporter
 from llm_carbon_meter.exporters.prometheus import PrometheusExporter
@@ -69,7 +70,8 @@ class FrontendMeter:
         model_name: as clients know it.
         model: shape for the estimate; None where the architecture is not known.
         deployment: engine, version, GPU, number formats and parallelism, for estimate and records.
-        index: of this API server; 0 exports the engine-wide metrics and keeps the calibration.
+        index: of this API server; 0 exports the engine-wide metrics, keeps the calibration and
+            watches for drift.
         tracing: whether the server makes spans.
         share: gives a record (key, ids, JSON) to the other API servers.
         faults: counts of what went wrong in this process.
@@ -104,6 +106,8 @@ class FrontendMeter:
         self._metrics.intensity(self._intensity, 0.0)
         self._log = self._open_log(index)
         self._live = self._open_estimator(model, index) if model else None
+        watches = index == 0 and self._live is not None
+        self._drift = DriftWatch(config, model_name, self._metrics, faults) if watches else None
 
     def _open_log(self, index: int) -> RequestLog | None:
         path = self.config.request_log
@@ -221,6 +225,8 @@ class FrontendMeter:
         self._heard_s = time.monotonic()
         self._metrics.totals(totals)
         self._use(totals.intensity)
+        if self._drift is not None:
+            self._drift.look()
 
     def _use(self, intensity: CarbonIntensity) -> None:
         """An engine's meter knows what the grid emits: nobody else asks for it."""
@@ -234,8 +240,7 @@ class FrontendMeter:
     def receive_record(self, key: str, ids: Sequence[str], record: Mapping[str, Any]) -> None:
         """Another API server finished an exchange."""
         self.records.put(key, ids, json.dumps(record, separators=(",", ":")))
-        if self._live is not None:
-            self._live.learn(record)
+        self._learn(record)
 
     def end(self, exchange: Exchange, answered: bool) -> None:
         """The HTTP side of an exchange is over."""
@@ -250,7 +255,8 @@ class FrontendMeter:
         ids = (*record.internal_ids, *record.external_ids)
         self._metrics.record(record)
         self._metrics.estimate_errors(record, error_ratios(record))
-        self._learn(exchange, body)
+        self._learn(body)
+        self._learn_lengths(exchange)
         self.records.put(record.id, ids, text)
         self._share(record.id, ids, body)
         if self._log is not None:
@@ -259,10 +265,15 @@ class FrontendMeter:
             except OSError as error:
                 self._faults.note("request_log", error, "The record is in the metrics only.")
 
-    def _learn(self, exchange: Exchange, record: Mapping[str, Any]) -> None:
+    def _learn(self, record: Mapping[str, Any]) -> None:
+        if self._live is not None:
+            self._live.learn(record)
+        if self._drift is not None:
+            self._drift.observe(record)
+
+    def _learn_lengths(self, exchange: Exchange) -> None:
         if self._live is None:
             return
-        self._live.learn(record)
         for member in exchange.members.values():
             energy = member.energy
             if energy is None or not energy.output_tokens:

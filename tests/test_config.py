@@ -57,6 +57,7 @@ def test_foreign_variables_are_left_alone() -> None:
         ("pue", "1.58", 1.58),
         ("zone", "DE", "DE"),
         ("estimator", "none", "none"),
+        ("drift_threshold", "0.1", 0.1),
         ("records", "1", 1),
         ("request_log_max_bytes", "1000", 1000),
         ("request_log", "/var/log/requests.jsonl", "/var/log/requests.jsonl"),
@@ -88,6 +89,8 @@ def test_settings_are_read(name: str, text: str, value: object) -> None:
         ("policy", "fair", "expected one of shapley, tokens, flops, equal"),
         ("idle", "spread", "expected one of separate, by_time"),
         ("estimator", "oracle", "expected one of gnn, flop, none"),
+        ("drift_threshold", "0", "expected a number from 0.01 to 100"),
+        ("drift_min_requests", "8193", "expected a whole number from 1 to 8192"),
         ("records", "0", "expected a whole number from 1"),
         ("records", "1e3", "invalid literal"),
         ("request_log_max_bytes", "999", "expected a whole number from 1000"),
@@ -102,6 +105,17 @@ def test_a_wrong_value_is_named_and_its_default_used(name: str, text: str, reaso
     assert f"{variable}={text!r}: " in str(problem)
     assert reason in str(problem)
     assert f"the default is {getattr(Config(), name)!r}" in str(problem)
+
+
+def test_a_secret_is_not_in_any_message() -> None:
+    """Neither a webhook that is refused nor one that is taken stands in a log."""
+    config, (problem,) = Config.from_environment({PREFIX + "DRIFT_WEBHOOK": "chat.example/T0/key"})
+    assert config == Config()
+    assert "T0" not in str(problem)
+    assert "http://" in str(problem)
+    config, _ = Config.from_environment({PREFIX + "DRIFT_WEBHOOK": "https://chat.example/T0/key"})
+    assert config.drift_webhook == "https://chat.example/T0/key"
+    assert "T0" not in repr(config)
 
 
 def test_an_unknown_variable_is_named() -> None:

@@ -19,6 +19,7 @@ from llm_carbon_meter.records import EstimateQuery, Outcome, Quality, Source, St
 from llm_carbon_meter.registry import Exchange
 from llm_carbon_meter.specs import built_in_model
 
+from .exporters.test_prometheus import TOTALS
 from .test_registry import energy_of
 
 DEPLOYED = {
@@ -104,6 +105,11 @@ class Frontend:
         estimate = self.meter.estimate(EstimateQuery(10, 5))
         assert estimate is not None
         return estimate.calibration
+
+    def drift(self) -> float | None:
+        """Of what the model itself says, given the lengths."""
+        labels = {"model_name": "llama", "engine": "0", "stage": "raw", "basis": "conditional"}
+        return self.registry.get_sample_value("llm_carbon_meter_drift_ratio", labels)
 
     def errors(self, stage: str, basis: str) -> float | None:
         """How many were observed."""
@@ -200,6 +206,24 @@ def test_all_api_servers_learn_from_each_other_s_records(bound: list[Deployment]
         idle.meter.receive_record(record["id"], [], json.loads(json.dumps(record)))
     assert idle.factor() == busy.factor() != 1.0
     assert idle.errors("raw", "conditional") is None
+
+
+def test_the_first_api_server_watches_all_of_them_for_drift(bound: list[Deployment]) -> None:
+    """Its own requests and those that others share; they themselves say nothing."""
+    settings = {"drift_min_requests": 20}
+    first, second = (Frontend(index=index, **settings) for index in (0, 1))
+    for number in range(10):
+        first.serve(number, joules=20.0)
+        second.serve(100 + number, joules=20.0)
+    first.meter.receive_totals(TOTALS)
+    assert first.drift() is None
+    for record in second.shared:
+        first.meter.receive_record(record["id"], [], record)
+    first.meter._drift._looked_s = 0.0  # type: ignore[union-attr]
+    for frontend in (first, second):
+        frontend.meter.receive_totals(TOTALS)
+    assert first.drift() == pytest.approx(-0.5)
+    assert second.drift() is None
 
 
 def test_all_go_on_after_a_restart_and_only_the_first_server_writes(

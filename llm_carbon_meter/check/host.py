@@ -7,7 +7,7 @@ from typing import Final
 from llm_carbon_meter.carbon.grid import constant, open_grid
 from llm_carbon_meter.check.findings import Finding, Report, Verdict
 from llm_carbon_meter.check.gpus import check_power
-from llm_carbon_meter.config import PREFIX, Config, vllm_plugins
+from llm_carbon_meter.config import PREFIX, Config, shown_value, vllm_plugins
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import ConfigError, MeterError
 from llm_carbon_meter.servers.channel import Publisher, choose_directory
@@ -47,7 +47,7 @@ def _changed(config: Config) -> str:
     """The settings that are not at their defaults."""
     defaults = dataclasses.asdict(Config())
     changed = [
-        f"{PREFIX}{name.upper()}={value}"
+        f"{PREFIX}{name.upper()}={shown_value(name, value)}"
         for name, value in dataclasses.asdict(config).items()
         if value != defaults[name]
     ]

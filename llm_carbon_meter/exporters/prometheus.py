@@ -121,6 +121,16 @@ class PrometheusExporter:
         self._ratio = self._gauge(
             "accounted_ratio", "Sum of all accounts / increments of the counters"
         )
+        self._drift_ratio = self._gauge(
+            "drift_ratio",
+            "(sum estimated - sum measured) / sum measured of the latest requests; NaN where too "
+            "few are left",
+            "stage",
+            "basis",
+        )
+        self._drift_alert = self._gauge(
+            "drift_alert", "1 while drift_ratio is beyond the threshold, else 0", "stage", "basis"
+        )
         self._gap = self._gauge("sampler_gap_seconds", "Seconds since the last reading")
         self._read = self._gauge(
             "sampler_read_seconds", "Seconds that a reading of all GPUs takes, of late"
@@ -204,6 +214,17 @@ class PrometheusExporter:
         for (stage, basis), ratio in ratios.items():
             labels = (self._model_name, str(record.energy.engine), stage, basis)
             self._errors_of_estimates.labels(*labels).observe(ratio)
+
+    def drift(
+        self,
+        engine: int,
+        ratios: Mapping[tuple[str, str], float],
+        alerts: Mapping[tuple[str, str], float],
+    ) -> None:
+        """Show how far an engine's estimates have drifted, by stage and basis."""
+        for gauge, values in ((self._drift_ratio, ratios), (self._drift_alert, alerts)):
+            for series, value in values.items():
+                gauge.labels(self._model_name, str(engine), *series).set(value)
 
     def _observe_grams(
         self, common: tuple[str, str], figures: RequestEnergy | EnergyEstimate, source: Source

@@ -62,8 +62,8 @@ def huber_centre(log_ratios: Sequence[float], prior: int = PRIOR_REQUESTS) -> fl
     return centre
 
 
-def learnable_log_ratio(record: Mapping[str, Any]) -> float | None:
-    """ln(measured / estimated) of a finished record's JSON; None where it must teach nothing.
+def teachable_joules(record: Mapping[str, Any]) -> float | None:
+    """Measured joules of a finished record's JSON; None where it must teach and judge nothing.
 
     Idle joules that the settings spread over requests are in no estimate.
     """
@@ -77,8 +77,17 @@ def learnable_log_ratio(record: Mapping[str, Any]) -> float | None:
         or record.get("outcome") != Outcome.FINISHED
     ):
         return None
-    measured, estimated = record["energy_joules"] - record["idle_joules"], estimate["energy_joules"]
-    return math.log(measured / estimated) if measured > 0 and estimated > 0 else None
+    measured: float = record["energy_joules"] - record["idle_joules"]
+    return measured if measured > 0 else None
+
+
+def learnable_log_ratio(record: Mapping[str, Any]) -> float | None:
+    """ln(measured / estimated) of a finished record's JSON; None where it must teach nothing."""
+    measured = teachable_joules(record)
+    if measured is None:
+        return None
+    estimated = record["conditional"]["energy_joules"]
+    return math.log(measured / estimated) if estimated > 0 else None
 
 
 Identity = Mapping[str, str | int]

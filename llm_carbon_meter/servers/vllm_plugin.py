@@ -26,6 +26,9 @@ def register() -> None:
     if _registered:
         return
     _registered = True
+    # An API server of vLLM raises the root logger's level to ERROR: our warnings shall be seen.
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
     config, problems = Config.from_environment()
     faults = Faults()
     for problem in problems:

@@ -52,7 +52,7 @@ SPINE = {
     "errors",
     "estimate_error_ratio",
 }
-LATER = {"drift_ratio", "drift_alert"}
+DRIFT = {"drift_ratio", "drift_alert"}
 
 ACCOUNT_JOULES = (100.0, 200.0, 10.0, 5.0, 20.0, 60.0, 5.0)
 TOTALS = EngineTotals(
@@ -137,16 +137,16 @@ def value(registry: CollectorRegistry, name: str, **labels: str) -> float | None
 
 
 def test_every_metric_of_the_contract_is_there_after_one_of_each() -> None:
-    """One total and one record feed every name marked spine, and none of the later ones."""
+    """One total and one record feed every name marked spine, and no drift."""
     exporter, registry = exporter_of()
     exporter.totals(TOTALS)
     exporter.record(RECORD)
     exporter.intensity(CarbonIntensity(475.0, "world", "static"), 0.0)
     exporter.estimate_errors(RECORD, {("raw", "conditional"): -0.07})
     found = families(registry)
-    assert set(found) == SPINE
-    assert all(family.samples for family in found.values())
-    assert not LATER & set(found)
+    assert set(found) == SPINE | DRIFT
+    assert all(found[name].samples for name in SPINE)
+    assert not DRIFT & {name for name, family in found.items() if family.samples}
 
 
 MODEL = 'model_name="llama"'
@@ -379,6 +379,18 @@ def test_errors_of_estimates_are_signed() -> None:
     assert value(registry, bucket, le="0.3", **told) == 1
     assert value(registry, "estimate_error_ratio_count", **told) == 1
     assert value(registry, bucket, le="+Inf", stage="raw", basis="end_to_end") is None
+
+
+def test_drift_stands_beside_the_series_that_can_alarm() -> None:
+    """A ratio for each series, the alarm for one of them, by engine."""
+    exporter, registry = exporter_of()
+    told, raw = ("calibrated", "conditional"), ("raw", "conditional")
+    exporter.drift(1, {told: -0.3, raw: 0.4}, {told: 1.0})
+    labels = {"engine": "1", "stage": "calibrated", "basis": "conditional"}
+    assert value(registry, "drift_ratio", **labels) == -0.3
+    assert value(registry, "drift_alert", **labels) == 1
+    assert value(registry, "drift_ratio", **{**labels, "stage": "raw"}) == 0.4
+    assert value(registry, "drift_alert", **{**labels, "stage": "raw"}) is None
 
 
 def test_a_scrape_sees_all_of_an_update_or_nothing() -> None:

@@ -1,0 +1,177 @@
+"""Whether estimates stay true: their error over a sliding window, and when it is too much.
+
+Judged by the requests that teach the calibration: really measured, finished, of trusted quality.
+Conditional errors, given the true length and company, are the predictor's; end to end ones hold
+the guess of the answer's length too.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm_carbon_meter.predictor.calibration import teachable_joules
+
+Series = tuple[str, str]
+"""Stage and basis."""
+SERIES: Final[Sequence[Series]] = tuple(
+    product(("raw", "calibrated"), ("conditional", "end_to_end"))
+)
+WATCHED: Final[Series] = ("calibrated", "conditional")
+"""What clients are told, without the luck of the answer's length: the one that can alarm."""
+CLEARS_BELOW: Final = 0.8
+"""An alarm ends below this part of the threshold, so that it does not flicker."""
+CAPACITY: Final = 8192
+"""Requests that a window holds at most, the latest."""
+
+
+class Error(NamedTuple):
+    """How far estimates are off; (estimated - measured) / measured throughout."""
+
+    drift_ratio: float
+    """Of the sums, as the energy bill sees it."""
+    median_ratio: float
+    """Of single requests."""
+    p90_absolute_ratio: float
+    """Nine requests in ten are off by no more than this."""
+
+
+@dataclass(frozen=True, slots=True)
+class DriftReport:
+    """What the window of one engine says."""
+
+    num_requests: int
+    since_s: float
+    """When the oldest of them finished."""
+    errors: Mapping[Series, Error]
+
+    @property
+    def watched(self) -> Error:
+        """The series that can alarm."""
+        return self.errors[WATCHED]
+
+
+def joules_of(record: Mapping[str, Any]) -> tuple[float, Sequence[float]] | None:
+    """Measured joules of a record's JSON and the estimated ones as in SERIES; None: not judged."""
+    measured = teachable_joules(record)
+    if measured is None or record["estimate"] is None:
+        return None
+    estimates = (record["conditional"], record["estimate"])
+    raw = [estimate["energy_joules"] for estimate in estimates]
+    calibrated = [estimate["calibrated"]["energy_joules"] for estimate in estimates]
+    return measured, raw + calibrated
+
+
+def is_drifting(drift_ratio: float, threshold: float, before: bool) -> bool:
+    """Whether there is an alarm, given whether there was one before."""
+    return abs(drift_ratio) > threshold * (CLEARS_BELOW if before else 1.0)
+
+
+class DriftWindow:
+    """The latest requests of one engine.
+
+    Args:
+        window_s: how long a request counts.
+        min_requests: with fewer nothing is said; at most CAPACITY.
+    """
+
+    def __init__(self, window_s: float, min_requests: int) -> None:
+        self._window_s = window_s
+        self._min_requests = min_requests
+        self._finished_s = np.full(CAPACITY, -np.inf)
+        self._measured = np.ones(CAPACITY)
+        self._estimated = np.zeros((CAPACITY, len(SERIES)))
+        self._count = 0
+
+    def observe(self, measured: float, estimated: Sequence[float], now_s: float) -> None:
+        """A request finished: its joules, the estimated ones as in SERIES."""
+        row = self._count % CAPACITY
+        self._finished_s[row], self._measured[row] = now_s, measured
+        self._estimated[row] = estimated
+        self._count += 1
+
+    def report(self, now_s: float) -> DriftReport | None:
+        """The errors now; None while too few requests are in the window."""
+        rows = self._finished_s > now_s - self._window_s
+        num_requests = int(rows.sum())
+        if num_requests < self._min_requests:
+            return None
+        errors = _errors(self._measured[rows], self._estimated[rows])
+        return DriftReport(num_requests, float(self._finished_s[rows].min()), errors)
+
+
+def _errors(
+    measured: NDArray[np.float64], estimated: NDArray[np.float64]
+) -> Mapping[Series, Error]:
+    """``measured`` of shape (requests,), ``estimated`` of shape (requests, series)."""
+    of_sums = estimated.sum(axis=0) / measured.sum() - 1
+    ratios = estimated / measured[:, None] - 1
+    medians, widths = np.median(ratios, axis=0), np.quantile(np.abs(ratios), 0.9, axis=0)
+    rows = zip(of_sums.tolist(), medians.tolist(), widths.tolist(), strict=True)
+    return {series: Error(*row) for series, row in zip(SERIES, rows, strict=True)}
+
+
+class Verdict(NamedTuple):
+    """What is to be told of one engine."""
+
+    engine: int
+    report: DriftReport | None
+    """None once too few requests are left; an alarm then stays until there are enough again."""
+    drifting: bool
+    changed_s: float | None
+    """How long the state that ended here had lasted; None where nothing changed."""
+
+
+@dataclass(slots=True)
+class _Engine:
+    window: DriftWindow
+    begun_s: float
+    drifting: bool = False
+    judged: bool = False
+
+
+class DriftMonitor:
+    """The windows and alarms of all engines of one model; the caller's clock, no thread.
+
+    Args:
+        threshold: |drift_ratio| beyond which there is an alarm.
+        window_s: how long a request counts.
+        min_requests: with fewer nothing is said.
+    """
+
+    def __init__(self, threshold: float, window_s: float, min_requests: int) -> None:
+        self._threshold = threshold
+        self._window_s = window_s
+        self._min_requests = min_requests
+        self._engines: dict[int, _Engine] = {}
+
+    def observe(self, record: Mapping[str, Any], now_s: float) -> None:
+        """A record is final, of this API server or another one."""
+        joules = joules_of(record)
+        if joules is None:
+            return
+        number = int(record["engine"])
+        if number not in self._engines:
+            window = DriftWindow(self._window_s, self._min_requests)
+            self._engines[number] = _Engine(window, now_s)
+        self._engines[number].window.observe(*joules, now_s)
+
+    def judge(self, now_s: float) -> Sequence[Verdict]:
+        """Every engine of which something could be said, now or before."""
+        verdicts = (
+            self._judge(number, engine, now_s) for number, engine in list(self._engines.items())
+        )
+        return [verdict for verdict in verdicts if self._engines[verdict.engine].judged]
+
+    def _judge(self, number: int, engine: _Engine, now_s: float) -> Verdict:
+        report, changed_s = engine.window.report(now_s), None
+        if report is not None:
+            engine.judged = True
+            drifting = is_drifting(report.watched.drift_ratio, self._threshold, engine.drifting)
+            if drifting != engine.drifting:
+                changed_s, engine.begun_s = now_s - engine.begun_s, now_s
+                engine.drifting = drifting
+        return Verdict(number, report, engine.drifting, changed_s)

@@ -1,0 +1,40 @@
+"""vLLM's server with an energy model that the test can spoil: joules per token from a file."""
+
+import os
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from llm_carbon_meter.demo.server import entry_point
+from llm_carbon_meter.predictor import estimator
+from llm_carbon_meter.predictor.estimator import Deployment, EnergyModel, Floats, PhaseEnergy
+
+FILE_VARIABLE: Final = "TEST_JOULES_PER_TOKEN_FILE"
+
+
+class JoulesPerToken:
+    """Energy in proportion to the answer's tokens, shared by those who run together."""
+
+    name = "gnn"
+    facility = False
+    out_of_domain = ""
+
+    def bind(self, deployment: Deployment) -> "JoulesPerToken":
+        return self
+
+    def phases(self, concurrency: Floats, prompt: Floats, output: Floats) -> PhaseEnergy:
+        joules = float(Path(os.environ[FILE_VARIABLE]).read_text()) * output / concurrency
+        return PhaseEnergy(0.1 * joules, 0.9 * joules, 0.9 * joules, 1.1 * joules)
+
+
+def main() -> None:
+    """Start vLLM's own module with this process's arguments."""
+    models: dict[str, Callable[[], EnergyModel]] = {"gnn": JoulesPerToken}
+    estimator.ENERGY_MODELS = models
+    runpy.run_module(entry_point(), run_name="__main__", alter_sys=True)
+
+
+# Children are spawned and import this file again.
+if __name__ == "__main__":
+    main()
