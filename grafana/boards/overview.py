@@ -14,7 +14,7 @@ from grafana.queries import (
 )
 
 WATTS: Final = metric("gpu_power_watts", SOURCE)
-GRAMS: Final = rate("emissions_grams_total", 'scope="operational"', SOURCE)
+GRAMS: Final = rate("emissions_grams_total", SOURCE, 'scope="operational"')
 INTENSITY: Final = metric("carbon_intensity_grams_per_kwh", of=SERVER)
 INTENSITY_AGE: Final = metric("carbon_intensity_age_seconds", of=SERVER)
 
@@ -27,7 +27,7 @@ BOARD: Final = board(
         tile(
             "Energy per hour", "At the present rate.", "watth", f"sum({joules_rate()})", decimals=1
         ),
-        tile("Emissions per hour", "Operational gCO2eq.", "massg", f"3600 * sum({GRAMS})"),
+        tile("Emissions per hour", "Operational, gCO2eq.", "massg", f"3600 * sum({GRAMS})"),
         tile(
             "Share of idle",
             "Energy while no request ran.",
@@ -77,7 +77,7 @@ BOARD: Final = board(
         ),
         curves(
             "Emissions per hour by account",
-            "gCO2eq.",
+            "Operational, gCO2eq.",
             "massg",
             (f"3600 * sum by (account) ({GRAMS})", "{{account}}"),
             span=6,

@@ -1,5 +1,6 @@
 """The table of wrapped names: it is what the hooks wrap, and it says what a vLLM lacks."""
 
+import logging
 from types import SimpleNamespace
 from typing import Any
 
@@ -68,3 +69,19 @@ def test_a_vllm_that_does_not_fit_is_left_alone(
     monkeypatch.setenv("LLM_CARBON_METER_STRICT", "1")
     with pytest.raises(ConfigError, match=r"no vllm\.entrypoints\.serve\.register"):
         vllm_plugin.register()
+
+
+def test_warnings_are_seen_under_a_quiet_root_logger(
+    owners: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in vLLM's API server, where only errors of others would be; a level of one's own stays."""
+    monkeypatch.setattr(vllm_plugin, "_registered", False)
+    monkeypatch.setattr(vllm_plugin.logger, "level", logging.NOTSET)
+    monkeypatch.setattr(logging.root, "level", logging.ERROR)
+    monkeypatch.setenv("LLM_CARBON_METER_ENABLED", "0")
+    vllm_plugin.register()
+    assert vllm_plugin.logger.isEnabledFor(logging.WARNING)
+    monkeypatch.setattr(vllm_plugin, "_registered", False)
+    vllm_plugin.logger.setLevel(logging.CRITICAL)
+    vllm_plugin.register()
+    assert vllm_plugin.logger.level == logging.CRITICAL
