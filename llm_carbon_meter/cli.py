@@ -15,6 +15,8 @@ from llm_carbon_meter.predictor.batch import INPUT_COLUMNS, estimate_file
 from llm_carbon_meter.predictor.estimator import ENERGY_MODELS, EnergyModel, energy_model
 from llm_carbon_meter.predictor.offline import OfflineEstimate, make_deployment
 from llm_carbon_meter.records import EstimateQuery, MeterError
+from llm_carbon_meter.report.run import add_arguments as add_report_arguments
+from llm_carbon_meter.report.run import run_report
 from llm_carbon_meter.request_log import ledger_table, read
 
 
@@ -50,6 +52,10 @@ def _parser() -> argparse.ArgumentParser:
     replay = verbs.add_parser("replay", help="print the ledger of a request log again")
     replay.add_argument("log", type=Path, help="a file written by LLM_CARBON_METER_REQUEST_LOG")
     replay.set_defaults(run=_replay)
+
+    report = verbs.add_parser("report", help="energy and carbon of a period, from a request log")
+    add_report_arguments(report)
+    report.set_defaults(run=run_report)
 
     train = verbs.add_parser("train", help="fit the predictor to measurements anew")
     _add_data(train, "folder of the weights and their card")

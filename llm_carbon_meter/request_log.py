@@ -64,12 +64,17 @@ def read(path: Path) -> Iterable[Mapping[str, Any]]:
     try:
         with path.open("rb") as lines:
             for number, line in enumerate(lines, 1):
-                yield _parse(path, number, line)
+                yield parse(path, number, line)
     except OSError as error:
         raise MeterError(f"the request log {str(path)!r} cannot be read: {error}") from error
 
 
-def _parse(path: Path, number: int, line: bytes) -> Mapping[str, Any]:
+def parse(path: Path, number: int, line: bytes) -> Mapping[str, Any]:
+    """The record of a line.
+
+    Raises:
+        MeterError: it is none; names file and line.
+    """
     try:
         record = json.loads(line)
         str(record["source"])

@@ -1,0 +1,183 @@
+"""Lines of a request log, its rotated files included, as entries that can be added up."""
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Final
+
+from llm_carbon_meter.records import MeterError
+from llm_carbon_meter.request_log import ACCOUNTS, parse
+
+NOT_SAID: Final = "not said"
+"""Stands where an older version logged nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One finished request."""
+
+    arrived_unix_s: float
+    model: str
+    zone: str
+    source: str
+    quality: str
+    prompt_tokens: int
+    output_tokens: int
+    joules: float
+    account_joules: Mapping[str, float]
+    """By the names of `ACCOUNTS`; they add up to the joules."""
+    operational_grams: float
+    embodied_grams: float | None
+    """None where the settings left it out, or an older version logged the request."""
+    covers: str
+    intensity_source: str
+    estimated_joules: float | None
+    """As clients were told; None without an estimate, and for one of a whole facility."""
+
+
+@dataclass(frozen=True, slots=True)
+class Log:
+    """What the files of a log hold."""
+
+    files: Sequence[Path]
+    """Oldest first."""
+    entries: Sequence[Entry]
+    broken: Sequence[str]
+    """What is wrong, file and number of the line first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Period:
+    """From `since` until before `until`, in seconds of Unix time."""
+
+    since_s: float = -math.inf
+    until_s: float = math.inf
+
+    def __str__(self) -> str:
+        sides = {"from": self.since_s, "until before": self.until_s}
+        said = [f"{word} {iso(at)}" for word, at in sides.items() if math.isfinite(at)]
+        return " ".join(said) or "whole log"
+
+
+def iso(unix_s: float) -> str:
+    """A time in UTC, to the second."""
+    return datetime.fromtimestamp(unix_s, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def rotated_files(path: Path) -> list[Path]:
+    """``path.2``, ``path.1`` and ``path``: those that are there, oldest first.
+
+    Raises:
+        MeterError: there is none.
+    """
+    siblings = path.parent.iterdir() if path.parent.is_dir() else ()
+    numbers = [
+        int(file.suffix[1:])
+        for file in siblings
+        if file.stem == path.name and file.suffix[1:].isdecimal()
+    ]
+    older = [path.with_name(f"{path.name}.{number}") for number in sorted(numbers, reverse=True)]
+    files = [*older, *([path] if path.exists() else [])]
+    if not files:
+        raise MeterError(
+            f"there is no request log {str(path)!r}, nor an older {path.name}.1 beside it; "
+            "give the file that LLM_CARBON_METER_REQUEST_LOG names"
+        )
+    return files
+
+
+def read_log(path: Path) -> Log:
+    """All entries that can be read, with a word about every line that cannot.
+
+    Raises:
+        MeterError: a file cannot be read.
+    """
+    files, broken = rotated_files(path), list[str]()
+    return Log(files, [entry for file in files for entry in _entries(file, broken)], broken)
+
+
+def _entries(file: Path, broken: list[str]) -> Iterator[Entry]:
+    try:
+        with file.open("rb") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    yield entry_of(parse(file, number, line))
+                except MeterError as error:
+                    broken.append(str(error))
+                except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+                    broken.append(f"{file}, line {number}: no use for a report ({error!r})")
+    except OSError as error:
+        raise MeterError(
+            f"the request log {str(file)!r} cannot be read: {error}; give a file of JSON lines"
+        ) from error
+
+
+def entry_of(record: Mapping[str, Any]) -> Entry:
+    """A record as an entry; what older versions did not log is None or `NOT_SAID`.
+
+    Raises:
+        KeyError, TypeError, ValueError, AttributeError: a field is missing or no figure.
+    """
+    embodied, estimate = record.get("embodied_grams"), record.get("estimate")
+    return Entry(
+        arrived_unix_s=_figure(record["features"]["arrived_unix_s"]),
+        model=_word(record, "model"),
+        zone=_word(record, "zone"),
+        source=str(record["source"]),
+        quality=_word(record, "quality"),
+        prompt_tokens=int(record["prompt_tokens"]),
+        output_tokens=int(record["output_tokens"]),
+        joules=_figure(record["energy_joules"]),
+        account_joules={name: _figure(record.get(f"{name}_joules", 0.0)) for name in ACCOUNTS},
+        operational_grams=_figure(record.get("operational_grams", 0.0)),
+        embodied_grams=None if embodied is None else _figure(embodied),
+        covers=_word(record, "covers"),
+        intensity_source=_word(record, "intensity_source"),
+        estimated_joules=_estimated(estimate) if estimate else None,
+    )
+
+
+def _word(record: Mapping[str, Any], name: str) -> str:
+    return str(record.get(name) or NOT_SAID)
+
+
+def _figure(value: Any) -> float:
+    figure = float(value)
+    if not math.isfinite(figure):
+        raise ValueError(f"{value} is no figure")
+    return figure
+
+
+def _estimated(estimate: Mapping[str, Any]) -> float | None:
+    if estimate.get("facility"):
+        return None
+    return _figure(estimate.get("calibrated", estimate)["energy_joules"])
+
+
+def within(log: Log, period: Period) -> Log:
+    """The log without the requests that came at other times.
+
+    Raises:
+        MeterError: nothing is left.
+    """
+    kept = [one for one in log.entries if period.since_s <= one.arrived_unix_s < period.until_s]
+    if kept:
+        return replace(log, entries=kept)
+    if log.entries:
+        raise MeterError(
+            f"no request came in the period asked for ({period}); the log's {len(log.entries)} "
+            f"requests came {span(log.entries)}: give another --since or --until"
+        )
+    raise MeterError(
+        f"{log.files[-1]} holds no finished request and {len(log.broken)} broken lines"
+        + "".join(f"; {text}" for text in log.broken[:1])
+        + "; give a log that a metered server has written to"
+    )
+
+
+def span(entries: Iterable[Entry]) -> str:
+    """When the first and the last came."""
+    times = [entry.arrived_unix_s for entry in entries]
+    return f"from {iso(min(times))} to {iso(max(times))}"

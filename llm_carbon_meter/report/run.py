@@ -1,0 +1,78 @@
+"""The verb ``report``: its options, and what it reads, prints and writes."""
+
+import argparse
+from datetime import UTC, datetime
+from pathlib import Path
+
+from llm_carbon_meter.records import MeterError
+from llm_carbon_meter.report.entries import Period, read_log, within
+from llm_carbon_meter.report.groups import GROUPINGS, grouped
+from llm_carbon_meter.report.page import write_page
+from llm_carbon_meter.report.text import Report, table, write_csv
+
+
+def add_arguments(report: argparse.ArgumentParser) -> None:
+    """Options of the verb."""
+    report.add_argument(
+        "log",
+        type=Path,
+        help="a file written by LLM_CARBON_METER_REQUEST_LOG; LOG.1 … are read too",
+    )
+    report.add_argument("--since", type=moment, metavar="ISO", help="requests that came from then")
+    report.add_argument("--until", type=moment, metavar="ISO", help="and before then; UTC")
+    report.add_argument("--by", choices=list(GROUPINGS), default="model", help="default: model")
+    report.add_argument("--csv", type=Path, metavar="FILE", help="the same as a table")
+    report.add_argument("--html", type=Path, metavar="FILE", help="the same as a page with plots")
+
+
+def moment(text: str) -> float:
+    """Unix time of an ISO 8601 date or time; UTC where it names no zone.
+
+    Raises:
+        argparse.ArgumentTypeError: it is neither.
+    """
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no ISO 8601 time; give one such as 2026-03-01 or 2026-03-01T12:00:00Z"
+        ) from None
+    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+
+
+def run_report(options: argparse.Namespace) -> int:
+    """Print the report, and write the files asked for.
+
+    Raises:
+        MeterError: there is no log, nothing in the period, or a file cannot be written.
+    """
+    report = make_report(options.log, asked_period(options.since, options.until), options.by)
+    print(table(report))
+    if options.csv:
+        write_csv(report, options.csv)
+    if options.html:
+        write_page(report, options.html)
+    return 0
+
+
+def asked_period(since_s: float | None, until_s: float | None) -> Period:
+    """What is left out is open.
+
+    Raises:
+        MeterError: it would end before it begins.
+    """
+    given = {"since_s": since_s, "until_s": until_s}
+    period = Period(**{name: at for name, at in given.items() if at is not None})
+    if period.since_s >= period.until_s:
+        raise MeterError(f"the period is empty: {period}; give an --until after --since")
+    return period
+
+
+def make_report(log: Path, period: Period, by: str) -> Report:
+    """Read a log and add up its groups.
+
+    Raises:
+        MeterError: see `run_report`.
+    """
+    kept = within(read_log(log), period)
+    return Report(kept, period, by, grouped(kept.entries, by))
