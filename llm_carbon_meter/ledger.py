@@ -43,6 +43,8 @@ STUCK_S: Final = 1.0
 """A counter that stood still this long is believed: it really counted nothing."""
 LOST_AFTER_S: Final = 10.0
 """A GPU silent for this long keeps nobody waiting; what it counts meanwhile is unattributed."""
+LONGEST_SILENCE_S: Final = 1.0
+"""Time that passes in one go beyond this was a pause of ours, in which nobody could be heard."""
 MAX_WAITING_TICKS: Final = 2048
 """While a step hangs, ticks wait; beyond this many the last one grows instead."""
 AWAKE_S: Final = 0.01
@@ -89,10 +91,8 @@ class _Gpu:
     worst: Quality = Quality.COUNTER
     """Of the readings since the last tick."""
     settled_until_s: float = -np.inf
-    heard: bool = False
-    """A reading came since the last settling."""
-    heard_s: float = -np.inf
-    """Until when all steps were known at that settling."""
+    silent_s: float = 0.0
+    """Since the last reading."""
     segment_base_joules: float = 0.0
     """The counter at the start, or after its last reset."""
     counted_joules: float = 0.0
@@ -211,6 +211,7 @@ class EnergyLedger:
         self._sheet = sheet_prices(model.gpu)
         self._steps = _Steps.empty()
         self._last_done_s = -np.inf
+        self._known_until_s = -np.inf
         self._slots: dict[str, int] = {}
         self._free: list[int] = []
         self._closed: dict[int, RequestEnd] = {}
@@ -436,7 +437,7 @@ class EnergyLedger:
     def observe_reading(self, reading: EnergyReading) -> None:
         """Enter what a GPU's counter says; readings of a GPU come in the order of their times."""
         gpu = self._gpus[reading.gpu]
-        gpu.watts, gpu.heard = reading.watts, True
+        gpu.watts, gpu.silent_s = reading.watts, 0.0
         at_s, newest = reading.monotonic_s - self._lag_s, gpu.newest
         reading = replace(reading, monotonic_s=at_s)
         if gpu.last is None or newest is None:
@@ -483,14 +484,13 @@ class EnergyLedger:
         Returns:
             Final figures of the requests whose last piece was settled.
         """
+        passed_s = min(max(known_until_s - self._known_until_s, 0.0), LONGEST_SILENCE_S)
+        self._known_until_s = known_until_s
         for gpu in self._gpus.values():
             while gpu.ticks and gpu.ticks[0].end_s <= known_until_s:
                 self._settle_tick(gpu, gpu.ticks.popleft())
-            if gpu.last is None:
-                continue
-            if gpu.heard:
-                gpu.heard, gpu.heard_s = False, known_until_s
-            elif not gpu.ticks and known_until_s - gpu.heard_s > LOST_AFTER_S:
+            gpu.silent_s += passed_s
+            if gpu.last is not None and not gpu.ticks and gpu.silent_s > LOST_AFTER_S:
                 self._lose(gpu, known_until_s)
         settled_s = min(gpu.settled_until_s for gpu in self._gpus.values())
         if len(self._steps.end) and self._steps.end[0] <= settled_s:

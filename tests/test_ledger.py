@@ -85,6 +85,13 @@ def read(ledger: EnergyLedger, gpu: str, *points: tuple[float, float]) -> None:
         ledger.observe_reading(EnergyReading(at_s, gpu, joules))
 
 
+def wait(ledger: EnergyLedger, start_s: float, end_s: float) -> list[RequestEnergy]:
+    """Settle every half second of a span, as the meter does while time passes."""
+    return [
+        final for at_s in np.arange(start_s, end_s, 0.5).tolist() for final in ledger.settle(at_s)
+    ]
+
+
 def book(totals: GpuTotals) -> Mapping[str, float]:
     """The accounts that are not empty."""
     named = {account.label: totals.account_joules[account] for account in Account}
@@ -692,9 +699,24 @@ def test_a_lost_gpu_keeps_nobody_waiting() -> None:
     ledger.close(end_of("a", 1))
     assert ledger.settle(1) == []
     read(ledger, "gpu-0", (11, 800))
-    assert ledger.settle(1 + LOST_AFTER_S) == []
-    (record,) = ledger.settle(1 + LOST_AFTER_S + 0.1)
+    assert wait(ledger, 1, LOST_AFTER_S) == []
+    (record,) = wait(ledger, LOST_AFTER_S, LOST_AFTER_S + 2)
     assert (record.joules, record.quality) == (100, Quality.RESET)
+
+
+def test_after_a_pause_of_ours_a_gpu_is_not_lost() -> None:
+    """A step that hangs, or a process that stands still, says nothing of the GPU."""
+    ledger = ledger_of()
+    read(ledger, "gpu-0", (0, 0), (1, 100))
+    ledger.settle(1)
+    ledger.observe_steps([step_of(1, 20, "a")])
+    ledger.close(end_of("a", 20))
+    ledger.settle(20)
+    ledger.settle(20.1)
+    read(ledger, "gpu-0", (20.5, 2000))
+    (record,) = ledger.settle(20.5)
+    assert record.quality is Quality.COUNTER
+    assert "unattributed" not in book(ledger.totals()[0])
 
 
 def test_what_a_lost_gpu_counted_meanwhile_is_unattributed() -> None:
@@ -703,8 +725,7 @@ def test_what_a_lost_gpu_counted_meanwhile_is_unattributed() -> None:
     read(ledger, "gpu-0", (0, 0), (1, 100))
     read(ledger, "gpu-1", (0, 0))
     ledger.observe_steps([step_of(0, 1, "a")])
-    ledger.settle(1)
-    ledger.settle(12)
+    wait(ledger, 0, 12)
     read(ledger, "gpu-1", (12, 500))
     ledger.settle(12)
     assert book(ledger.totals()[1]) == {"unattributed": 500}
