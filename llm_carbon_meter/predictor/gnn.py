@@ -152,13 +152,13 @@ class BoundGnn:
         steps, gate = output_tokens - 1.0, self._weights.gate
         prefill_s, prefill_energy = seconds_and_energy(self._static, *prefill)
         step_s, step_energy = seconds_and_energy(self._static, *decode)
-        decode_s, decode_energy = steps * step_s, steps * step_energy
-        slower = throttled(prefill_s + decode_s, prefill_energy + decode_energy)
-        joules = slower * self._board_watts / concurrency
+        prefill_energy = prefill_energy * throttled(prefill_s, prefill_energy)
+        step_energy = step_energy * throttled(step_s, step_energy)
+        joules = self._board_watts / concurrency
         return PhaseEnergy(
             joules * prefill_energy * e ** (gate * first),
-            joules * decode_energy * e ** (gate * following),
-            (prefill_s + decode_s) * self._num_gpus / concurrency,
+            joules * steps * step_energy * e ** (gate * following),
+            (prefill_s + steps * step_s) * self._num_gpus / concurrency,
         )
 
     def _parts(self, inputs: Inputs) -> Floats:

@@ -1,7 +1,8 @@
 """Energy of a batch by physics: what its kernels need of a data sheet, times fitted constants.
 
 Each phase takes time = |GPU time, launch time| + host time, draws static power for that time and
-spends energy on what it computes and moves. The network (gnn.py) learns what this leaves over.
+spends energy on what it computes and moves, at no more than board power. The network (gnn.py)
+learns what this leaves over.
 
 The law uses operators only, so that the same lines are fitted in torch and served in numpy.
 """
@@ -149,7 +150,7 @@ def seconds_and_energy(static: Any, gpu: Any, launch: Any, host: Any, dynamic: A
 
 
 def throttled(seconds: Any, energy: Any) -> Any:
-    """The part of its energy that a GPU spends: it slows before it exceeds its board power."""
+    """The part of a phase's energy that a GPU spends: it slows before it exceeds board power."""
     return (1 + (energy / seconds) ** 8) ** -0.125
 
 
@@ -161,7 +162,7 @@ def phase_seconds(constants: Constants, terms: Any) -> Any:
 def board_seconds(constants: Constants, terms: Any) -> Any:
     """Energy of both phases per GPU in units of board power x 1 s, shape (batches, 2)."""
     seconds, energy = _seconds_and_energy(constants, terms)
-    return energy * throttled(seconds.sum(-1), energy.sum(-1))[..., None]
+    return energy * throttled(seconds, energy)
 
 
 def _seconds_and_energy(constants: Constants, terms: Any) -> Any:

@@ -47,7 +47,9 @@ GATES: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
 INNER_FOLDS: Final = 3
 
 # Priors of the logarithms: mean and standard deviation. From data sheets and common sense: nine
-# tenths of the bandwidth, half of the peak, a static draw of a quarter of the board power.
+# tenths of the bandwidth, half of the peak, a static draw of a quarter of the board power. Those of
+# products are narrow: whole requests hardly tell how fast or how hungry their prefill was, and free
+# ones went beyond the peak and board power.
 TIME_PRIOR: Final = {
     "weights": (1.3, 0.15),
     "expert_weights": (1.6, 0.3),
@@ -56,8 +58,8 @@ TIME_PRIOR: Final = {
     "fp8_expert_weights": (0.3, 1.5),
     "cache": (1.6, 0.4),
     "activations": (0.5, 1.0),
-    "products": (1.6, 0.5),
-    "expert_products": (2.0, 0.6),
+    "products": (1.6, 0.1),
+    "expert_products": (2.0, 0.13),
     "attention": (3.0, 0.8),
     "vector": (1.0, 1.0),
     "network": (1.2, 0.3),
@@ -77,8 +79,8 @@ ENERGY_PRIOR: Final = {
     "fp8_expert_weights": (0.1, 1.5),
     "cache": (0.5, 0.5),
     "activations": (0.3, 1.0),
-    "products": (0.8, 0.5),
-    "expert_products": (0.8, 0.6),
+    "products": (1.1, 0.1),
+    "expert_products": (1.1, 0.13),
     "attention": (1.5, 0.8),
     "vector": (0.3, 1.0),
     "network": (0.1, 1.0),
@@ -88,7 +90,7 @@ NO_ENERGY: Final = 1e-6
 """Counts take time; what they draw is static."""
 FACTOR_PRIOR: Final = {
     "weights": 0.2,
-    "products": 0.4,
+    "products": 0.1,
     "cache": 0.5,
     "launches": 0.7,
     "steps": 0.7,
