@@ -10,14 +10,16 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.image import imread
 
 from llm_carbon_meter.cli import main
 from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.report.entries import Period, read_log, within
 from llm_carbon_meter.report.page import page
-from llm_carbon_meter.report.plots import bar_edges
+from llm_carbon_meter.report.plots import COLOURS, bar_edges
 from llm_carbon_meter.report.run import asked_period, make_report, moment
 from llm_carbon_meter.report.text import Report, facts, table
+from tests.browser import look
 
 NOON = moment("2026-03-01T12:00:00Z")
 COVERS = "energy of the GPUs alone, grams times PUE 1; embodied: the whole GPU board (pcf)"
@@ -256,6 +258,20 @@ def test_the_page_stands_alone_and_has_the_figures(tmp_path: Path) -> None:
     assert "<td>&lt;b&gt;&amp;</td>" in text
     assert "<dt>boundary</dt><dd>energy of the GPUs alone" in text
     assert "<td>2.5</td>" in text  # Wh per 1,000 output tokens
+
+
+@pytest.mark.slow
+def test_a_browser_shows_the_page_with_its_plots(tmp_path: Path) -> None:
+    """Without a network: table, and a picture that has the colours of both phases."""
+    records = [line(**at(NOON + 60 * minute)) for minute in range(9)]
+    page_file, picture = tmp_path / "report.html", tmp_path / "report.png"
+    log = write(tmp_path / "requests.jsonl", *records)
+    assert main(["report", str(log), "--html", str(page_file)]) == 0
+    assert "Llama" in look(page_file, picture)
+    seen = {tuple(pixel) for pixel in np.round(imread(picture)[::2, ::2, :3] * 255).reshape(-1, 3)}
+    for phase in ("prefill", "decode"):
+        colour = COLOURS[phase].removeprefix("#")
+        assert tuple(bytes.fromhex(colour)) in seen
 
 
 @pytest.mark.parametrize("span_s", [0.0, 30.0, 4_000.0, 90_000.0, 3e7, 1e9])

@@ -4,12 +4,11 @@ The demo's model has a context of 1024 tokens, the trace goes to 14,050: lengths
 linearly so that the trace's 99 % quantile becomes the longest allowed; what is longer is cut.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from llm_carbon_meter.predictor.azure import conversation_quantiles
+from llm_carbon_meter.predictor.azure import conversation_quantiles, quantile
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,23 +28,19 @@ def draw(count: int, seed: int, max_prompt: int, max_output: int) -> list[TraceR
     """
     tables = conversation_quantiles()
     random = np.random.default_rng(seed)
-    gaps = [_inverse(tables.interarrival_s, u) for u in random.random(count)]
+    gaps = [quantile(tables.interarrival_s, u) for u in random.random(count)]
     arrivals = np.cumsum([0.0, *gaps[1:]])[:count]
-    prompt_scale = max_prompt / _inverse(tables.prompt_tokens, 0.99)
-    output_scale = max_output / _inverse(tables.output_tokens, 0.99)
+    prompt_scale = max_prompt / quantile(tables.prompt_tokens, 0.99)
+    output_scale = max_output / quantile(tables.output_tokens, 0.99)
     requests = []
     for arrival, u, v in zip(arrivals, random.random(count), random.random(count), strict=True):
         fifths = tables.output_by_prompt_fifth
-        prompt = _inverse(tables.prompt_tokens, u) * prompt_scale
-        output = _inverse(fifths[int(u * len(fifths))], v) * output_scale
+        prompt = quantile(tables.prompt_tokens, u) * prompt_scale
+        output = quantile(fifths[int(u * len(fifths))], v) * output_scale
         requests.append(
             TraceRequest(float(arrival), _whole(prompt, max_prompt), _whole(output, max_output))
         )
     return requests
-
-
-def _inverse(quantiles: Sequence[float], probability: float) -> float:
-    return float(np.interp(probability, np.linspace(0, 1, len(quantiles)), quantiles))
 
 
 def _whole(tokens: float, maximum: int) -> int:

@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
+from typing import Any
+
+import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,11 @@ class ConversationQuantiles:
     interarrival_s: Sequence[float]
     output_by_prompt_fifth: Sequence[Sequence[float]]
     """Output tokens of the shortest fifth of the prompts, the next fifth, …"""
+
+
+def quantile(quantiles: Sequence[float], probability: Any) -> Any:
+    """Between quantiles at equal steps of probability; of a number, or of many at once."""
+    return np.interp(probability, np.linspace(0, 1, len(quantiles)), quantiles)
 
 
 @cache

@@ -1,14 +1,13 @@
-"""Real Prometheus and Alertmanager: found, or installed from Debian where that is possible."""
+"""Real Prometheus and Alertmanager."""
 
 import contextlib
 import json
-import os
 import shutil
 import subprocess
 import time
 import urllib.parse
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ from typing import Any
 import pytest
 
 from llm_carbon_meter.demo.server import free_port
+from tests.debian import provide
 
 DASHBOARD_FOLDER = Path(__file__).parents[2] / "grafana" / "dashboards"
-PACKAGES = ("prometheus", "prometheus-alertmanager")
 ALERTMANAGER_NAMES = ("prometheus-alertmanager", "alertmanager")
 
 
@@ -27,26 +26,10 @@ def dashboards() -> Mapping[str, dict[str, Any]]:
     return {path.stem: json.loads(path.read_text()) for path in DASHBOARD_FOLDER.glob("*.json")}
 
 
-def _missing() -> list[str]:
-    has_alertmanager = any(map(shutil.which, ALERTMANAGER_NAMES))
-    found = (shutil.which("prometheus") and shutil.which("promtool"), has_alertmanager)
-    return [package for package, there in zip(PACKAGES, found, strict=True) if not there]
-
-
-def _install(packages: Sequence[str]) -> None:
-    # Their services would only take the ports.
-    environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    for command in (["update"], ["install", "--yes", "--no-install-recommends", *packages]):
-        subprocess.run(["apt-get", *command], env=environment, check=False, capture_output=True)
-
-
 @pytest.fixture(scope="session")
 def prometheus_tools() -> "Tools":
     """The programs; skips where they are missing and cannot be installed."""
-    if _missing() and shutil.which("apt-get") and os.geteuid() == 0:
-        _install(_missing())
-    if _missing():
-        pytest.skip(f"missing and not installable here: {', '.join(_missing())}")
+    provide({"prometheus": ("promtool",), "prometheus-alertmanager": ALERTMANAGER_NAMES})
     return Tools()
 
 
