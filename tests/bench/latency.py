@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.servers.meter_process import MeterProcess, Setup
+from llm_carbon_meter.servers.steps import StepDecoder
 from llm_carbon_meter.servers.vllm_capture import StepCapture
 from llm_carbon_meter.servers.vllm_engine import _Engine
-from llm_carbon_meter.servers.vllm_process import MeterProcess, Setup
-from llm_carbon_meter.servers.vllm_steps import StepDecoder
 from llm_carbon_meter.specs import built_in_model
 from tests.servers.driving import (
     BareHooks,

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from llm_carbon_meter.demo.server import MODEL_NAME, VllmServer
 
-PAIRS = 60
+PAIRS = 120
 AT_ONCE, REQUESTS, TOKENS = 8, 8, 150
 
 
