@@ -47,6 +47,15 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--json", action="store_true", help="for programs, with more figures")
     check.set_defaults(run=_check)
 
+    serve = verbs.add_parser(
+        "serve-transformers",
+        help="`transformers serve` with the meter; all arguments are its own",
+        add_help=False,
+        prefix_chars="\0",
+    )
+    serve.add_argument("arguments", nargs="*")
+    serve.set_defaults(run=_serve_transformers)
+
     _add_estimate(verbs.add_parser("estimate", help="what a request costs before it runs"))
 
     replay = verbs.add_parser("replay", help="print the ledger of a request log again")
@@ -75,6 +84,12 @@ def _check(options: argparse.Namespace) -> int:
     report = check_host(POLL_S)
     print(report.json() if options.json else report.table())
     return 0 if report.works else 1
+
+
+def _serve_transformers(options: argparse.Namespace) -> int:
+    from llm_carbon_meter.servers.transformers_serve import serve
+
+    return serve(options.arguments)
 
 
 def _add_data(verb: argparse.ArgumentParser, output: str) -> None:

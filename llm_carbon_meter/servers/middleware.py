@@ -5,7 +5,8 @@ streams, a last comment. All state of an exchange is inside ``__call__``.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, MutableMapping
+import os
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any, Final, Protocol
 
 from llm_carbon_meter.exporters.headers import energy_headers, estimate_headers, sse_comment
@@ -32,6 +33,10 @@ class Frontend(Protocol):
 
     def record(self, exchange: Exchange) -> RequestRecord:
         """The exchange as known now."""
+        ...
+
+    def find(self, request_id: str) -> Mapping[str, str]:
+        """Records under an id of any kind."""
         ...
 
     @property
@@ -73,6 +78,36 @@ class CarbonHeadersMiddleware:
             return
         answer = _Answer(scope, send)
         await _follow(self.app, scope, receive, answer.decorate, answer)
+
+
+class UniqueIdMiddleware:
+    """Gives a request another ``X-Request-Id`` where one of the same id is in flight or on record.
+
+    transformers uses the client's id as its scheduler's: with two of the same at once the first
+    client would wait for ever.
+    """
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+        self._live: set[str] = set()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Follow one connection."""
+        sent = _client_ids(scope) if scope["type"] == "http" else []
+        if not sent:
+            await self.app(scope, receive, send)
+            return
+        frontend = _frontend(scope)
+        name = sent[0]
+        while name in self._live or (frontend is not None and frontend.find(name)):
+            name = f"{sent[0]}-{os.urandom(4).hex()}"
+        others = [header for header in scope["headers"] if header[0] != REQUEST_ID_HEADER]
+        headers = [*others, (REQUEST_ID_HEADER, name.encode("latin-1"))]
+        self._live.add(name)
+        try:
+            await self.app({**scope, "headers": headers}, receive, send)
+        finally:
+            self._live.discard(name)
 
 
 async def _follow(app: App, scope: Scope, receive: Receive, send: Send, answer: "_Answer") -> None:

@@ -34,6 +34,30 @@ class RefusedError(Exception):
         return JSONResponse({"error": error}, status_code=self.status)
 
 
+async def prompt_lengths(
+    body: Mapping[str, Any], count: Callable[[Mapping[str, Any]], Awaitable[int]]
+) -> list[int]:
+    """Tokens of each prompt of a chat or completion body.
+
+    Args:
+        body: with ``messages`` or ``prompt``.
+        count: tokenises one conversation (``messages``, ``tools``) or one text (``prompt``).
+
+    Raises:
+        RefusedError: there is no prompt in it.
+    """
+    if "messages" in body:
+        return [await count({"messages": body["messages"], "tools": body.get("tools")})]
+    prompt = body["prompt"]
+    if isinstance(prompt, str):
+        return [await count({"prompt": prompt})]
+    if isinstance(prompt, list) and prompt and all(type(entry) is int for entry in prompt):
+        return [len(prompt)]
+    if isinstance(prompt, list) and prompt:
+        return [sum(await prompt_lengths({"prompt": entry}, count)) for entry in prompt]
+    raise RefusedError(400, "`prompt` is empty; expected text, token ids, or a list of them")
+
+
 class CarbonRoutes:
     """The two endpoints.
 

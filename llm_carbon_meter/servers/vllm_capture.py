@@ -1,81 +1,21 @@
 """What vLLM's scheduler did: shallow copies, taken on the engine's thread and nothing else.
 
-`StepCapture` is called by the wrappers of vllm_engine.py; what it holds goes to the meter's process
-(vllm_process.py), where vllm_steps.py makes steps of it.
+`StepCapture` is called by the wrappers of vllm_engine.py.
 """
 
-import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import Outcome, RequestEnd
-
-GRACE_S: Final = 0.005
-"""An event may be stamped this long before it is appended."""
-MAX_WAITING: Final = 65_536
-"""Events kept while nobody takes them; beyond, the oldest are lost and counted."""
+from llm_carbon_meter.servers.events import Done, EventQueue, NewRow, Scheduled
 
 
-class NewRow(NamedTuple):
-    """A request of ``scheduled_new_reqs``: new to the workers, though perhaps preempted before."""
-
-    request_id: str
-    prompt_tokens: int
-    computed_tokens: int
-    output_tokens: int
-    """Known before the step; above 0 when a preempted request comes back (V2 runner)."""
-    pooling: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Scheduled:
-    """One ``SchedulerOutput``, copied: parallel lists for the requests the workers know already."""
-
-    key: int
-    """Number of the SchedulerOutput, to pair it with its update."""
-    at_s: float
-    num_scheduled_tokens: dict[str, int]
-    new: Sequence[NewRow]
-    request_ids: list[str]
-    computed_tokens: list[int]
-    output_tokens: list[int]
-
-
-class Done(NamedTuple):
-    """The result of a step reached the scheduler."""
-
-    key: int
-    at_s: float
-
-
-class Overhead(NamedTuple):
-    """The GPUs worked for no request."""
-
-    start_s: float
-    end_s: float
-
-
-class Known(NamedTuple):
-    """Everything that happened up to a time has been told."""
-
-    until_s: float
-
-
-Event = Scheduled | Done | Overhead | RequestEnd | Known
-
-
-class StepCapture:
-    """Events of one scheduler, in order, until somebody takes them."""
+class StepCapture(EventQueue):
+    """Events of one scheduler of vLLM."""
 
     def __init__(self, faults: Faults) -> None:
-        self.wake = threading.Event()
-        """Set when a request ended, so that its provisional figure leaves at once."""
-        self._events: deque[Event] = deque(maxlen=MAX_WAITING)
-        self._faults = faults
+        super().__init__(faults)
         self._open: dict[int, int] = {}
         """Identity of a SchedulerOutput to its number; identities come again, numbers do not."""
         self._sequence = 0
@@ -85,7 +25,7 @@ class StepCapture:
         known = output.scheduled_cached_reqs
         self._sequence += 1
         self._open[id(output)] = self._sequence  # takes the place of one that was lost
-        self._append(
+        self.append(
             Scheduled(
                 self._sequence,
                 time.monotonic(),
@@ -99,33 +39,11 @@ class StepCapture:
 
     def done(self, output: Any) -> None:
         """``Scheduler.update_from_output`` is entered: the step has left the GPUs."""
-        self._append(Done(self._open.pop(id(output), 0), time.monotonic()))
-
-    def ended(self, end: RequestEnd) -> None:
-        """A request is finished for good."""
-        self._append(end)
-        self.wake.set()
-
-    def overhead(self, start_s: float, end_s: float) -> None:
-        """The GPUs worked for no request between two times."""
-        self._append(Overhead(start_s, end_s))
-
-    def _append(self, event: Event) -> None:
-        if len(self._events) == self._events.maxlen:
-            self._faults.note("events_lost", "the meter's process did not take them for too long")
-        self._events.append(event)
-
-    # On the sender's thread.
-
-    def take(self) -> Iterator[Event]:
-        """Hand over what waits, and then the time up to which this is all."""
-        until_s = time.monotonic() - GRACE_S
-        for _ in range(len(self._events)):
-            yield self._events.popleft()
-        yield Known(until_s)
+        self.append(Done(self._open.pop(id(output), 0), time.monotonic()))
 
 
 def _new_row(request: Any) -> NewRow:
+    """Of ``scheduled_new_reqs``: new to the workers, though perhaps preempted (V2 runner)."""
     prompt = request.prompt_token_ids
     prompt_tokens = len(prompt) if prompt is not None else len(request.prompt_embeds)
     prefill = getattr(request, "prefill_token_ids", None)

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import MeterError, SpecError
+from llm_carbon_meter.servers.meter_process import MeterProcess, Setup
 from llm_carbon_meter.servers.vllm_capture import StepCapture, request_end
-from llm_carbon_meter.servers.vllm_process import MeterProcess, Setup
 from llm_carbon_meter.servers.wrapping import wrap
 from llm_carbon_meter.specs import ModelSpec, model_spec
 
@@ -52,7 +52,7 @@ class EngineHooks:
         """Wrap vLLM's classes; nothing starts until a scheduler is made.
 
         Raises:
-            AttributeError: a method to wrap does not exist; `vllm_hooks.load` says so before.
+            AttributeError: a method to wrap does not exist; `hooks.load` says so before.
         """
         wrap(executor, "__init__", before=self._before_executor, on_error=self._start_failed)
         wrap(scheduler, "__init__", after=self._after_init, on_error=self._start_failed)

@@ -6,32 +6,20 @@ application before its middleware.
 """
 
 import functools
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any
 
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend import FrontendMeter
-from llm_carbon_meter.records import EngineTotals, MeterError, RequestEnergy, SpecError
+from llm_carbon_meter.records import MeterError, SpecError
 from llm_carbon_meter.registry import Exchange, current_exchange
-from llm_carbon_meter.servers.channel import (
-    Message,
-    Publisher,
-    SharedRecord,
-    Subscriber,
-    engine_name,
-    frontend_name,
-    sweep,
-)
-from llm_carbon_meter.servers.middleware import STATE_NAME, ExchangeMiddleware
-from llm_carbon_meter.servers.routes import CarbonRoutes, RefusedError
+from llm_carbon_meter.servers.api_server import ApiServer
+from llm_carbon_meter.servers.middleware import ExchangeMiddleware
+from llm_carbon_meter.servers.routes import RefusedError, prompt_lengths
 from llm_carbon_meter.servers.vllm_engine import deployment, engine_model
 from llm_carbon_meter.servers.wrapping import OnError, wrap
-
-LAST_WORDS_S: Final = 0.5
-"""After the engines have ended, for what they published last."""
 
 _traced_request: ContextVar[str | None] = ContextVar("llm_carbon_traced_request", default=None)
 
@@ -47,11 +35,7 @@ class FrontendHooks:
     def __init__(self, config: Config, faults: Faults) -> None:
         self._config = config
         self._faults = faults
-        self._meter: FrontendMeter | None = None
-        self._subscriber: Subscriber | None = None
-        self._publisher: Publisher | None = None
-        self._index = 0
-        self._engines: list[str] = []
+        self._server: ApiServer | None = None
 
     def install(self, async_llm: type, output_processor: type, serve: Any) -> None:
         """Wrap vLLM's classes; nothing starts until an `AsyncLLM` is made.
@@ -95,31 +79,20 @@ class FrontendHooks:
         self._faults.note("start", error, "This server's figures are missing or incomplete.")
 
     def _start(self, vllm_config: Any, index: int, count: int) -> None:
-        self._index = index
         tracing = vllm_config.observability_config.otlp_traces_endpoint is not None
-        name = vllm_config.model_config.served_model_name
-        meter = FrontendMeter(
+        self._server = ApiServer(
             self._config,
-            str(name),
+            str(vllm_config.model_config.served_model_name),
             self._model(vllm_config),
             deployment(vllm_config),
-            index,
-            tracing,
-            self._share,
-            self._faults,
+            num_engines=vllm_config.parallel_config.data_parallel_size,
+            index=index,
+            count=count,
+            tracing=tracing,
+            faults=self._faults,
         )
         if tracing:
             self._add_span_processor()
-        directory = self._config.channel_dir
-        self._engines = list(
-            map(engine_name, range(vllm_config.parallel_config.data_parallel_size))
-        )
-        others = [frontend_name(i) for i in range(count) if i != index]
-        self._meter = meter
-        self._publisher = Publisher(directory, frontend_name(index), self._faults)
-        self._subscriber = Subscriber(
-            directory, self._engines + others, self._receive, self._faults
-        )
 
     def _model(self, vllm_config: Any) -> Any:
         try:
@@ -129,54 +102,25 @@ class FrontendHooks:
             return None
 
     def _after_shutdown(self, *_: Any, **__: Any) -> None:
-        if self._subscriber is not None:
-            time.sleep(LAST_WORDS_S)
-            self._subscriber.close()
-        if self._publisher is not None:
-            self._publisher.close()
-            # vLLM kills its engines by default: they leave their sockets.
-            sweep(self._config.channel_dir, self._engines)
-        if self._meter is not None:
-            self._meter.stop()
-        self._subscriber = self._publisher = self._meter = None
-
-    # The channel
-
-    def _receive(self, message: Message) -> None:
-        meter = self._meter
-        if meter is None:
-            return
-        match message:
-            case RequestEnergy():
-                meter.receive_energy(message)
-            case EngineTotals():
-                meter.receive_totals(message)
-            case SharedRecord():
-                meter.receive_record(message.key, message.ids, message.record)
-
-    def _share(self, key: str, ids: Sequence[str], record: Mapping[str, Any]) -> None:
-        if self._publisher is not None:
-            self._publisher.publish(SharedRecord(self._index, key, tuple(ids), record))
+        server, self._server = self._server, None
+        if server is not None:
+            server.stop()
 
     # Requests
 
     def _before_add(self, processor: Any, request: Any, *_: Any, **__: Any) -> None:
         # A request that is known already is a session's next turn.
-        if self._meter is not None and request.request_id not in processor.request_states:
-            _begin(self._meter, request)
+        if self._server is not None and request.request_id not in processor.request_states:
+            _begin(self._server.meter, request)
 
     # The application
 
     def _attach(self, app: Any) -> None:
-        meter = self._meter
-        if meter is None:
+        if self._server is None:
             return
         try:
-            setattr(app.state, STATE_NAME, meter)
             app.add_middleware(ExchangeMiddleware)
-            routes = CarbonRoutes(meter, count_tokens)
-            app.router.add_route("/v1/carbon/requests/{request_id}", routes.request, ["GET"])
-            app.router.add_route("/v1/carbon/estimate", routes.estimate, ["POST"])
+            self._server.attach(app, count_tokens)
         except Exception as error:  # noqa: BLE001 - boundary: the server starts without us
             self._faults.note("routes", error, "/v1/carbon is not served.")
 
@@ -200,14 +144,15 @@ class FrontendHooks:
 
     def on_request_span(self, span: Any) -> None:
         """vLLM made the span of a request: add the estimate, remember it as parent."""
-        request_id, meter = _traced_request.get(), self._meter
-        if request_id is None or meter is None or meter.spans is None:
+        request_id, server = _traced_request.get(), self._server
+        if request_id is None or server is None or server.meter.spans is None:
             return
+        meter, spans = server.meter, server.meter.spans
         exchanges = meter.exchanges.find(request_id)
         member = exchanges[0].members.get(request_id) if exchanges else None
         if member is not None:
-            span.set_attributes(meter.spans.attributes(member.energy, member.estimate))
-        meter.spans.parent(request_id, span.get_span_context(), span.start_time)
+            span.set_attributes(spans.attributes(member.energy, member.estimate))
+        spans.parent(request_id, span.get_span_context(), span.start_time)
 
 
 def _span_processor(hooks: FrontendHooks) -> Any:
@@ -243,18 +188,7 @@ def _begin(meter: FrontendMeter, request: Any) -> None:
 
 async def count_tokens(request: Any, body: Mapping[str, Any]) -> list[int]:
     """Prompt lengths of a chat or completion body, by the server's own tokeniser."""
-    if "messages" in body:
-        return [
-            await _tokenize(request, {"messages": body["messages"], "tools": body.get("tools")})
-        ]
-    prompt = body["prompt"]
-    if isinstance(prompt, str):
-        return [await _tokenize(request, {"prompt": prompt})]
-    if isinstance(prompt, list) and prompt and all(type(entry) is int for entry in prompt):
-        return [len(prompt)]
-    if isinstance(prompt, list) and prompt:
-        return [sum(await count_tokens(request, {"prompt": entry})) for entry in prompt]
-    raise RefusedError(400, "`prompt` is empty; expected text, token ids, or a list of them")
+    return await prompt_lengths(body, functools.partial(_tokenize, request))
 
 
 async def _tokenize(request: Any, body: Mapping[str, Any]) -> int:

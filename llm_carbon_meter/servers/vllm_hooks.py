@@ -7,11 +7,12 @@ takes seconds, writes to stdout and may end the process. No engine is started.
 import json
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
-from importlib import import_module
-from typing import Any, Final, NamedTuple
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
-HOOKED: Final[Mapping[str, Sequence[str]]] = {
+from llm_carbon_meter.servers.hooks import HookTable, load
+
+HOOKED: Final[HookTable] = {
     "vllm.v1.core.sched.scheduler:Scheduler": (
         "__init__",
         "schedule",
@@ -25,7 +26,6 @@ HOOKED: Final[Mapping[str, Sequence[str]]] = {
     "vllm.v1.engine.output_processor:OutputProcessor": ("add_request", "do_tracing"),
     "vllm.entrypoints.serve": ("register_vllm_serve_api_routers",),
 }
-"""Module, or module:class, and the names wrapped in it."""
 ANSWER: Final = "llm_carbon_meter: "
 """In front of the line that is meant for us."""
 IMPORT_S: Final = 180.0
@@ -38,32 +38,6 @@ class Fit(NamedTuple):
     version: str
     missing: Sequence[str]
     """What is wrapped and is not there, or why that cannot be said."""
-
-
-def load() -> tuple[list[Any], list[str]]:
-    """vLLM's classes and module in the table's order, and what they lack."""
-    owners, missing = [], []
-    for place, names in HOOKED.items():
-        try:
-            owner = _owner(place)
-        except (ImportError, AttributeError) as error:
-            missing.append(f"{place} ({error})")
-            continue
-        owners.append(owner)
-        missing += [f"{place}.{name}" for name in names if not _has(owner, name)]
-    return owners, missing
-
-
-def _has(owner: Any, name: str) -> bool:
-    """What is only promised by an abstract class is not there."""
-    found = getattr(owner, name, None)
-    return found is not None and not getattr(found, "__isabstractmethod__", False)
-
-
-def _owner(place: str) -> Any:
-    module, _, name = place.partition(":")
-    found = import_module(module)
-    return getattr(found, name) if name else found
 
 
 def installed_fit() -> Fit:
@@ -84,7 +58,7 @@ def installed_fit() -> Fit:
 
 def main() -> None:
     """Print the fit, among whatever vLLM prints."""
-    _, missing = load()
+    _, missing = load(HOOKED)
     version = getattr(sys.modules.get("vllm"), "__version__", "")
     print("\n" + ANSWER + json.dumps(Fit(str(version), missing)._asdict()))
 

@@ -7,9 +7,10 @@ from llm_carbon_meter.config import Config, share_channel_dir
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import ConfigError
 from llm_carbon_meter.servers.channel import choose_directory
+from llm_carbon_meter.servers.hooks import load
 from llm_carbon_meter.servers.vllm_engine import EngineHooks
 from llm_carbon_meter.servers.vllm_frontend import FrontendHooks
-from llm_carbon_meter.servers.vllm_hooks import load
+from llm_carbon_meter.servers.vllm_hooks import HOOKED
 
 logger = logging.getLogger("llm_carbon_meter")
 
@@ -47,7 +48,7 @@ def register() -> None:
 
 
 def _install(config: Config, faults: Faults) -> None:
-    owners, missing = load()
+    owners, missing = load(HOOKED)
     if missing:
         raise ConfigError(f"this vLLM does not fit: it has no {', no '.join(missing)}")
     scheduler, engine_core, executor, async_llm, output_processor, serve = owners

@@ -29,9 +29,9 @@ from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import Account, RequestEnd, StepEvent
 from llm_carbon_meter.servers import vllm_engine
+from llm_carbon_meter.servers.meter_process import MeterProcess
+from llm_carbon_meter.servers.steps import StepDecoder
 from llm_carbon_meter.servers.vllm_capture import StepCapture
-from llm_carbon_meter.servers.vllm_process import MeterProcess
-from llm_carbon_meter.servers.vllm_steps import StepDecoder
 
 BLOCK: Final = 16
 STOP_TOKEN: Final = 7

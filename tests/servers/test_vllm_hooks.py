@@ -9,10 +9,11 @@ import pytest
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import ConfigError
-from llm_carbon_meter.servers import vllm_hooks, vllm_plugin
+from llm_carbon_meter.servers import hooks, vllm_plugin
+from llm_carbon_meter.servers.hooks import load
 from llm_carbon_meter.servers.vllm_engine import EngineHooks
 from llm_carbon_meter.servers.vllm_frontend import FrontendHooks
-from llm_carbon_meter.servers.vllm_hooks import HOOKED, load
+from llm_carbon_meter.servers.vllm_hooks import HOOKED
 
 
 def stand_in(place: str) -> Any:
@@ -27,14 +28,14 @@ def stand_in(place: str) -> Any:
 def owners(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A vLLM of stand-ins, by place."""
     made = {place: stand_in(place) for place in HOOKED}
-    monkeypatch.setattr(vllm_hooks, "_owner", made.__getitem__)
+    monkeypatch.setattr(hooks, "_owner", made.__getitem__)
     return made
 
 
 def test_the_hooks_wrap_the_names_of_the_table_and_no_other(owners: dict[str, Any]) -> None:
     """Nothing else is touched, and every name of it is."""
     before = {place: dict(vars(owner)) for place, owner in owners.items()}
-    found, missing = load()
+    found, missing = load(HOOKED)
     assert not missing
     EngineHooks(Config(), Faults()).install(*found[:3])
     FrontendHooks(Config(), Faults()).install(*found[3:])
@@ -48,7 +49,7 @@ def test_every_name_that_is_missing_is_said(owners: dict[str, Any], place: str) 
     """With the place where it was looked for."""
     name = HOOKED[place][-1]
     delattr(owners[place], name)
-    assert load()[1] == [f"{place}.{name}"]
+    assert load(HOOKED)[1] == [f"{place}.{name}"]
 
 
 def test_a_vllm_that_does_not_fit_is_left_alone(

@@ -34,9 +34,9 @@ from llm_carbon_meter.records import (
     StepEvent,
     StepKind,
 )
-from llm_carbon_meter.servers import vllm_capture, vllm_engine, vllm_process
+from llm_carbon_meter.servers import events, meter_process, vllm_capture, vllm_engine
 from llm_carbon_meter.servers.channel import Subscriber, engine_name
-from llm_carbon_meter.servers.vllm_steps import StepDecoder
+from llm_carbon_meter.servers.steps import StepDecoder
 
 if TYPE_CHECKING:  # importing vLLM takes seconds: not while tests are collected
     from .driving import BareHooks, Drive, Row
@@ -598,7 +598,7 @@ class TestFaults:
         self, start: Start, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The oldest events are lost, first steps included; the rest pairs and nothing stays."""
-        monkeypatch.setattr(vllm_capture, "MAX_WAITING", 8)
+        monkeypatch.setattr(events, "MAX_WAITING", 8)
         drive = start()
         drive.lazy = True
         drive.add("a", 10, 20)
@@ -615,7 +615,7 @@ class TestFaults:
         self, start: Start, faults: Faults, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """What did not fit while nobody came is a fault for all to see."""
-        monkeypatch.setattr(vllm_capture, "MAX_WAITING", 8)
+        monkeypatch.setattr(events, "MAX_WAITING", 8)
         drive = start()
         drive.lazy = True
         drive.add("a", 10, 20)
@@ -952,7 +952,7 @@ class TestWholeEngine:
         self, metered: Metered, faults_of_engine: Faults, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         """The engine goes on; whoever ran meanwhile is known in part and says so."""
-        monkeypatch.setattr(vllm_process, "RESTART_S", 0.1)
+        monkeypatch.setattr(meter_process, "RESTART_S", 0.1)
         first = metered.process
         metered.drive.add("across", 20, 40)
         metered.drive.turn(depth=2)

@@ -1,7 +1,7 @@
-"""``python -m llm_carbon_meter.servers.vllm_meter FD``: the meter of one vLLM engine.
+"""``python -m llm_carbon_meter.servers.meter_main FD``: the meter of one engine.
 
-Started by vllm_process.py. It decodes what the engine's capture took, samples, keeps the ledger and
-publishes, and it ends when the engine does, however that ends.
+Started by meter_process.py. It decodes what the engine's capture took, samples, keeps the ledger
+and publishes, and it ends when the engine does, however that ends.
 """
 
 import contextlib
@@ -19,8 +19,8 @@ from llm_carbon_meter.meter import EngineMeter, assumed_gpu, cost_model, open_po
 from llm_carbon_meter.power.nvml_devices import visible_devices
 from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.servers.channel import Publisher, engine_name
-from llm_carbon_meter.servers.vllm_process import Setup
-from llm_carbon_meter.servers.vllm_steps import StepDecoder
+from llm_carbon_meter.servers.meter_process import Setup
+from llm_carbon_meter.servers.steps import StepDecoder
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The engine's side of the meter's process (vllm_meter.py): starts it and tells it everything.
+"""The engine's side of the meter's process (meter_main.py): starts it and tells it everything.
 
 The meter has a process of its own, so that its arithmetic never asks for the interpreter lock of
 the engine. A thread here sends what the capture holds, one small message at a time.
@@ -18,10 +18,10 @@ from typing import Any, Final
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import MeterError
-from llm_carbon_meter.servers.vllm_capture import StepCapture
+from llm_carbon_meter.servers.events import EventQueue
 from llm_carbon_meter.specs import ModelSpec
 
-MODULE: Final = "llm_carbon_meter.servers.vllm_meter"
+MODULE: Final = "llm_carbon_meter.servers.meter_main"
 FLUSH_S: Final = 0.05
 """What the engine did is told this often, as often as the counters are read; ends at once."""
 READY_S: Final = 30.0
@@ -97,7 +97,7 @@ class MeterProcess:
         if problem is not None:
             raise problem
 
-    def follow(self, capture: StepCapture) -> None:
+    def follow(self, capture: EventQueue) -> None:
         """Send on what a capture holds from now on."""
         self._capture = capture
         self._thread.start()

@@ -7,11 +7,11 @@ from dataclasses import replace
 
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import Account, EventBatch, RequestEnd, StepEvent, StepKind
-from llm_carbon_meter.servers.vllm_capture import Done, Event, Known, Overhead, Scheduled
+from llm_carbon_meter.servers.events import Done, Event, Known, Overhead, Scheduled
 
 
 class StepDecoder:
-    """The meter's event source (`meter.EventSource`) for one vLLM scheduler."""
+    """The meter's event source (`meter.EventSource`) for one scheduler."""
 
     def __init__(self, faults: Faults) -> None:
         self.wake = threading.Event()

@@ -4,8 +4,8 @@ import pytest
 
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import Account, EventBatch, Outcome, RequestEnd
-from llm_carbon_meter.servers.vllm_capture import Done, Event, NewRow, Scheduled
-from llm_carbon_meter.servers.vllm_steps import StepDecoder, phase
+from llm_carbon_meter.servers.events import Done, Event, NewRow, Scheduled
+from llm_carbon_meter.servers.steps import StepDecoder, phase
 
 PREFILL, DECODE, RECOMPUTE, WASTE = list(Account)[:4]
 

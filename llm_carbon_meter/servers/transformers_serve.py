@@ -1,0 +1,380 @@
+"""Hooks into ``transformers serve``: one process with HTTP, continuous batching and our meter's
+two ends; what they feed is the same as for vLLM.
+
+transformers has no way to load a plugin: `serve` wraps its classes and then calls its own command.
+"""
+
+import contextlib
+import functools
+import sys
+import time
+from collections.abc import AsyncIterator, Mapping, Sequence
+from typing import Any, Final
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
+from starlette.responses import Response
+
+from llm_carbon_meter.config import Config, share_channel_dir
+from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.records import ConfigError, MeterError, SpecError
+from llm_carbon_meter.registry import current_exchange
+from llm_carbon_meter.servers.api_server import ApiServer
+from llm_carbon_meter.servers.channel import choose_directory
+from llm_carbon_meter.servers.meter_process import MeterProcess, Setup
+from llm_carbon_meter.servers.middleware import CarbonHeadersMiddleware, UniqueIdMiddleware
+from llm_carbon_meter.servers.routes import prompt_lengths
+from llm_carbon_meter.servers.transformers_capture import BatchCapture
+from llm_carbon_meter.servers.transformers_hooks import fitting
+from llm_carbon_meter.servers.wrapping import OnError, wrap
+from llm_carbon_meter.specs import ModelSpec, model_spec
+
+PREPARING: Final = "preparing"
+UPDATING: Final = "updating"
+
+
+def serve(arguments: Sequence[str]) -> int:
+    """Run ``transformers serve`` with these arguments, metered.
+
+    Raises:
+        MeterError: transformers is not installed or has no such command.
+        ConfigError: it does not fit, or a setting is wrong, and the settings are strict.
+    """
+    try:
+        from transformers.cli.transformers import main
+    except ImportError as error:
+        raise MeterError(
+            f"this transformers cannot serve ({error}): "
+            "pip install 'transformers[serving]>=5.6' where torch is installed already"
+        ) from error
+    install()
+    sys.argv = ["transformers", "serve", *arguments]
+    main()
+    return 0
+
+
+def install() -> None:
+    """Wrap transformers' classes, once; where they do not fit, say so and leave them alone.
+
+    Raises:
+        ConfigError: they do not fit, or a setting is wrong, and the settings are strict.
+    """
+    config, problems = Config.from_environment()
+    faults = Faults()
+    for problem in problems:
+        faults.note("settings", problem, "The default is used.")
+    if not config.enabled:
+        return
+    if not config.channel_dir:
+        share_channel_dir(choose_directory())
+        config, _ = Config.from_environment()
+    owners, missing = fitting()
+    if not missing:
+        ServeHooks(config, faults).install(*owners)
+        return
+    error = ConfigError(
+        f"this transformers does not fit: it has no {', no '.join(missing)}; 5.6 is the oldest "
+        "that can be metered"
+    )
+    if config.strict:
+        raise error
+    faults.note("install", error, "Nothing is metered.")
+
+
+class ServeHooks:
+    """The wrappers of one ``transformers serve``, and the meter that they feed.
+
+    Args:
+        config: settings.
+        faults: counts of what went wrong in this process.
+    """
+
+    def __init__(self, config: Config, faults: Faults) -> None:
+        self._config = config
+        self._faults = faults
+        self._app: Any = None
+        self._model: Any = None
+        """The first that was loaded: the one that is metered."""
+        self._capture = BatchCapture(faults)
+        self._engine: MeterProcess | None = None
+        self._server: ApiServer | None = None
+        self._doing = ""
+        """What the batching's thread is inside of."""
+
+    def install(
+        self,
+        processor: type,
+        manager: type,
+        outputs: type,
+        scheduler: type,
+        models: type,
+        server: Any,
+    ) -> None:
+        """Wrap; nothing starts until a model is loaded.
+
+        Raises:
+            AttributeError: a name does not exist; `transformers_hooks.fitting` says so before.
+        """
+        drop = self._drop
+        wrap(
+            processor,
+            "prepare_next_batch",
+            before=self._before_prepare,
+            after=self._after_prepare,
+            on_error=drop,
+        )
+        wrap(
+            processor,
+            "update_batch",
+            before=self._before_update,
+            after=self._after_update,
+            on_error=drop,
+        )
+        wrap(outputs, "prepare_batch_update", after=self._after_outputs, on_error=drop)
+        wrap(scheduler, "finish_request", before=self._before_finish, on_error=drop)
+        wrap(scheduler, "clear_cancelled_requests", after=self._after_cancel, on_error=drop)
+        wrap(manager, "add_request", before=self._before_add, on_error=self._note("request"))
+        wrap(
+            models,
+            "load_model_and_processor",
+            after=self._after_load,
+            on_error=self._start_failed,
+        )
+        build = server.build_server
+
+        @functools.wraps(build)
+        def build_with_ours(*arguments: Any, **named: Any) -> Any:
+            app = build(*arguments, **named)
+            self._dress(app)
+            return app
+
+        server.build_server = build_with_ours
+
+    def _note(self, where: str) -> OnError:
+        return lambda _owner, error: self._faults.note(where, error)
+
+    # The batching's thread: copies, nothing else.
+
+    def _metered(self, processor: Any) -> bool:
+        return self._model is not None and processor.config is self._model.config.get_text_config()
+
+    def _before_prepare(self, processor: Any) -> None:
+        self._doing = PREPARING if self._metered(processor) else ""
+
+    def _after_prepare(self, processor: Any, found: bool) -> None:
+        doing, self._doing = self._doing, ""
+        if not doing:
+            return
+        outputs = processor.inputs_and_outputs
+        pairs = getattr(outputs, "io_pairs", None)
+        if found:
+            host = outputs if pairs is None else pairs[outputs.current_pair].host_io
+            self._capture.scheduled(host.requests_in_batch)
+        else:  # of two batches that take turns the last one is updated when the next one comes
+            for pair in pairs or ():
+                pair.d2h_over.synchronize()
+                self._capture.done(pair.host_io.requests_in_batch)
+
+    def _before_update(self, processor: Any) -> None:
+        self._doing = UPDATING if self._metered(processor) else ""
+
+    def _after_update(self, _processor: Any, _: None) -> None:
+        self._doing = ""
+
+    def _after_outputs(self, _outputs: Any, found: Sequence[Any]) -> None:
+        if self._doing == UPDATING:
+            self._capture.done(found[0])
+
+    def _before_finish(self, scheduler: Any, request_id: str) -> None:
+        # Inside prepare it is a request that makes room and comes again.
+        state = scheduler.active_requests.get(request_id)
+        if self._doing != PREPARING and state is not None:
+            self._capture.finished(state, cancelled=False)
+
+    def _after_cancel(self, _scheduler: Any, states: Sequence[Any]) -> None:
+        for state in states:
+            self._capture.finished(state, cancelled=True)
+
+    def _drop(self, _owner: Any, error: Exception) -> None:
+        """Stop metering a server whose internals are not what we know."""
+        self._model = None
+        self._faults.note(
+            "engine", error, "This transformers' internals do not fit; it is no longer metered."
+        )
+
+    # Start and stop
+
+    def _after_load(self, _models: Any, loaded: Any, name: str, *_: Any, **__: Any) -> None:
+        model, processor = loaded
+        if model is self._model:
+            return
+        if self._model is not None or self._engine is not None:
+            self._faults.note("model", f"{name} is not the model that is metered")
+            return
+        self._start(model, name.partition("@")[0], processor)
+
+    def _start_failed(self, _owner: Any, error: Exception) -> None:
+        if self._config.strict and isinstance(error, MeterError):
+            raise error
+        self._faults.note("start", error, "This server is not metered.")
+
+    def _start(self, model: Any, name: str, processor: Any) -> None:
+        begun_s, spec = time.monotonic(), self._spec(model, name)
+        gpus = _gpus(model)
+        setup = Setup(
+            config=self._config,
+            engine=0,
+            gpus=[],
+            first_gpu=min(gpus, default=0),
+            num_gpus=max(len(gpus), 1),
+            gpu_name=_gpu_name(gpus),
+            model=spec,
+            tensor_parallel=1,
+            start_s=begun_s,
+        )
+        engine = MeterProcess(setup, self._faults)
+        try:
+            engine.ready()
+            self._server = ApiServer(
+                self._config,
+                name,
+                spec,
+                deployment(model, gpus),
+                num_engines=1,
+                index=0,
+                count=1,
+                tracing=True,
+                faults=self._faults,
+            )
+        except MeterError:
+            engine.stop()
+            raise
+        self._capture.overhead(begun_s, time.monotonic())
+        engine.follow(self._capture)
+        self._engine, self._model = engine, model
+        self._processor = processor
+        self._attach()
+
+    def _spec(self, model: Any, name: str) -> ModelSpec | None:
+        config = model.config.get_text_config().to_dict()
+        config["dtype"] = str(model.dtype).removeprefix("torch.")
+        try:
+            return model_spec(config, name)
+        except SpecError as error:
+            self._faults.note("model", error, "Requests have no estimate.")
+            return None
+
+    def _stop(self) -> None:
+        engine, self._engine = self._engine, None
+        server, self._server = self._server, None
+        self._model = None
+        if engine is not None:
+            engine.stop()
+        if server is not None:
+            server.stop()
+
+    # The application
+
+    def _dress(self, app: Any) -> None:
+        """Put our middleware around an application, and our end into its own."""
+        self._app, original = app, app.router.lifespan_context
+
+        @contextlib.asynccontextmanager
+        async def lifespan(whole: Any) -> AsyncIterator[Any]:
+            async with original(whole) as state:
+                yield state
+            self._stop()
+
+        app.router.lifespan_context = lifespan
+        app.add_middleware(CarbonHeadersMiddleware)
+        app.add_middleware(UniqueIdMiddleware)
+        self._attach()
+
+    def _attach(self) -> None:
+        """Whichever comes second, the application or the model, brings them together."""
+        if self._app is None or self._server is None:
+            return
+        self._server.attach(self._app, self._count_tokens)
+        self._app.router.add_route("/metrics", _metrics, ["GET"])
+
+    async def _count_tokens(self, _request: Any, body: Mapping[str, Any]) -> list[int]:
+        processor = self._processor
+        tokenizer = getattr(processor, "tokenizer", processor)
+
+        async def count(one: Mapping[str, Any]) -> int:
+            if "messages" not in one:
+                return len(tokenizer(one["prompt"])["input_ids"])
+            tools, messages = one.get("tools"), one["messages"]
+            text = tokenizer.apply_chat_template(
+                messages, tools=tools, add_generation_prompt=True, tokenize=False
+            )
+            return len(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+        return await prompt_lengths(body, count)
+
+    # Requests
+
+    def _before_add(
+        self,
+        manager: Any,
+        input_ids: Sequence[int],
+        request_id: str | None = None,
+        max_new_tokens: int | None = None,
+        *_: Any,
+        **__: Any,
+    ) -> None:
+        exchange, server = current_exchange.get(), self._server
+        if server is None or exchange is None or request_id is None:
+            return
+        if manager.model is self._model:
+            server.meter.begin(exchange, request_id, request_id, len(input_ids), max_new_tokens)
+            self._trace(request_id)
+
+    def _trace(self, request_id: str) -> None:
+        """FastAPI, or its instrumentation, has made the span of the exchange."""
+        from opentelemetry import trace
+
+        server, span = self._server, trace.get_current_span()
+        if server is None or server.meter.spans is None or not span.is_recording():
+            return
+        (exchange,) = server.meter.exchanges.find(request_id)
+        member = exchange.members[request_id]
+        span.set_attributes(server.meter.spans.attributes(member.energy, member.estimate))
+        started_ns = getattr(span, "start_time", None) or time.time_ns()
+        server.meter.spans.parent(request_id, span.get_span_context(), started_ns)
+
+
+async def _metrics(_request: Request) -> Response:
+    """Prometheus' text; transformers itself has none."""
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+def deployment(model: Any, gpus: Sequence[int]) -> dict[str, str | int]:
+    """What a request's energy depends on beside the request, for its record."""
+    from transformers import __version__ as version
+
+    dtype = str(model.dtype).removeprefix("torch.")
+    quantisation = getattr(model.config, "quantization_config", None)
+    return {
+        "engine": "transformers",
+        "engine_version": str(version),
+        "gpu": _gpu_name(gpus),
+        "dtype": dtype,
+        "quantization": str(getattr(quantisation, "quant_method", "") or ""),
+        "kv_cache_dtype": dtype,
+        "tensor_parallel_size": 1,
+        "pipeline_parallel_size": max(len(gpus), 1),
+    }
+
+
+def _gpus(model: Any) -> list[int]:
+    """CUDA's indices of the GPUs that hold a model."""
+    devices = {parameter.device for parameter in model.parameters()}
+    return sorted(device.index or 0 for device in devices if device.type == "cuda")
+
+
+def _gpu_name(gpus: Sequence[int]) -> str:
+    """The name of the first as CUDA gives it; empty on a host without one."""
+    import torch
+
+    return str(torch.cuda.get_device_name(gpus[0])) if gpus else ""
