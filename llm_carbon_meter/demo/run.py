@@ -1,4 +1,4 @@
-"""`llm-carbon-meter demo`: a real vLLM server, metered, under the Azure trace's traffic."""
+"""`llm-carbon-meter demo`: a real server, metered, under the Azure trace's traffic."""
 
 import argparse
 import asyncio
@@ -16,7 +16,7 @@ from llm_carbon_meter.config import Config
 from llm_carbon_meter.demo import picture, table
 from llm_carbon_meter.demo.replay import Answer, Prompts, replay
 from llm_carbon_meter.demo.scrape import Scrape, Watch, fetch_record, scrape
-from llm_carbon_meter.demo.server import MODEL_NAME, VllmServer
+from llm_carbon_meter.demo.server import MODEL_NAME, Server, TransformersServer, VllmServer
 from llm_carbon_meter.demo.stub_power import StubPower
 from llm_carbon_meter.demo.tiny_model import make_tiny_model
 from llm_carbon_meter.demo.trace import draw
@@ -35,6 +35,9 @@ SETTLING_S: Final = 1.5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
+    parser.add_argument(
+        "--engine", choices=("vllm", "transformers"), default="vllm", help="default: vllm"
+    )
     parser.add_argument(
         "--power",
         default="auto",
@@ -88,7 +91,7 @@ def run_demo(options: argparse.Namespace) -> int:
     model = make_tiny_model(options.out / MODEL_NAME)
     try:
         with _ended_by_sigterm(), _server(options, model, stub) as server:
-            result = _drive(server.url, model, options)
+            result = _drive(server, model, options)
             failures = _show(result, stub, options)
             if options.keep:
                 _keep(server, result)
@@ -105,7 +108,7 @@ def _check_power(power: str) -> None:
         read_trace(Path(power.removeprefix("replay:")))
 
 
-def _server(options: argparse.Namespace, model: Path, stub: StubPower | None) -> VllmServer:
+def _server(options: argparse.Namespace, model: Path, stub: StubPower | None) -> Server:
     # Strict: a power source that cannot be opened ends the demo instead of going unmetered.
     environment = {
         "LLM_CARBON_METER_POWER": "nvml" if stub else options.power,
@@ -114,14 +117,14 @@ def _server(options: argparse.Namespace, model: Path, stub: StubPower | None) ->
     if stub is not None:
         environment |= stub.environment()
     log = options.out / "server.log"
-    print(f"starting vLLM with the meter, power {options.power}; its log: {log}", flush=True)
-    return VllmServer(
-        model,
-        log=log,
-        extra_args=("--middleware", MIDDLEWARE),
-        environment=environment,
-        on_wait=_show_wait,
+    print(
+        f"starting {options.engine} with the meter, power {options.power}; its log: {log}",
+        flush=True,
     )
+    common: dict[str, Any] = {"log": log, "environment": environment, "on_wait": _show_wait}
+    if options.engine == "transformers":
+        return TransformersServer(model, **common)
+    return VllmServer(model, extra_args=("--middleware", MIDDLEWARE), **common)
 
 
 def _show_wait(elapsed_s: float) -> None:
@@ -132,7 +135,7 @@ def _show_wait(elapsed_s: float) -> None:
         print(f"waiting for the server: {elapsed_s:.0f} s", file=sys.stderr, flush=True)
 
 
-def _drive(url: str, model: Path, options: argparse.Namespace) -> Result:
+def _drive(server: Server, model: Path, options: argparse.Namespace) -> Result:
     requests = draw(max(options.requests, MIN_REQUESTS), options.seed, MAX_PROMPT, MAX_OUTPUT)
     trace = conversation_quantiles()
     print(
@@ -140,10 +143,10 @@ def _drive(url: str, model: Path, options: argparse.Namespace) -> Result:
         f"({trace.rows} conversations, {trace.source}), lengths scaled to the tiny context",
         flush=True,
     )
-    prompts = Prompts(model, options.seed)
+    prompts, url = Prompts(model, options.seed), server.url
     started = time.monotonic()
     with Watch(url) as watch:
-        answers = asyncio.run(replay(url, requests, prompts, pace=options.pace, at_once=AT_ONCE))
+        answers = asyncio.run(replay(server, requests, prompts, pace=options.pace, at_once=AT_ONCE))
         seconds = time.monotonic() - started
         time.sleep(SETTLING_S)
     records = [
@@ -180,11 +183,12 @@ def _show(result: Result, stub: StubPower | None, options: argparse.Namespace) -
 def _title(last: Scrape, options: argparse.Namespace) -> str:
     source = "/".join(last.sources) or "unknown"
     gpus = ", ".join(last.gpus) or "no GPU"
-    return f"{MODEL_NAME} on real vLLM: power of {gpus}, {source} (--power {options.power})"
+    power = f"power of {gpus}, {source} (--power {options.power})"
+    return f"{MODEL_NAME} on real {options.engine}: {power}"
 
 
-def _keep(server: VllmServer, result: Result) -> None:
-    print(_invitation(server.url, result), flush=True)
+def _keep(server: Server, result: Result) -> None:
+    print(_invitation(server, result), flush=True)
     try:
         server.process.wait()
         print(f"the server ended by itself; see {server.log}", file=sys.stderr)
@@ -192,10 +196,11 @@ def _keep(server: VllmServer, result: Result) -> None:
         print("\nstopping the server")
 
 
-def _invitation(url: str, result: Result) -> str:
+def _invitation(server: Server, result: Result) -> str:
+    url = server.url
     known = [answer.response_id for answer in result.answers if answer.response_id]
     chat = {
-        "model": MODEL_NAME,
+        "model": server.model_name,
         "messages": [{"role": "user", "content": "Hello"}],
         "max_tokens": 40,
     }

@@ -1,7 +1,8 @@
-"""The real vLLM server as a child process: for the demo and for the tests."""
+"""Real servers, metered, as child processes: for the demo and for the tests."""
 
 import contextlib
 import importlib.util
+import json
 import os
 import signal
 import socket
@@ -24,12 +25,13 @@ _ENTRY_POINTS: Final = (
     "vllm.entrypoints.launchers.api_server.entry",  # vLLM 0.32 and later
     "vllm.entrypoints.openai.api_server",
 )
-_ENVIRONMENT: Final = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "DO_NOT_TRACK": "1",
-}
+_OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
+_VLLM_ENVIRONMENT: Final = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1"}
+# Else transformers takes most of the host's memory for its cache.
+_CACHE: Final = (
+    *("--cb-block-size", "32", "--cb-num-blocks", "256", "--cb-max-batch-tokens", "256"),
+    *("--attn-implementation", "sdpa"),
+)
 _LOG_LINES_SHOWN: Final = 25
 _POLL_S: Final = 0.25
 
@@ -38,37 +40,38 @@ def _nothing(elapsed_s: float) -> None:
     pass
 
 
-class VllmServer:
-    """A vLLM server that answers inside the ``with`` block and is gone after it.
+class Server:
+    """A server that answers inside the ``with`` block and is gone after it.
 
-    Usable as ``with VllmServer(model, log=Path("server.log")) as server: ... server.url``.
+    Args:
+        command: that starts it.
+        port: on which it will listen.
+        log: file of its output.
+        model_name: what requests call the model.
+        exact: what a request's body needs for an answer of exactly ``max_tokens``.
+        environment: on top of our own.
+        on_wait: gets the seconds waited.
     """
 
     def __init__(
         self,
-        model: Path,
+        command: Sequence[str],
+        port: int,
         *,
         log: Path,
-        program: Sequence[str] = (),
-        extra_args: Sequence[str] = (),
+        model_name: str,
+        exact: Mapping[str, Any],
         environment: Mapping[str, str] | None = None,
         start_timeout_s: float = 300.0,
         stop_timeout_s: float = 20.0,
         on_wait: Callable[[float], None] = _nothing,
     ) -> None:
-        """``extra_args`` come last, so that they override; ``on_wait`` gets the seconds waited.
-
-        ``program`` is started instead of vLLM's own module, with the same options.
-        """
-        self.port = free_port()
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://127.0.0.1:{port}"
         self.log = log
-        self._command = [
-            *(program or [sys.executable, "-m", entry_point()]),
-            *server_options(model, self.port),
-            *extra_args,
-        ]
-        self._environment = {**_ENVIRONMENT, **(environment or {})}
+        self.model_name = model_name
+        self.exact = exact
+        self._command = list(command)
+        self._environment = environment or {}
         self._start_timeout_s = start_timeout_s
         self._stop_timeout_s = stop_timeout_s
         self._on_wait = on_wait
@@ -78,7 +81,7 @@ class VllmServer:
     def process(self) -> subprocess.Popen[bytes]:
         """The API server; its engine processes are in the same process group."""
         if self._process is None:
-            raise MeterError("the vLLM server is not running: enter its `with` block first")
+            raise MeterError("the server is not running: enter its `with` block first")
         return self._process
 
     def start(self) -> None:
@@ -130,11 +133,9 @@ class VllmServer:
             self._on_wait(elapsed)
             code = self.process.poll()
             if code is not None:
-                raise MeterError(f"the vLLM server ended with code {code}; {self._log_end()}")
+                raise MeterError(f"the server ended with code {code}; {self._log_end()}")
             if elapsed > self._start_timeout_s:
-                raise MeterError(
-                    f"the vLLM server did not answer in {elapsed:.0f} s; {self._log_end()}"
-                )
+                raise MeterError(f"the server did not answer in {elapsed:.0f} s; {self._log_end()}")
             time.sleep(_POLL_S)
 
     def _log_end(self) -> str:
@@ -151,6 +152,82 @@ class VllmServer:
         traceback: TracebackType | None,
     ) -> None:
         self.stop()
+
+
+class VllmServer(Server):
+    """vLLM's own server.
+
+    Args:
+        model: folder of the tiny model.
+        log: file of its output.
+        program: started instead of vLLM's own module, with the same options.
+        extra_args: come last, so that they override.
+        environment: on top of what vLLM needs here.
+        others: of `Server`.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        log: Path,
+        program: Sequence[str] = (),
+        extra_args: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        **others: Any,
+    ) -> None:
+        port = free_port()
+        super().__init__(
+            [
+                *(program or [sys.executable, "-m", entry_point()]),
+                *server_options(model, port),
+                *extra_args,
+            ],
+            port,
+            log=log,
+            model_name=MODEL_NAME,
+            exact={"ignore_eos": True},
+            environment={**_OFFLINE, **_VLLM_ENVIRONMENT, **(environment or {})},
+            **others,
+        )
+
+
+class TransformersServer(Server):
+    """``transformers serve`` with continuous batching, by our own command.
+
+    Args:
+        model: folder of the tiny model.
+        log: file of its output.
+        extra_args: come last, so that they override.
+        environment: on top of our own.
+        others: of `Server`.
+    """
+
+    def __init__(
+        self,
+        model: Path,
+        *,
+        log: Path,
+        extra_args: Sequence[str] = (),
+        environment: Mapping[str, str] | None = None,
+        **others: Any,
+    ) -> None:
+        port = free_port()
+        super().__init__(
+            [
+                *(sys.executable, "-m", "llm_carbon_meter.cli", "serve-transformers", str(model)),
+                *("--host", "127.0.0.1", "--port", str(port), "--continuous-batching"),
+                *((*_CACHE, "--device", "cpu") if not _cuda_available() else ()),
+                *extra_args,
+            ],
+            port,
+            log=log,
+            model_name=str(model),
+            # No token of the vocabulary ends it.
+            exact={"generation_config": json.dumps({"eos_token_id": -1})},
+            environment={**_OFFLINE, **(environment or {})},
+            **others,
+        )
 
 
 def server_options(model: Path, port: int) -> list[str]:
