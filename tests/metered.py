@@ -1,4 +1,4 @@
-"""Real vLLM servers with the plugin, power from the compiled stub, and a real OTLP receiver."""
+"""Real metered servers, power from the compiled stub, and a real OTLP receiver."""
 
 import contextlib
 import dataclasses
@@ -24,7 +24,7 @@ from llm_carbon_meter.demo.nvml_stub import (
     build,
     read_log,
 )
-from llm_carbon_meter.demo.server import VllmServer
+from llm_carbon_meter.demo.server import Server, TransformersServer, VllmServer
 from llm_carbon_meter.demo.tiny_model import make_tiny_model
 
 MIDDLEWARE = ("--middleware", "llm_carbon_meter.CarbonHeadersMiddleware")
@@ -77,7 +77,7 @@ def attributes(span: Any) -> dict[str, Any]:
 class Metered:
     """A running server with its stub and receiver."""
 
-    server: VllmServer
+    server: Server
     script: StubScript
     log: Path
     request_log: Path
@@ -181,6 +181,7 @@ def start_server(
         key: str = "",
         program: Sequence[str] = (),
         extra: Sequence[str] = (),
+        engine: str = "vllm",
     ) -> Iterator[Metered]:
         folder = tmp_path_factory.mktemp("server")
         power = power or {0: [(0, 300.0)]}
@@ -198,15 +199,16 @@ def start_server(
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             **(environment or {}),
         }
-        tracing = ("--otlp-traces-endpoint", f"http://127.0.0.1:{receiver.port}")
-        keys = ("--api-key", key) if key else ()
-        server = VllmServer(
-            tiny_model,
-            log=folder / "server.log",
-            program=program,
-            extra_args=(*tracing, *keys, *arguments),
-            environment=variables,
-        )
+        common: dict[str, Any] = {"log": folder / "server.log", "environment": variables}
+        server: Server
+        if engine == "transformers":
+            server = TransformersServer(tiny_model, extra_args=arguments, **common)
+        else:
+            tracing = ("--otlp-traces-endpoint", f"http://127.0.0.1:{receiver.port}")
+            keys = ("--api-key", key) if key else ()
+            server = VllmServer(
+                tiny_model, program=program, extra_args=(*tracing, *keys, *arguments), **common
+            )
         try:
             with server:
                 yield Metered(

@@ -61,8 +61,8 @@ class ExchangeMiddleware:
         if scope["type"] != "http" or current_exchange.get() is not None:
             await self.app(scope, receive, send)
             return
-        answer = _Answer(scope, send)
-        await _follow(self.app, scope, receive, answer.follow, answer)
+        answer = _Answer(scope, receive, send)
+        await _follow(self.app, scope, answer.follow, answer)
 
 
 class CarbonHeadersMiddleware:
@@ -76,8 +76,8 @@ class CarbonHeadersMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        answer = _Answer(scope, send)
-        await _follow(self.app, scope, receive, answer.decorate, answer)
+        answer = _Answer(scope, receive, send)
+        await _follow(self.app, scope, answer.decorate, answer)
 
 
 class UniqueIdMiddleware:
@@ -110,10 +110,10 @@ class UniqueIdMiddleware:
             self._live.discard(name)
 
 
-async def _follow(app: App, scope: Scope, receive: Receive, send: Send, answer: "_Answer") -> None:
+async def _follow(app: App, scope: Scope, send: Send, answer: "_Answer") -> None:
     token = current_exchange.set(answer.exchange)
     try:
-        await app(scope, receive, send)
+        await app(scope, answer.listen, send)
     finally:
         current_exchange.reset(token)
         answer.end()
@@ -128,9 +128,10 @@ def _client_ids(scope: Scope) -> list[str]:
 class _Answer:
     """The response of one exchange on its way out."""
 
-    def __init__(self, scope: Scope, send: Send) -> None:
+    def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.exchange = Exchange(_client_ids(scope))
         self._frontend = _frontend(scope)
+        self._receive = receive
         self._send = send
         self._held: Message | None = None
         self._starting = asyncio.Lock()
@@ -140,6 +141,14 @@ class _Answer:
         self._good = False
         self._complete = False
         """The last byte of a good answer was sent."""
+        self._left = False
+        """The client went before that; an application may still end its answer in order."""
+
+    async def listen(self) -> Message:
+        """Pass on what comes from the client, watching whether it leaves."""
+        message = await self._receive()
+        self._left = self._left or message["type"] == "http.disconnect"
+        return message
 
     async def follow(self, message: Message) -> None:
         """Pass a message on, watching for the end."""
@@ -147,7 +156,7 @@ class _Answer:
             self._good = message["status"] < 400
         await self._send(message)
         if message["type"] == "http.response.body" and not message.get("more_body"):
-            self._complete = self._good
+            self._complete = self._good and not self._left
 
     async def decorate(self, message: Message) -> None:
         """Hold the start until its headers are known; put the comment before the end."""
