@@ -205,8 +205,16 @@ class FrontendMeter:
         concurrency = self.exchanges.num_open + 1
         query = EstimateQuery(prompt_tokens, max_tokens, concurrency=concurrency)
         features = Features(time.time(), max_tokens, 1, concurrency)
-        estimate = self.estimate(query) if prompt_tokens else None
+        estimate = self._estimate_or_none(query) if prompt_tokens else None
         self.exchanges.begin(exchange, Member(internal_id, external_id, estimate), features)
+
+    def _estimate_or_none(self, query: EstimateQuery) -> EnergyEstimate | None:
+        """What it will use is measured all the same."""
+        try:
+            return self.estimate(query)
+        except Exception as error:  # noqa: BLE001 - boundary: an energy model may be anybody's
+            self._faults.note("estimate", error, "Requests have no estimate.")
+            return None
 
     # After
 

@@ -128,6 +128,21 @@ def test_the_estimate_is_for_the_engine_s_own_deployment(bound: list[Deployment]
     assert not frontend.faults.counts
 
 
+def test_a_model_that_fails_takes_no_measurement_with_it(
+    bound: list[Deployment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record has its energy and no estimate; the fault is counted."""
+
+    def fail(*_: Any) -> PhaseEnergy:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(TenJoules, "phases", fail)
+    frontend = Frontend()
+    record = frontend.serve(1)
+    assert (record["energy_joules"], record["estimate"]) == (12.0, None)
+    assert frontend.faults.counts == {"estimate": 1}
+
+
 @pytest.mark.parametrize(
     ("gpu", "faults", "words"),
     [("", {}, "no GPU was found, L4 is assumed"), ("Voodoo 2", {"gpu": 1}, "Voodoo 2 is not")],

@@ -8,7 +8,7 @@ from typing import Final
 
 from llm_carbon_meter.demo.server import entry_point
 from llm_carbon_meter.predictor import estimator
-from llm_carbon_meter.predictor.estimator import Deployment, EnergyModel, Floats, PhaseEnergy
+from llm_carbon_meter.predictor.estimator import Deployment, EnergyModel, Numbers, PhaseEnergy
 
 FILE_VARIABLE: Final = "TEST_JOULES_PER_TOKEN_FILE"
 
@@ -19,13 +19,14 @@ class JoulesPerToken:
     name = "gnn"
     facility = False
     out_of_domain = ""
+    interval = (0.9, 1.1)
 
     def bind(self, deployment: Deployment) -> "JoulesPerToken":
         return self
 
-    def phases(self, concurrency: Floats, prompt: Floats, output: Floats) -> PhaseEnergy:
+    def phases(self, concurrency: Numbers, prompt: Numbers, output: Numbers) -> PhaseEnergy:
         joules = float(Path(os.environ[FILE_VARIABLE]).read_text()) * output / concurrency
-        return PhaseEnergy(0.1 * joules, 0.9 * joules, 0.9 * joules, 1.1 * joules)
+        return PhaseEnergy(0.1 * joules, 0.9 * joules)
 
 
 def main() -> None:
