@@ -9,7 +9,7 @@ from llm_carbon_meter.cli import main
 from tests.debian import provide
 
 PACKAGES = {"chromium": ("chromium",)}
-WINDOW = "1100,1400"
+WINDOW = "1100,1790"
 
 
 def look(page: Path, picture: Path) -> str:

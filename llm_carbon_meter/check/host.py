@@ -11,7 +11,9 @@ from llm_carbon_meter.config import PREFIX, Config, shown_value, vllm_plugins
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import ConfigError, MeterError
 from llm_carbon_meter.servers.channel import Publisher, choose_directory
-from llm_carbon_meter.servers.vllm_hooks import HOOKED, Fit, installed_fit
+from llm_carbon_meter.servers.hooks import Fit, HookTable, installed_fit
+from llm_carbon_meter.servers.transformers_hooks import HOOKED as TRANSFORMERS_HOOKED
+from llm_carbon_meter.servers.vllm_hooks import HOOKED as VLLM_HOOKED
 
 PLUGIN: Final = "llm_carbon_meter"
 POLL_S: Final = 2.0
@@ -26,7 +28,7 @@ def check_host(poll_s: float) -> Report:
     """
     config, settings = _settings()
     power, quality = check_power(config, poll_s)
-    findings = [settings, _vllm(), *_transformers(), *power, _channel(config), _carbon(config)]
+    findings = [settings, *_engines(), *power, _channel(config), _carbon(config)]
     return Report(findings, quality)
 
 
@@ -54,11 +56,24 @@ def _changed(config: Config) -> str:
     return ", ".join(changed) or "all at their defaults"
 
 
+def _engines() -> list[Finding]:
+    """vLLM, and transformers where it is installed; a host needs one that fits."""
+    if util.find_spec("transformers") is None:
+        return [_vllm()]
+    fit = installed_fit("transformers")
+    transformers = _fit("transformers", fit, TRANSFORMERS_HOOKED, "transformers 5.6 or newer")
+    if util.find_spec("vllm") is None and not fit.missing:
+        return [Finding("vllm", Verdict.NOTE, "not installed here"), transformers]
+    if fit.missing:  # vLLM brings a transformers, which need not serve
+        transformers = dataclasses.replace(transformers, verdict=Verdict.NOTE)
+    return [_vllm(), transformers]
+
+
 def _vllm() -> Finding:
     problem = _unplugged()
     if problem:
         return Finding("vllm", Verdict.FAILS, problem)
-    return _vllm_fit(installed_fit())
+    return _fit("vllm", installed_fit("vllm"), VLLM_HOOKED, "vLLM 0.32")
 
 
 def _unplugged() -> str:
@@ -73,23 +88,14 @@ def _unplugged() -> str:
     return ""
 
 
-def _vllm_fit(fit: Fit) -> Finding:
+def _fit(engine: str, fit: Fit, table: HookTable, wanted: str) -> Finding:
     version = fit.version or "of an unknown version"
     figures = {"version": fit.version, "missing": list(fit.missing)}
     if fit.missing:
-        text = f"{version}: does not fit, it has no {', no '.join(fit.missing)}; use vLLM 0.32"
-        return Finding("vllm", Verdict.FAILS, text, figures)
-    count = sum(map(len, HOOKED.values()))
-    return Finding("vllm", Verdict.OK, f"{version}: all {count} hooks fit", figures)
-
-
-def _transformers() -> list[Finding]:
-    try:
-        version = metadata.version("transformers")
-    except metadata.PackageNotFoundError:
-        return []
-    text = f"{version}: its own server is not metered, vLLM's use of it is"
-    return [Finding("transformers", Verdict.OK, text, {"version": version})]
+        text = f"{version}: does not fit, it has no {', no '.join(fit.missing)}; use {wanted}"
+        return Finding(engine, Verdict.FAILS, text, figures)
+    count = sum(map(len, table.values()))
+    return Finding(engine, Verdict.OK, f"{version}: all {count} hooks fit", figures)
 
 
 def _channel(config: Config) -> Finding:

@@ -20,8 +20,9 @@ dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1rem; bac
 dt { font-weight: 600; } dd { margin: 0; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #ddd;
-         white-space: nowrap; }
+th, td { padding: .3rem .8rem; text-align: right; border-bottom: 1px solid #ddd; }
+th { vertical-align: bottom; }
+td { white-space: nowrap; }
 th:nth-child(-n+2), td:nth-child(-n+2) { text-align: left; }
 img { max-width: 100%; }
 """
@@ -74,7 +75,7 @@ def _facts(report: Report) -> str:
 
 def _table(rows: Sequence[Sequence[str]]) -> str:
     head, *body = rows
-    headings = [name.replace("_", " ") for name in head]
+    headings = [name.replace("_", " ").replace("wh", "Wh") for name in head]
     lines = [_row("th", headings), *(_row("td", row) for row in body)]
     return '<div class="wide"><table>\n' + "\n".join(lines) + "\n</table></div>"
 

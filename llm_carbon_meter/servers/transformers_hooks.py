@@ -1,8 +1,11 @@
-"""Every name of transformers' server that is wrapped, and whether an installed version fits."""
+"""Every name of transformers' server that is wrapped, and whether an installed version fits.
+
+``python -m llm_carbon_meter.servers.transformers_hooks`` says what it lacks.
+"""
 
 from typing import Any, Final
 
-from llm_carbon_meter.servers.hooks import HookTable, load
+from llm_carbon_meter.servers.hooks import HookTable, load, print_fit
 
 _BATCHING: Final = "transformers.generation.continuous_batching"
 HOOKED: Final[HookTable] = {
@@ -21,3 +24,7 @@ def fitting() -> tuple[list[Any], list[str]]:
     """The classes and the module to wrap, and what this transformers lacks."""
     owners, missing = load(HOOKED)
     return owners, missing + load(NEEDED)[1]
+
+
+if __name__ == "__main__":
+    print_fit("transformers", fitting()[1])

@@ -1,16 +1,11 @@
-"""Every name of vLLM that is wrapped, in one table, and which of them an installed vLLM lacks.
+"""Every name of vLLM that is wrapped, in one table.
 
-``python -m llm_carbon_meter.servers.vllm_hooks`` says so in a process of its own: importing vLLM
-takes seconds, writes to stdout and may end the process. No engine is started.
+``python -m llm_carbon_meter.servers.vllm_hooks`` says which of them an installed vLLM lacks.
 """
 
-import json
-import subprocess
-import sys
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
-from llm_carbon_meter.servers.hooks import HookTable, load
+from llm_carbon_meter.servers.hooks import HookTable, load, print_fit
 
 HOOKED: Final[HookTable] = {
     "vllm.v1.core.sched.scheduler:Scheduler": (
@@ -26,42 +21,7 @@ HOOKED: Final[HookTable] = {
     "vllm.v1.engine.output_processor:OutputProcessor": ("add_request", "do_tracing"),
     "vllm.entrypoints.serve": ("register_vllm_serve_api_routers",),
 }
-ANSWER: Final = "llm_carbon_meter: "
-"""In front of the line that is meant for us."""
-IMPORT_S: Final = 180.0
-"""vLLM's import may take this long on a slow disk."""
-
-
-class Fit(NamedTuple):
-    """How an installed vLLM fits."""
-
-    version: str
-    missing: Sequence[str]
-    """What is wrapped and is not there, or why that cannot be said."""
-
-
-def installed_fit() -> Fit:
-    """Ask a new process, which imports vLLM."""
-    command = [sys.executable, "-m", "llm_carbon_meter.servers.vllm_hooks"]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=IMPORT_S, check=False
-        )
-    except subprocess.TimeoutExpired:
-        return Fit("", [f"vllm was not imported within {IMPORT_S:g} s"])
-    answers = [line for line in done.stdout.splitlines() if line.startswith(ANSWER)]
-    if answers:
-        return Fit(**json.loads(answers[-1].removeprefix(ANSWER)))
-    said = (done.stderr.strip().splitlines() or ["nothing"])[-1]
-    return Fit("", [f"importing vllm ended with code {done.returncode}; it said: {said}"])
-
-
-def main() -> None:
-    """Print the fit, among whatever vLLM prints."""
-    _, missing = load(HOOKED)
-    version = getattr(sys.modules.get("vllm"), "__version__", "")
-    print("\n" + ANSWER + json.dumps(Fit(str(version), missing)._asdict()))
 
 
 if __name__ == "__main__":
-    main()
+    print_fit("vllm", load(HOOKED)[1])

@@ -1,11 +1,11 @@
-"""The compiled NVML, and a vLLM that has exactly the names that are wrapped."""
+"""The compiled NVML, and engines that have exactly the names that are wrapped."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from llm_carbon_meter.servers.vllm_hooks import HOOKED
+from llm_carbon_meter.servers import transformers_hooks, vllm_hooks
 from tests.power.conftest import stub, stub_directory, stub_library
 
 __all__ = ["make_vllm", "stub", "stub_directory", "stub_library"]
@@ -20,14 +20,19 @@ atexit.register(print, "a farewell")
 MakeVllm = Callable[..., Path]
 
 
+NAMES = {**vllm_hooks.HOOKED, **transformers_hooks.HOOKED, **transformers_hooks.NEEDED}
+
+
 @pytest.fixture
 def make_vllm(tmp_path: Path) -> MakeVllm:
-    """Writes a package ``vllm`` without some names, and returns what to put in PYTHONPATH."""
+    """Writes packages ``vllm`` and ``transformers`` without some names; what to put in
+    PYTHONPATH."""
 
     def make(*without: str) -> Path:
-        for place, names in HOOKED.items():
+        site = tmp_path / "site"
+        for place, names in NAMES.items():
             module, _, owner = place.partition(":")
-            path = tmp_path / "site" / module.replace(".", "/")
+            path = site / module.replace(".", "/")
             path.mkdir(parents=True, exist_ok=True)
             there = [name for name in names if name not in without] or ["other"]
             if owner and owner not in without:
@@ -35,11 +40,12 @@ def make_vllm(tmp_path: Path) -> MakeVllm:
                 text = f"class {owner}:\n{body}"
             else:
                 text = "".join(f"def {name}(app): pass\n" for name in there)
-            (path / "__init__.py").write_text(text)
-        top = tmp_path / "site" / "vllm"
-        for folder in [top, *(path for path in top.rglob("*") if path.is_dir())]:
+            with (path / "__init__.py").open("a") as file:
+                file.write(text)
+        for folder in (path for path in site.rglob("*") if path.is_dir()):
             (folder / "__init__.py").touch()
-        (top / "__init__.py").write_text(TALKATIVE)
-        return top.parent
+        for engine in ("vllm", "transformers"):
+            (site / engine / "__init__.py").write_text(TALKATIVE)
+        return site
 
     return make

@@ -117,6 +117,17 @@ def test_a_vllm_that_does_not_fit_is_named(make_vllm: MakeVllm, name: str) -> No
     assert name in done.stdout
 
 
+def test_a_transformers_that_is_too_old_is_a_note_beside_vllm(make_vllm: MakeVllm) -> None:
+    """vLLM brings one for its own use; what it lacks to be metered is named."""
+    done = check("--json", vllm=make_vllm("query_length"))
+    assert done.returncode == 0
+    found = findings(done.stdout)["transformers"]
+    assert found["verdict"] == "note"
+    assert found["missing"] == [
+        "transformers.generation.continuous_batching.requests:FutureRequestState.query_length"
+    ]
+
+
 def test_a_name_that_is_only_promised_is_missing(make_vllm: MakeVllm) -> None:
     """An abstract method that a class inherits is none that can be wrapped."""
     site = make_vllm("schedule")
@@ -196,8 +207,9 @@ def test_a_recorded_trace_is_no_measurement(make_vllm: MakeVllm, tmp_path: Path)
 
 
 @pytest.mark.engine
-def test_the_vllm_of_the_tests_fits() -> None:
-    """Every hooked name is in the real package; no engine is started for it."""
+def test_the_engines_of_the_tests_fit() -> None:
+    """Every hooked name is in the real packages; no engine is started for it."""
     done = check("--json", LLM_CARBON_METER_POWER="modelled")
     assert done.returncode == 0
-    assert findings(done.stdout)["vllm"]["missing"] == []
+    for engine in ("vllm", "transformers"):
+        assert findings(done.stdout)[engine]["missing"] == []

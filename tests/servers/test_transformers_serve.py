@@ -7,7 +7,11 @@ from typing import Any
 
 import httpx
 import pytest
+from transformers.generation.continuous_batching.continuous_api import ContinuousBatchProcessor
 
+from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.records import ConfigError
+from llm_carbon_meter.servers import transformers_hooks, transformers_serve
 from tests.metered import Metered, StartServer, assert_balanced, eventually
 
 pytestmark = pytest.mark.engine
@@ -157,3 +161,20 @@ def test_nothing_is_left_when_the_server_ends(start_server: StartServer) -> None
         eventually(lambda: metered.server.process.poll() is not None, "the server's end", 20)
         (record,) = metered.logged()
         assert (record["id"], record["status"]) == ("last", "final")
+
+
+def test_a_transformers_that_does_not_fit_serves_unmetered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """One fault that names what is missing; an error where the settings are strict."""
+    faults = Faults()
+    monkeypatch.setattr(transformers_serve, "Faults", lambda: faults)
+    monkeypatch.setattr(transformers_hooks, "NEEDED", {"transformers:Nothing": ("at_all",)})
+    monkeypatch.setenv("LLM_CARBON_METER_CHANNEL_DIR", "/nowhere")
+    before = ContinuousBatchProcessor.prepare_next_batch
+    transformers_serve.install()
+    assert faults.counts == {"install": 1}
+    assert ContinuousBatchProcessor.prepare_next_batch is before
+    monkeypatch.setenv("LLM_CARBON_METER_STRICT", "1")
+    with pytest.raises(ConfigError, match=r"has no transformers:Nothing .*5\.6 is the oldest"):
+        transformers_serve.install()
