@@ -1,4 +1,4 @@
-"""Tells of drift: gauges, one log line when it begins and one when it ends, and the webhook."""
+"""Tells of drift: gauges; a log line, a span and the webhook when it begins and when it ends."""
 
 import logging
 import math
@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from llm_carbon_meter.config import Config
+from llm_carbon_meter.exporters.otel import tell_drift
 from llm_carbon_meter.exporters.prometheus import PrometheusExporter
 from llm_carbon_meter.exporters.webhook import Webhook
 from llm_carbon_meter.faults import Faults
@@ -79,8 +80,10 @@ class DriftWatch:
         text = self._text(verdict, report, now_s, changed_s)
         # Both: where logging is not configured, nothing below a warning is seen.
         logger.warning("%s", text)
+        body = webhook_body(self._model_name, verdict, report, text)
+        tell_drift(body["event"], body)
         if self._webhook is not None:
-            self._webhook.post(webhook_body(self._model_name, verdict, report, text))
+            self._webhook.post(body)
 
     def _text(self, verdict: Verdict, report: DriftReport, now_s: float, changed_s: float) -> str:
         who = f"llm_carbon_meter: drift: estimates of {self._model_name}, engine {verdict.engine}, "

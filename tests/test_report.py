@@ -14,6 +14,7 @@ from matplotlib.image import imread
 
 from llm_carbon_meter.cli import main
 from llm_carbon_meter.records import MeterError
+from llm_carbon_meter.report import server
 from llm_carbon_meter.report.entries import Period, read_log, within
 from llm_carbon_meter.report.page import page
 from llm_carbon_meter.report.plots import COLOURS, bar_edges
@@ -229,6 +230,34 @@ def test_what_cannot_be_done_is_an_error_that_says_so(
     log = write(tmp_path / "log", line())
     assert main(["report", str(log), *options]) == 1
     assert re.search(error, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ([], "needs --since"),
+        (["--since", "2026-03-01", "--by", "zone"], "zone needs a request log"),
+        (["--since", "2026-03-01", "--html", "x.html"], "--html needs a request log"),
+        (["--since", "2126-03-01"], "the period is empty"),
+        (["--since", "2026-03-01"], "gave no answer.*address of a Prometheus server"),
+    ],
+)
+def test_what_prometheus_cannot_tell_is_an_error(
+    capsys: pytest.CaptureFixture[str], options: list[str], error: str
+) -> None:
+    """Also where nobody listens."""
+    assert main(["report", "http://127.0.0.1:9", *options]) == 1
+    assert re.search(error, capsys.readouterr().err)
+
+
+def test_bars_are_hours_of_utc_cut_to_the_period() -> None:
+    """They meet, and their names are when the hour began."""
+    bars = server._bars(NOON + 1800.0, NOON + 2 * 3600 + 60.0, 3600.0)
+    assert bars == {
+        "2026-03-01 12:00 ": (NOON + 1800.0, NOON + 3600.0),
+        "2026-03-01 13:00 ": (NOON + 3600.0, NOON + 7200.0),
+        "2026-03-01 14:00 ": (NOON + 7200.0, NOON + 7260.0),
+    }
 
 
 @pytest.mark.parametrize(

@@ -15,13 +15,14 @@ from grafana.queries import (
 
 WATTS: Final = metric("gpu_power_watts", SOURCE)
 GRAMS: Final = rate("emissions_grams_total", SOURCE, 'scope="operational"')
+BOTH_GRAMS: Final = rate("emissions_grams_total", SOURCE)
 INTENSITY: Final = metric("carbon_intensity_grams_per_kwh", of=SERVER)
 INTENSITY_AGE: Final = metric("carbon_intensity_age_seconds", of=SERVER)
 
 BOARD: Final = board(
     "llm-carbon-meter-overview",
     "LLM energy: overview",
-    "Power, energy and emissions of metered vLLM servers.",
+    "Power, energy and emissions of metered servers.",
     [
         tile("Power", "All GPUs now.", "watt", f"sum({WATTS})"),
         tile(
@@ -84,6 +85,14 @@ BOARD: Final = board(
             stacked=True,
         ),
         curves(
+            "Emissions per hour by scope",
+            "Of the energy, and of the hardware's making while it was used, gCO2eq.",
+            "massg",
+            (f"3600 * sum by (scope) ({BOTH_GRAMS})", "{{scope}}"),
+            span=6,
+            stacked=True,
+        ),
+        curves(
             "Age of the grid intensity",
             "Since when the figure in use holds; 0: a constant.",
             "s",
@@ -91,7 +100,7 @@ BOARD: Final = board(
                 f"max by (zone, provider) ({INTENSITY_AGE})",
                 "{{zone}} {{provider}}",
             ),
-            span=6,
+            span=24,
         ),
     ],
 )

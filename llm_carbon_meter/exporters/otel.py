@@ -13,6 +13,7 @@ from llm_carbon_meter.units import watt_hours
 
 PREFIX: Final = "llm_carbon_meter."
 SPAN_NAME: Final = "llm_carbon_meter.request"
+DRIFT_SPAN: Final = "llm_carbon_meter.drift"
 MAX_WAITING: Final = 10_000
 
 
@@ -94,3 +95,9 @@ def _emit(
         attributes=attributes,
     )
     span.end(end_time=max(end_ns, start_ns))
+
+
+def tell_drift(event: str, attributes: Mapping[str, str | float]) -> None:
+    """A span of no length with one event: drift concerns no single request."""
+    with trace.get_tracer("llm_carbon_meter").start_as_current_span(DRIFT_SPAN) as span:
+        span.add_event(event, attributes)

@@ -8,15 +8,16 @@ from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.report.entries import Period, read_log, within
 from llm_carbon_meter.report.groups import GROUPINGS, grouped
 from llm_carbon_meter.report.page import write_page
-from llm_carbon_meter.report.text import Report, table, write_csv
+from llm_carbon_meter.report.server import server_report, server_table
+from llm_carbon_meter.report.text import ALL_COLUMNS, Report, table, values, write_csv
 
 
 def add_arguments(report: argparse.ArgumentParser) -> None:
     """Options of the verb."""
     report.add_argument(
         "log",
-        type=Path,
-        help="a file written by LLM_CARBON_METER_REQUEST_LOG; LOG.1 … are read too",
+        help="a file written by LLM_CARBON_METER_REQUEST_LOG, LOG.1 … are read too; or the "
+        "address of a Prometheus server",
     )
     report.add_argument("--since", type=moment, metavar="ISO", help="requests that came from then")
     report.add_argument("--until", type=moment, metavar="ISO", help="and before then; UTC")
@@ -46,12 +47,26 @@ def run_report(options: argparse.Namespace) -> int:
     Raises:
         MeterError: there is no log, nothing in the period, or a file cannot be written.
     """
-    report = make_report(options.log, asked_period(options.since, options.until), options.by)
+    period = asked_period(options.since, options.until)
+    if options.log.startswith(("http://", "https://")):
+        return _report_server(options, period)
+    report = make_report(Path(options.log), period, options.by)
     print(table(report))
     if options.csv:
-        write_csv(report, options.csv)
+        write_csv(values(report, ALL_COLUMNS), options.csv)
     if options.html:
         write_page(report, options.html)
+    return 0
+
+
+def _report_server(options: argparse.Namespace, period: Period) -> int:
+    if options.html:
+        raise MeterError("--html needs a request log: Prometheus knows no single request")
+    report = server_report(options.log, period, options.by)
+    print(server_table(report))
+    if options.csv:
+        heading = list(report.rows[0])
+        write_csv([heading, *(list(row.values()) for row in report.rows)], options.csv)
     return 0
 
 

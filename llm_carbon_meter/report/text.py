@@ -87,11 +87,11 @@ def table(report: Report) -> str:
     """The facts, and a table for each of `SECTIONS`."""
     lines = [f"{name}: {text}" for name, text in facts(report)]
     for title, columns in SECTIONS.items():
-        lines += ["", title, *_aligned(cells(report, columns))]
+        lines += ["", title, *aligned(cells(report, columns))]
     return "\n".join(lines)
 
 
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     """Group and source to the left, figures to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
@@ -103,15 +103,15 @@ def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def write_csv(report: Report, path: Path) -> None:
-    """One row per group with all columns; a figure that is missing is an empty cell.
+def write_csv(rows: Sequence[Sequence[Value]], path: Path) -> None:
+    """The heading and one row per group; a figure that is missing is an empty cell.
 
     Raises:
         MeterError: the file cannot be written.
     """
     try:
         with path.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(values(report, ALL_COLUMNS))
+            csv.writer(file, lineterminator="\n").writerows(rows)
     except OSError as error:
         raise MeterError(
             f"the table {str(path)!r} cannot be written: {error}; give another --csv"

@@ -12,7 +12,12 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanContext, TraceFlags
 
 from llm_carbon_meter.exporters import otel
-from llm_carbon_meter.exporters.otel import SpanExporter, energy_attributes, estimate_attributes
+from llm_carbon_meter.exporters.otel import (
+    SpanExporter,
+    energy_attributes,
+    estimate_attributes,
+    tell_drift,
+)
 from llm_carbon_meter.records import (
     CarbonIntensity,
     EnergyEstimate,
@@ -199,3 +204,12 @@ def test_attributes_of_a_calibrated_estimate() -> None:
     told = estimate_attributes(replace(ESTIMATE, calibration=2.0))
     assert told["llm_carbon_meter.energy.estimated_wh"] == pytest.approx(72 / 3600)
     assert told["llm_carbon_meter.emissions.estimated_gco2eq"] == pytest.approx(0.04)
+
+
+def test_drift_is_an_event_of_a_span_of_its_own(collected: InMemorySpanExporter) -> None:
+    """With the figures that the webhook gets."""
+    tell_drift("drift_began", {"drift_ratio": 0.5, "model_name": "llama"})
+    (span,) = collected.get_finished_spans()
+    (event,) = span.events
+    assert (span.name, event.name) == ("llm_carbon_meter.drift", "drift_began")
+    assert dict(event.attributes or {}) == {"drift_ratio": 0.5, "model_name": "llama"}

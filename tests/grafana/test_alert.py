@@ -3,15 +3,19 @@
 From the same session: every panel and rule has data, and Prometheus likes the exposition.
 """
 
+import csv
 import re
 import sys
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import yaml
 
 from grafana.dashboards import FOLDER
+from llm_carbon_meter.cli import main
+from llm_carbon_meter.demo.server import MODEL_NAME
 
 from ..metered import StartServer, eventually
 from ..receiver import Receiver
@@ -133,6 +137,23 @@ def test_every_panel_has_data_and_can_be_drawn(session: Session, tmp_path: Path)
         assert picture.stat().st_size > 10_000
     lines = (session.story.text(), "The server's log:", *drift_lines(session.metered.server.log))
     (tmp_path / "alert-log.txt").write_text("\n".join(lines) + "\n")
+
+
+def test_a_period_is_reported_from_prometheus(session: Session, tmp_path: Path) -> None:
+    """Requests, tokens, energy by account and grams of both scopes, as the counters grew."""
+    begun = datetime.fromtimestamp(session.begun_unix_s, UTC).isoformat()
+    table = tmp_path / "report.csv"
+    asked = ["report", session.prometheus.url, "--since", begun, "--csv", str(table)]
+    assert main(asked) == 0
+    (row,) = csv.DictReader(table.read_text().splitlines())
+    assert (row["model"], row["source"]) == (MODEL_NAME, "measured")
+    figures = {name: float(row[name]) for name in list(row)[2:]}
+    accounts = [name for name in figures if name.endswith("_wh") and name != "energy_wh"]
+    assert figures["energy_wh"] == pytest.approx(sum(figures[name] for name in accounts))
+    counted = sum(session.metered.accounts(source="measured").values()) / 3600
+    assert 0.5 * counted < figures["energy_wh"] < 1.1 * counted
+    assert 50 < figures["requests"] <= 1.1 * session.finished()
+    assert min(figures["operational_grams"], figures["embodied_grams"]) > 0
 
 
 def test_every_rule_is_well_and_has_data(session: Session) -> None:

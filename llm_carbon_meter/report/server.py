@@ -1,0 +1,159 @@
+"""The report of a period from a Prometheus server: increases of our counters, added up by it."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import httpx
+
+from llm_carbon_meter.records import Account, MeterError
+from llm_carbon_meter.report.entries import Period, iso
+from llm_carbon_meter.report.groups import Value
+from llm_carbon_meter.report.text import aligned, shown
+from llm_carbon_meter.units import watt_hours
+
+TIMEOUT_S: Final = 30.0
+PREFIX: Final = "llm_carbon_meter_"
+DAY_S: Final = 86_400.0
+STEPS: Final = {"model": 0.0, "hour": 3600.0, "day": DAY_S}
+"""Groupings; the length of a bar in seconds, 0 for the whole period."""
+SCOPES: Final = ("operational", "embodied")
+ACCOUNT_COLUMNS: Final = {account.label: f"{account.label}_wh" for account in Account}
+
+Labels = tuple[str, str]
+"""Model, or model and time; and source."""
+Sums = Mapping[Labels, Mapping[str, float]]
+
+
+@dataclass(frozen=True, slots=True)
+class ServerReport:
+    """What a server's counters grew by."""
+
+    url: str
+    since_s: float
+    until_s: float
+    by: str
+    rows: Sequence[Mapping[str, Value]]
+    """One per group and source; the first two columns say which."""
+
+
+def server_report(url: str, period: Period, by: str) -> ServerReport:
+    """Ask a Prometheus server.
+
+    Args:
+        url: of the server, as for Grafana.
+        period: with a beginning; it ends now where no end is given.
+        by: a key of `STEPS`.
+
+    Raises:
+        MeterError: no beginning, another grouping, no answer, or no figures of ours.
+    """
+    if not math.isfinite(period.since_s):
+        raise MeterError("a report from Prometheus needs --since; its counters have no beginning")
+    if by not in STEPS:
+        raise MeterError(f"--by {by} needs a request log; of Prometheus: {', '.join(STEPS)}")
+    until_s = min(period.until_s, time.time())
+    if period.since_s >= until_s:
+        raise MeterError(f"the period is empty: it begins {iso(period.since_s)}, and it is later")
+    bars = _bars(period.since_s, until_s, STEPS[by])
+    with httpx.Client(base_url=url, timeout=TIMEOUT_S) as client:
+        joules = _grown(client, "energy_joules_total", "account", bars)
+        grams = _grown(client, "emissions_grams_total", "scope", bars)
+        requests = _grown(client, "requests_total", "outcome", bars)
+        tokens = _grown(client, "tokens_total", "phase", bars)
+    if not joules:
+        raise MeterError(
+            f"{url} has no {PREFIX}energy_joules_total between {iso(period.since_s)} and "
+            f"{iso(until_s)}; give the server that scrapes the metered ones"
+        )
+    rows = [
+        _row(by, group, joules[group], grams.get(group, {}), counted)
+        for group in sorted(joules)
+        for counted in [{**requests.get((group[0], ""), {}), **tokens.get((group[0], ""), {})}]
+    ]
+    return ServerReport(url, period.since_s, until_s, by, rows)
+
+
+def _bars(since_s: float, until_s: float, step_s: float) -> Mapping[str, tuple[float, float]]:
+    """Begin and end of each bar by its name: hours or days of UTC, the first and last ones cut."""
+    if not step_s:
+        return {"": (since_s, until_s)}
+    form = "%Y-%m-%d " if step_s >= DAY_S else "%Y-%m-%d %H:00 "
+    whole = range(math.floor(since_s / step_s), math.ceil(until_s / step_s))
+    return {
+        datetime.fromtimestamp(number * step_s, UTC).strftime(form): (
+            max(number * step_s, since_s),
+            min((number + 1) * step_s, until_s),
+        )
+        for number in whole
+    }
+
+
+def _grown(
+    client: httpx.Client, name: str, label: str, bars: Mapping[str, tuple[float, float]]
+) -> Sums:
+    """By how much a counter grew in each bar: group -> value of the label -> increase."""
+    found: dict[Labels, dict[str, float]] = {}
+    for bar, (begin_s, end_s) in bars.items():
+        seconds = max(round(end_s - begin_s), 1)
+        query = f"sum by (model_name, source, {label}) (increase({PREFIX}{name}[{seconds}s]))"
+        for series in _ask(client, query, end_s):
+            labels, value = series["metric"], float(series["value"][1])
+            group = bar + labels.get("model_name", ""), labels.get("source", "")
+            found.setdefault(group, {})[labels.get(label, "")] = value
+    return found
+
+
+def _ask(client: httpx.Client, query: str, at_s: float) -> list[Any]:
+    try:
+        answer = client.get("/api/v1/query", params={"query": query, "time": at_s})
+        answer.raise_for_status()
+        result: list[Any] = answer.json()["data"]["result"]
+        return result
+    except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+        raise MeterError(
+            f"{client.base_url} gave no answer that can be used ({error}); give the address of a "
+            "Prometheus server such as http://localhost:9090"
+        ) from error
+
+
+def _row(
+    by: str,
+    group: Labels,
+    joules: Mapping[str, float],
+    grams: Mapping[str, float],
+    counted: Mapping[str, float],
+) -> Mapping[str, Value]:
+    phases = ("prefill", "decode")
+    total, decoded = watt_hours(sum(joules.values())), counted.get("decode", 0.0)
+    return {
+        by: group[0],
+        "source": group[1],
+        "requests": sum(value for name, value in counted.items() if name not in phases),
+        **{f"{phase}_tokens": counted.get(phase, 0.0) for phase in phases},
+        **{
+            column: watt_hours(joules.get(account, 0.0))
+            for account, column in ACCOUNT_COLUMNS.items()
+        },
+        "energy_wh": total,
+        "wh_per_1000_decode_tokens": 1000.0 * total / decoded if decoded else None,
+        **{f"{scope}_grams": grams.get(scope) for scope in SCOPES},
+    }
+
+
+def server_table(report: ServerReport) -> str:
+    """What the figures are, and one line per group."""
+    heading = list(report.rows[0])
+    cells = [[shown(row[name]) for name in heading] for row in report.rows]
+    return "\n".join(
+        [
+            f"period: from {iso(report.since_s)} until {iso(report.until_s)}",
+            f"server: {report.url}",
+            "sources: never added to each other; increases as Prometheus extrapolates them",
+            "",
+            *aligned([heading, *cells]),
+        ]
+    )
