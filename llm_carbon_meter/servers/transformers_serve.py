@@ -17,7 +17,7 @@ from starlette.responses import Response
 
 from llm_carbon_meter.config import Config, share_channel_dir
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.records import ConfigError, MeterError, SpecError
+from llm_carbon_meter.records import ConfigError, MeterError
 from llm_carbon_meter.registry import current_exchange
 from llm_carbon_meter.servers.api_server import ApiServer
 from llm_carbon_meter.servers.channel import choose_directory
@@ -26,8 +26,8 @@ from llm_carbon_meter.servers.middleware import CarbonHeadersMiddleware, UniqueI
 from llm_carbon_meter.servers.routes import prompt_lengths
 from llm_carbon_meter.servers.transformers_capture import BatchCapture
 from llm_carbon_meter.servers.transformers_hooks import fitting
+from llm_carbon_meter.servers.transformers_model import gpu_name, gpus_of, spec_of
 from llm_carbon_meter.servers.wrapping import OnError, wrap
-from llm_carbon_meter.specs import ModelSpec, model_spec
 
 PREPARING: Final = "preparing"
 UPDATING: Final = "updating"
@@ -219,15 +219,15 @@ class ServeHooks:
         self._faults.note("start", error, "This server is not metered.")
 
     def _start(self, model: Any, name: str, processor: Any) -> None:
-        begun_s, spec = time.monotonic(), self._spec(model, name)
-        gpus = _gpus(model)
+        begun_s, spec = time.monotonic(), spec_of(model, name, self._faults)
+        gpus = gpus_of(model)
         setup = Setup(
             config=self._config,
             engine=0,
             gpus=[],
             first_gpu=min(gpus, default=0),
             num_gpus=max(len(gpus), 1),
-            gpu_name=_gpu_name(gpus),
+            gpu_name=gpu_name(gpus),
             model=spec,
             tensor_parallel=1,
             start_s=begun_s,
@@ -254,15 +254,6 @@ class ServeHooks:
         self._engine, self._model = engine, model
         self._processor = processor
         self._attach()
-
-    def _spec(self, model: Any, name: str) -> ModelSpec | None:
-        config = model.config.get_text_config().to_dict()
-        config["dtype"] = str(model.dtype).removeprefix("torch.")
-        try:
-            return model_spec(config, name)
-        except SpecError as error:
-            self._faults.note("model", error, "Requests have no estimate.")
-            return None
 
     def _stop(self) -> None:
         engine, self._engine = self._engine, None
@@ -358,23 +349,10 @@ def deployment(model: Any, gpus: Sequence[int]) -> dict[str, str | int]:
     return {
         "engine": "transformers",
         "engine_version": str(version),
-        "gpu": _gpu_name(gpus),
+        "gpu": gpu_name(gpus),
         "dtype": dtype,
         "quantization": str(getattr(quantisation, "quant_method", "") or ""),
         "kv_cache_dtype": dtype,
         "tensor_parallel_size": 1,
         "pipeline_parallel_size": max(len(gpus), 1),
     }
-
-
-def _gpus(model: Any) -> list[int]:
-    """CUDA's indices of the GPUs that hold a model."""
-    devices = {parameter.device for parameter in model.parameters()}
-    return sorted(device.index or 0 for device in devices if device.type == "cuda")
-
-
-def _gpu_name(gpus: Sequence[int]) -> str:
-    """The name of the first as CUDA gives it; empty on a host without one."""
-    import torch
-
-    return str(torch.cuda.get_device_name(gpus[0])) if gpus else ""
