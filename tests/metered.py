@@ -201,8 +201,11 @@ def start_server(
         }
         common: dict[str, Any] = {"log": folder / "server.log", "environment": variables}
         server: Server
-        if engine == "transformers":
-            server = TransformersServer(tiny_model, extra_args=arguments, **common)
+        if engine.startswith("transformers"):
+            batching = engine == "transformers"
+            server = TransformersServer(
+                tiny_model, batching=batching, extra_args=arguments, **common
+            )
         else:
             tracing = ("--otlp-traces-endpoint", f"http://127.0.0.1:{receiver.port}")
             keys = ("--api-key", key) if key else ()

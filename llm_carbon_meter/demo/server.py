@@ -30,8 +30,8 @@ _VLLM_ENVIRONMENT: Final = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS"
 # Else transformers takes most of the host's memory for its cache.
 _CACHE: Final = (
     *("--cb-block-size", "32", "--cb-num-blocks", "256", "--cb-max-batch-tokens", "256"),
-    *("--attn-implementation", "sdpa"),
 )
+_ATTENTION: Final = ("--attn-implementation", "sdpa")
 _LOG_LINES_SHOWN: Final = 25
 _POLL_S: Final = 0.25
 
@@ -193,11 +193,12 @@ class VllmServer(Server):
 
 
 class TransformersServer(Server):
-    """``transformers serve`` with continuous batching, by our own command.
+    """``transformers serve`` by our own command.
 
     Args:
         model: folder of the tiny model.
         log: file of its output.
+        batching: continuously; else one request after the other.
         extra_args: come last, so that they override.
         environment: on top of our own.
         others: of `Server`.
@@ -208,6 +209,7 @@ class TransformersServer(Server):
         model: Path,
         *,
         log: Path,
+        batching: bool = True,
         extra_args: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         **others: Any,
@@ -216,8 +218,9 @@ class TransformersServer(Server):
         super().__init__(
             [
                 *(sys.executable, "-m", "llm_carbon_meter.cli", "serve-transformers", str(model)),
-                *("--host", "127.0.0.1", "--port", str(port), "--continuous-batching"),
-                *((*_CACHE, "--device", "cpu") if not _cuda_available() else ()),
+                *("--host", "127.0.0.1", "--port", str(port)),
+                *(("--continuous-batching", *_CACHE) if batching else ()),
+                *(() if _cuda_available() else ("--device", "cpu", *_ATTENTION)),
                 *extra_args,
             ],
             port,

@@ -13,6 +13,11 @@ HOOKED: Final[HookTable] = {
     f"{_BATCHING}.continuous_api:ContinuousBatchingManager": ("add_request",),
     f"{_BATCHING}.input_outputs:ContinuousBatchingIOs": ("prepare_batch_update",),
     f"{_BATCHING}.scheduler:Scheduler": ("finish_request", "clear_cancelled_requests"),
+    "transformers.cli.serving.utils:GenerateManager": (
+        "generate_streaming",
+        "generate_non_streaming",
+    ),
+    "transformers.cli.serving.utils:InferenceThread": ("submit", "async_submit"),
     "transformers.cli.serving.model_manager:ModelManager": ("load_model_and_processor",),
     "transformers.cli.serving.server": ("build_server",),
 }

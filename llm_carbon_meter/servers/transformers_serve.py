@@ -5,10 +5,11 @@ transformers has no way to load a plugin: `serve` wraps its classes and then cal
 """
 
 import contextlib
+import contextvars
 import functools
 import sys
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -24,9 +25,11 @@ from llm_carbon_meter.servers.channel import choose_directory
 from llm_carbon_meter.servers.meter_process import MeterProcess, Setup
 from llm_carbon_meter.servers.middleware import CarbonHeadersMiddleware, UniqueIdMiddleware
 from llm_carbon_meter.servers.routes import prompt_lengths
+from llm_carbon_meter.servers.transformers_calls import watched
 from llm_carbon_meter.servers.transformers_capture import BatchCapture
 from llm_carbon_meter.servers.transformers_hooks import fitting
 from llm_carbon_meter.servers.transformers_model import gpu_name, gpus_of, spec_of
+from llm_carbon_meter.servers.transformers_plain import PlainCalls, current_request
 from llm_carbon_meter.servers.wrapping import OnError, wrap
 
 PREPARING: Final = "preparing"
@@ -98,6 +101,7 @@ class ServeHooks:
         self._capture = BatchCapture(faults)
         self._engine: MeterProcess | None = None
         self._server: ApiServer | None = None
+        self._watching = contextlib.ExitStack()
         self._doing = ""
         """What the batching's thread is inside of."""
 
@@ -107,6 +111,8 @@ class ServeHooks:
         manager: type,
         outputs: type,
         scheduler: type,
+        plain: type,
+        thread: type,
         models: type,
         server: Any,
     ) -> None:
@@ -140,6 +146,10 @@ class ServeHooks:
             after=self._after_load,
             on_error=self._start_failed,
         )
+        for name in ("generate_streaming", "generate_non_streaming"):
+            wrap(plain, name, before=self._before_plain, on_error=self._note("request"))
+        for name in ("submit", "async_submit"):
+            setattr(thread, name, _in_context(getattr(thread, name)))
         build = server.build_server
 
         @functools.wraps(build)
@@ -198,6 +208,7 @@ class ServeHooks:
     def _drop(self, _owner: Any, error: Exception) -> None:
         """Stop metering a server whose internals are not what we know."""
         self._model = None
+        self._watching.close()
         self._faults.note(
             "engine", error, "This transformers' internals do not fit; it is no longer metered."
         )
@@ -252,6 +263,7 @@ class ServeHooks:
         self._capture.overhead(begun_s, time.monotonic())
         engine.follow(self._capture)
         self._engine, self._model = engine, model
+        self._watching.enter_context(watched(model, PlainCalls(self._capture, self._faults)))
         self._processor = processor
         self._attach()
 
@@ -259,6 +271,7 @@ class ServeHooks:
         engine, self._engine = self._engine, None
         server, self._server = self._server, None
         self._model = None
+        self._watching.close()
         if engine is not None:
             engine.stop()
         if server is not None:
@@ -321,6 +334,25 @@ class ServeHooks:
             server.meter.begin(exchange, request_id, request_id, len(input_ids), max_new_tokens)
             self._trace(request_id)
 
+    def _before_plain(
+        self,
+        _manager: Any,
+        model: Any,
+        _processor: Any,
+        inputs: Mapping[str, Any],
+        settings: Any,
+        request_id: str,
+        *_: Any,
+        **__: Any,
+    ) -> None:
+        exchange, server = current_exchange.get(), self._server
+        if server is None or exchange is None or model is not self._model:
+            return
+        tokens, most = int(inputs["input_ids"].shape[-1]), settings.max_new_tokens
+        server.meter.begin(exchange, request_id, request_id, tokens, most)
+        current_request.set(request_id)
+        self._trace(request_id)
+
     def _trace(self, request_id: str) -> None:
         """FastAPI, or its instrumentation, has made the span of the exchange."""
         from opentelemetry import trace
@@ -333,6 +365,16 @@ class ServeHooks:
         span.set_attributes(server.meter.spans.attributes(member.energy, member.estimate))
         started_ns = getattr(span, "start_time", None) or time.time_ns()
         server.meter.spans.parent(request_id, span.get_span_context(), started_ns)
+
+
+def _in_context(submit: Callable[..., Any]) -> Callable[..., Any]:
+    """A job of the inference thread knows whose it is: it runs in the context that it came from."""
+
+    @functools.wraps(submit)
+    def submit_in_context(thread: Any, job: Any, *arguments: Any, **named: Any) -> Any:
+        return submit(thread, contextvars.copy_context().run, job, *arguments, **named)
+
+    return submit_in_context
 
 
 async def _metrics(_request: Request) -> Response:

@@ -1,4 +1,4 @@
-"""A real ``transformers serve`` with continuous batching: the same book, headers and routes."""
+"""A real ``transformers serve``, batching or not: the same book, headers and routes."""
 
 import asyncio
 import json
@@ -103,7 +103,7 @@ def test_the_answer_has_headers_and_a_stream_a_comment(metered: Metered) -> None
     assert record["output_tokens"] == 4
 
 
-def test_a_client_that_leaves_a_stream_is_aborted(metered: Metered) -> None:
+def leave_a_stream(metered: Metered) -> None:
     """What ran until then is its own, and the balance closes."""
     asked = body(metered, "leave", 400, stream=True)
     request = {"url": metered.url + "/v1/completions", "json": asked}
@@ -114,6 +114,11 @@ def test_a_client_that_leaves_a_stream_is_aborted(metered: Metered) -> None:
     assert 0 < record["output_tokens"] < 400
     assert record["energy_joules"] > 0
     assert_balanced(metered)
+
+
+def test_a_client_that_leaves_a_stream_is_aborted(metered: Metered) -> None:
+    """The batching drops it before one of its next steps."""
+    leave_a_stream(metered)
 
 
 def test_two_requests_of_one_id_are_both_answered(metered: Metered) -> None:
@@ -151,6 +156,34 @@ def test_an_estimate_counts_tokens_as_the_server_does(metered: Metered) -> None:
         for each in (chat, plain)
     ]
     assert estimates[0] == pytest.approx(estimates[1], rel=1e-6)
+
+
+class TestPlain:
+    """Without continuous batching: one ``generate`` after the other."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def metered(start_server: StartServer) -> Iterator[Metered]:
+        with start_server(engine="transformers-plain") as metered:
+            yield metered
+
+    def test_requests_that_wait_for_each_other_have_their_own_steps(self, metered: Metered) -> None:
+        """As many steps as tokens each, in prefill and decode; the accounts hold the sum."""
+        answers = asyncio.run(ask_together(metered, [False, True] * 2))
+        for answer in answers:
+            record = metered.record(answer["id"])
+            assert record["prompt_tokens"] == answer["prompt_tokens"]
+            assert record["output_tokens"] == answer["completion_tokens"]
+            assert record["features"]["num_steps"] == answer["completion_tokens"]
+            assert min(record["prefill_joules"], record["decode_joules"]) > 0
+            assert record["estimate"]["energy_joules"] > 0
+        accounts = assert_balanced(metered)
+        charged = sum(record["energy_joules"] for record in metered.logged())
+        assert charged == pytest.approx(accounts["prefill"] + accounts["decode"], rel=1e-9)
+
+    def test_a_client_that_leaves_a_stream_is_aborted(self, metered: Metered) -> None:
+        """At the next token."""
+        leave_a_stream(metered)
 
 
 def test_nothing_is_left_when_the_server_ends(start_server: StartServer) -> None:
