@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from llm_carbon_meter.demo.tiny_model import make_tiny_model
 
-from . import book, estimate, hook, latency, throughput
+from . import batching, book, estimate, hook, latency, throughput
 
 
 class Goal(NamedTuple):
@@ -33,8 +33,10 @@ class Goal(NamedTuple):
 GOALS: Mapping[str, Goal] = {
     "hook_us": Goal("hook on the engine's thread, 256 requests, median µs", 20, True),
     "hook_us_per_request": Goal("hook, each further request, µs", 0.05, True),
+    "batching_hook_us": Goal("hook on transformers' batching thread, 32 requests, µs", 50, True),
     "p99_ratio": Goal("step latency at 256 requests, p99 with / without", 1.05, True),
     "tokens_ratio": Goal("tokens/s of the real server, with / without, median", 0.98, False),
+    "transformers_tokens_ratio": Goal("the same of transformers serve", 0.98, False),
     "estimate_us": Goal("estimate of a request before it runs, median µs", 60, True),
     "estimate_p99_us": Goal("the same, p99 µs", 500, True),
     "first_estimate_ms": Goal("first estimate for a new model, ms", 200, True),
@@ -51,6 +53,8 @@ BENCHMARKS: Mapping[str, Callable[[Path], Mapping[str, float]]] = {
     "latency": latency.measure,
     "book": book.measure,
     "throughput": throughput.measure,
+    "batching": batching.measure,
+    "throughput-transformers": throughput.measure_transformers,
 }
 
 

@@ -1,4 +1,4 @@
-"""Tokens per second of two real servers, one metered and one not, asked in turn."""
+"""Tokens per second of two real servers of an engine, one metered and one not, asked in turn."""
 
 import asyncio
 import contextlib
@@ -11,37 +11,49 @@ from pathlib import Path
 import openai
 from tqdm import tqdm
 
-from llm_carbon_meter.demo.server import MODEL_NAME, VllmServer
+from llm_carbon_meter.demo.server import Server, TransformersServer, VllmServer
 
 PAIRS = 120
 AT_ONCE, REQUESTS, TOKENS = 8, 8, 150
 
 
 def measure(model: Path) -> Mapping[str, float]:
+    """vLLM's."""
+    return {"tokens_ratio": _ratio(VllmServer, model)}
+
+
+def measure_transformers(model: Path) -> Mapping[str, float]:
+    """That of ``transformers serve`` with continuous batching."""
+    return {"transformers_tokens_ratio": _ratio(TransformersServer, model)}
+
+
+def _ratio(kind: type[VllmServer | TransformersServer], model: Path) -> float:
     """Median of with / without over many short rounds in turn; who goes first alternates.
 
     Short rounds, because the speed of a shared machine drifts within seconds.
     """
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        urls = {
-            metered: stack.enter_context(_server(model, folder, metered)).url
+        servers = {
+            metered: stack.enter_context(_server(kind, model, folder, metered))
             for metered in (True, False)
         }
-        for url in urls.values():
-            asyncio.run(_tokens_per_s(url))  # warm-up
+        for server in servers.values():
+            asyncio.run(_tokens_per_s(server))  # warm-up
         ratios = []
         for pair in tqdm(range(PAIRS), desc="throughput", unit="pair"):
             order = (True, False) if pair % 2 else (False, True)
-            speed = {metered: asyncio.run(_tokens_per_s(urls[metered])) for metered in order}
+            speed = {metered: asyncio.run(_tokens_per_s(servers[metered])) for metered in order}
             ratios.append(speed[True] / speed[False])
     low, middle, high = statistics.quantiles(ratios, n=4)
     print(f"with / without over {PAIRS} pairs: quartiles {low:.3f} {middle:.3f} {high:.3f}")
-    return {"tokens_ratio": statistics.median(ratios)}
+    return middle
 
 
-def _server(model: Path, folder: Path, metered: bool) -> VllmServer:
-    return VllmServer(
+def _server(
+    kind: type[VllmServer | TransformersServer], model: Path, folder: Path, metered: bool
+) -> Server:
+    return kind(
         model,
         log=folder / f"{metered}.log",
         environment={
@@ -51,18 +63,19 @@ def _server(model: Path, folder: Path, metered: bool) -> VllmServer:
     )
 
 
-async def _tokens_per_s(url: str) -> float:
+async def _tokens_per_s(server: Server) -> float:
     """Exact output lengths, eight at a time, not streamed."""
     gate = asyncio.Semaphore(AT_ONCE)
-    async with openai.AsyncOpenAI(base_url=url + "/v1", api_key="none", max_retries=0) as client:
+    address = {"base_url": server.url + "/v1", "api_key": "none"}
+    async with openai.AsyncOpenAI(**address, max_retries=0) as client:
 
         async def one(index: int) -> None:
             async with gate:
                 await client.completions.create(
-                    model=MODEL_NAME,
-                    prompt=[5 + index] * 20,
+                    model=server.model_name,
+                    prompt="word " * (20 + index),
                     max_tokens=TOKENS,
-                    extra_body={"ignore_eos": True},
+                    extra_body=dict(server.exact),
                 )
 
         start = time.perf_counter()
