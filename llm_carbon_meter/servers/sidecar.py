@@ -137,8 +137,13 @@ class Upstream:
 
 def unreachable(url: httpx.URL, error: Exception) -> RefusedError:
     """What a client is told when the server does not answer."""
-    text = f"the server behind this proxy, {url}, does not answer: {type(error).__name__}: {error}"
+    text = f"the server behind this proxy, {url}, does not answer: {named(error)}"
     return RefusedError(502, text, "bad_gateway")
+
+
+def named(error: Exception) -> str:
+    """An error with its kind: some have no text."""
+    return f"{type(error).__name__}: {error}"
 
 
 def target_of(scope: Scope) -> bytes:
@@ -304,10 +309,11 @@ class Meter:
                     await send(_part(kept))
         except httpx.TransportError as error:
             metered.end(Outcome.FAILED)
-            self._faults.note("upstream", error, "Its client's answer breaks off too.")
+            self._faults.note("upstream", named(error), "Its client's answer breaks off too.")
             return
+        rest = splitter.rest if metered.keeps(splitter.rest) else b""
         metered.end(Outcome.FINISHED)
-        await send(_part(splitter.rest, more=False))
+        await send(_part(rest, more=False))
 
 
 class _Metered:
@@ -443,13 +449,14 @@ def serve(upstream: str, listen: str, model: str, gpus: str) -> int:
             "gpu": gpu,
             "tensor_parallel_size": len(devices),
         }
-        with _metering(setup, name or model or "unknown", deployment, faults) as (capture, server):
+        with metering(setup, name or model or "unknown", deployment, faults) as (capture, server):
             app = application(Upstream(url), capture, server, faults)
             print(f"llm-carbon-meter: {listen} goes to {url}, metered on GPU {gpus}", flush=True)
             uvicorn.Server(
                 uvicorn.Config(
                     app,
                     log_level="warning",
+                    ws="none",
                     proxy_headers=False,
                     server_header=False,
                     date_header=False,
@@ -460,7 +467,7 @@ def serve(upstream: str, listen: str, model: str, gpus: str) -> int:
 
 
 @contextlib.contextmanager
-def _metering(
+def metering(
     setup: Setup, model_name: str, deployment: Mapping[str, str | int], faults: Faults
 ) -> Iterator[tuple[OutsideCapture, ApiServer]]:
     """The meter's process and our end of it, for as long as they are needed.
@@ -522,6 +529,8 @@ def _devices(text: str) -> list[str]:
 def _listening(text: str) -> socket.socket:
     host, _, port = text.rpartition(":")
     try:
+        if not host:
+            raise ValueError
         return socket.create_server((host.strip("[]"), int(port)), family=_family(host))
     except ValueError:
         raise ConfigError(f"--listen {text}: expected HOST:PORT, as in 127.0.0.1:8010") from None
@@ -539,7 +548,8 @@ def _served_name(url: str, faults: Faults) -> str:
         answer = httpx.get(url.rstrip("/") + "/v1/models", timeout=CONNECT_S, trust_env=False)
         return str(answer.json()["data"][0]["id"])
     except httpx.TransportError as error:
-        faults.note("upstream", error, f"Until {url} answers, clients get status 502.")
+        advice = f"Until {url} answers, clients get status 502."
+        faults.note("upstream", named(error), advice)
     except (ValueError, LookupError, TypeError):  # it asks for a key, or has no such list
         pass
     return ""
@@ -548,6 +558,8 @@ def _served_name(url: str, faults: Faults) -> str:
 def _spec(model: str, num_gpus: int, faults: Faults) -> ModelSpec | None:
     """The model's shape; None, and one line, where it is not known."""
     try:
+        if not model:
+            raise SpecError("the server does not say which model it serves")
         spec = model_spec(named_config(model), model)
         if spec.num_heads % num_gpus:
             raise SpecError(f"{spec.num_heads} heads of {model} on {num_gpus} GPUs")
