@@ -7,7 +7,9 @@ hooks do what it can see; sidecar_capture.py says what it makes of that.
 import asyncio
 import contextlib
 import os
+import signal
 import socket
+import sys
 import time
 from collections.abc import (
     AsyncIterator,
@@ -452,6 +454,8 @@ def serve(upstream: str, listen: str, model: str, gpus: str) -> int:
         with metering(setup, name or model or "unknown", deployment, faults) as (capture, server):
             app = application(Upstream(url), capture, server, faults)
             print(f"llm-carbon-meter: {listen} goes to {url}, metered on GPU {gpus}", flush=True)
+            # uvicorn ends in order and then raises the signal again: so does the meter.
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit())
             uvicorn.Server(
                 uvicorn.Config(
                     app,
