@@ -119,9 +119,12 @@ class Upstream:
         """Send a request; the answer's body is still to be read, and the answer to be closed.
 
         Raises:
-            RefusedError: there is no answer.
+            RefusedError: there is no such place, or no answer.
         """
-        url = self.url.copy_with(raw_path=self.url.raw_path.rstrip(b"/") + target)
+        try:
+            url = self.url.copy_with(raw_path=self.url.raw_path.rstrip(b"/") + target)
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise RefusedError(400, f"the path cannot be passed on: {error}") from error
         headers = passed_on(request.headers.raw, b"host", *dropped)
         timeout = {"timeout": httpx.Timeout(None, connect=CONNECT_S).as_dict()}
         whole = httpx.Request(
@@ -140,7 +143,7 @@ class Upstream:
 def unreachable(url: httpx.URL, error: Exception) -> RefusedError:
     """What a client is told when the server does not answer."""
     text = f"the server behind this proxy, {url}, does not answer: {named(error)}"
-    return RefusedError(502, text, "bad_gateway")
+    return RefusedError(502, text, "bad_gateway_error")
 
 
 def named(error: Exception) -> str:
@@ -232,7 +235,7 @@ def _part(data: bytes, *, more: bool = True) -> dict[str, Any]:
     return {"type": "http.response.body", "body": data, "more_body": more}
 
 
-class Meter:
+class MeteredForward:
     """ASGI: passes a request for text on, and meters it; inside `CarbonHeadersMiddleware`.
 
     Args:
@@ -280,7 +283,8 @@ class Meter:
                 request, target_of(request.scope), question.body, *dropped
             )
             async with contextlib.aclosing(answer):
-                if answer.headers.get("content-type", "").startswith("text/event-stream"):
+                kind = answer.headers.get("content-type", "")
+                if kind.startswith("text/event-stream") and answer.status_code < 400:
                     await self._stream(answer, metered, send)
                 else:
                     await self._whole(answer, metered, send)
@@ -397,7 +401,7 @@ def application(
 
     app = Starlette(lifespan=lifespan)
     server.attach(app, count_tokens)
-    meter = Meter(upstream, capture, server.meter, faults)
+    meter = MeteredForward(upstream, capture, server.meter, faults)
     headers = [Middleware(CarbonHeadersMiddleware)]
     app.router.routes += [
         Route("/metrics", _metrics, methods=["GET"]),
@@ -517,10 +521,11 @@ def _settings(faults: Faults) -> Config:
 
 
 def _url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ConfigError(f"--upstream {text}: expected a URL such as http://127.0.0.1:8000")
-    return text
+    with contextlib.suppress(ValueError):  # a port that is none
+        parts = urlsplit(text)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return text
+    raise ConfigError(f"--upstream {text}: expected a URL such as http://127.0.0.1:8000")
 
 
 def _devices(text: str) -> list[str]:

@@ -24,6 +24,7 @@ from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.servers import sidecar
 from llm_carbon_meter.servers.api_server import ApiServer
 from llm_carbon_meter.servers.meter_process import Setup
+from llm_carbon_meter.servers.routes import RefusedError
 from llm_carbon_meter.servers.sidecar import Upstream, application, metering
 from llm_carbon_meter.servers.sidecar_capture import OutsideCapture
 from llm_carbon_meter.specs import built_in_model
@@ -130,10 +131,11 @@ def record(client: httpx.Client, name: str) -> dict[str, Any]:
     return found
 
 
-def name_of(comment: bytes) -> str:
-    """The record's id in a stream's comment."""
-    line = next(one for one in comment.splitlines() if one.startswith(b": llm-carbon "))
-    return str(json.loads(line.removeprefix(b": llm-carbon "))["id"])
+def comment_of(stream: bytes) -> dict[str, Any]:
+    """The record in a stream's comment."""
+    line = next(one for one in stream.splitlines() if one.startswith(b": llm-carbon "))
+    found: dict[str, Any] = json.loads(line.removeprefix(b": llm-carbon "))
+    return found
 
 
 def without_comment(stream: bytes) -> bytes:
@@ -189,6 +191,17 @@ def test_paths_queries_and_bodies_pass_byte_for_byte(start: Start) -> None:
     assert seen == [("PUT", b"/v1/files/a%2Fb%20c", b"z=1&a=%41")]
     assert (back.status_code, back.content) == (207, body)
     assert back.headers["x-length"] == str(len(body))
+
+
+@pytest.mark.parametrize("target", [b"/\xff", b"/\x00", b"/" + b"x" * 70_000])
+async def test_a_path_that_is_none_is_refused(target: bytes) -> None:
+    """With a reason, where the server in front has let it pass."""
+    upstream = Upstream("http://127.0.0.1:1")
+    request = Request({"type": "http", "method": "GET", "headers": []})
+    with pytest.raises(RefusedError, match="cannot be passed on") as refused:
+        await upstream.ask(request, target, b"")
+    assert refused.value.status == 400
+    await upstream.close()
 
 
 def test_a_compressed_answer_that_is_not_metered_stays_so(start: Start) -> None:
@@ -330,7 +343,8 @@ def test_usage_is_asked_for_and_not_shown_to_who_did_not_ask(start: Start) -> No
     back = client.post(CHAT, json={"stream": True, "messages": []})
     assert seen[0]["stream_options"] == {"include_usage": True}
     assert without_comment(back.content) == chunk("a") + chunk("b") + DONE
-    found = record(client, name_of(back.content))
+    assert comment_of(back.content)["energy_joules"] > 0
+    found = record(client, comment_of(back.content)["id"])
     counts = found["prompt_tokens"], found["output_tokens"], found["tokens_from"]
     assert counts == (7, 3, "usage")
     assert "chatcmpl-1" in found["external_ids"]
@@ -351,7 +365,7 @@ def test_without_usage_chunks_are_counted_and_it_says_so(start: Start) -> None:
     end = event(choices=[{"delta": {}, "finish_reason": "stop"}])
     client = start(streamed([role, chunk("a"), chunk("b"), end, DONE]))
     back = client.post(CHAT, json={"stream": True, "messages": ["x" * 40]})
-    found = record(client, name_of(back.content))
+    found = record(client, comment_of(back.content)["id"])
     counts = found["prompt_tokens"], found["output_tokens"], found["tokens_from"]
     assert counts == (10, 2, "guessed")
 
@@ -429,6 +443,7 @@ def command(*arguments: str) -> int:
     ("arguments", "says"),
     [
         (("--upstream", "localhost:8000"), "expected a URL such as http://127.0.0.1:8000"),
+        (("--upstream", "http://x:99999"), "expected a URL such as http://127.0.0.1:8000"),
         (("--upstream", "http://x", "--gpus", "0,,1"), "--gpus 0,,1: expected indices or UUIDs"),
         (("--upstream", "http://x", "--listen", "8010"), "expected HOST:PORT"),
         (("--upstream", "http://x", "--listen", "127.0.0.1:x"), "expected HOST:PORT"),
@@ -440,6 +455,15 @@ def test_wrong_usage_is_one_clear_line(
     """What was given, and what is expected."""
     assert command(*arguments) == 1
     assert says in capsys.readouterr().err
+
+
+def test_a_meter_that_is_switched_off_is_no_proxy(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says which variable did that."""
+    monkeypatch.setenv("LLM_CARBON_METER_ENABLED", "0")
+    assert command("--upstream", "http://127.0.0.1:1") == 1
+    assert "LLM_CARBON_METER_ENABLED=0" in capsys.readouterr().err
 
 
 def test_the_server_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:

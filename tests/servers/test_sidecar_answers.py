@@ -58,6 +58,10 @@ def test_prompts_are_guessed_from_their_text() -> None:
     assert text_tokens([5, 6, 7]) == 3
     assert text_tokens("data:image/png;base64," + "A" * 10_000) == 1
     assert text_tokens(None) == 1
+    nested: list[Any] = []
+    for _ in range(100_000):
+        nested = [nested]
+    assert text_tokens(nested) == 1
     question = asked(
         CHAT, b'{"model": "a long name of a model", "max_tokens": 9, "prompt": [1, 2]}'
     )
