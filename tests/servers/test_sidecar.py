@@ -1,5 +1,6 @@
 """The proxy, on a real socket before a real server that each test makes, with a real meter."""
 
+import asyncio
 import contextlib
 import json
 import socket
@@ -25,7 +26,7 @@ from llm_carbon_meter.servers import sidecar
 from llm_carbon_meter.servers.api_server import ApiServer
 from llm_carbon_meter.servers.meter_process import Setup
 from llm_carbon_meter.servers.routes import RefusedError
-from llm_carbon_meter.servers.sidecar import Upstream, application, metering
+from llm_carbon_meter.servers.sidecar import Upstream, application, metering, while_connected
 from llm_carbon_meter.servers.sidecar_capture import OutsideCapture
 from llm_carbon_meter.specs import built_in_model
 from tests.metered import eventually
@@ -332,6 +333,16 @@ def test_a_client_that_leaves_ends_the_servers_work(
     assert not meter.capture._open
 
 
+async def test_a_fault_of_ours_is_not_hidden() -> None:
+    """The server in front logs it and answers 500."""
+
+    async def work() -> None:
+        raise RuntimeError("ours")
+
+    with pytest.raises(RuntimeError, match="ours"):
+        await while_connected(work(), asyncio.sleep(10))
+
+
 # Usage
 
 
@@ -348,6 +359,20 @@ def test_usage_is_asked_for_and_not_shown_to_who_did_not_ask(start: Start) -> No
     counts = found["prompt_tokens"], found["output_tokens"], found["tokens_from"]
     assert counts == (7, 3, "usage")
     assert "chatcmpl-1" in found["external_ids"]
+
+
+def test_an_answer_that_is_read_comes_as_it_can_be_read(start: Start) -> None:
+    """Not compressed; the length of a stream that came as one piece is not that of ours."""
+    wishes = []
+
+    async def answer(request: Request) -> Response:
+        wishes.append(request.headers.get("accept-encoding"))
+        return Response(chunk("a") + LAST + DONE, media_type=EVENTS)
+
+    client = start(Route(CHAT, answer, methods=["POST"]))
+    back = client.post(CHAT, json={"stream": True}, headers={"Accept-Encoding": "gzip"})
+    assert wishes == [None]
+    assert without_comment(back.content) == chunk("a") + DONE
 
 
 def test_a_client_that_asks_for_usage_gets_it(start: Start) -> None:
