@@ -56,6 +56,28 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("arguments", nargs="*")
     serve.set_defaults(run=_serve_transformers)
 
+    sidecar = verbs.add_parser(
+        "sidecar", help="a proxy that meters an OpenAI-compatible server of this host from outside"
+    )
+    sidecar.add_argument(
+        "--upstream", required=True, metavar="URL", help="the server, as in http://127.0.0.1:8000"
+    )
+    sidecar.add_argument(
+        "--listen",
+        default="127.0.0.1:8010",
+        metavar="HOST:PORT",
+        help="where clients go instead (default: 127.0.0.1:8010)",
+    )
+    sidecar.add_argument(
+        "--model",
+        default="",
+        help="a built-in name or a config.json (default: the name that the server says)",
+    )
+    sidecar.add_argument(
+        "--gpus", default="0", help="the server's, as nvidia-smi numbers them (default: 0)"
+    )
+    sidecar.set_defaults(run=_sidecar)
+
     _add_estimate(verbs.add_parser("estimate", help="what a request costs before it runs"))
 
     replay = verbs.add_parser("replay", help="print the ledger of a request log again")
@@ -90,6 +112,14 @@ def _serve_transformers(options: argparse.Namespace) -> int:
     from llm_carbon_meter.servers.transformers_serve import serve
 
     return serve(options.arguments)
+
+
+def _sidecar(options: argparse.Namespace) -> int:
+    try:
+        from llm_carbon_meter.servers.sidecar import serve
+    except ImportError as error:
+        raise MeterError(f"{error}: pip install 'llm-carbon-meter[sidecar]'") from error
+    return serve(options.upstream, options.listen, options.model, options.gpus)
 
 
 def _add_data(verb: argparse.ArgumentParser, output: str) -> None:

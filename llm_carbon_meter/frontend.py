@@ -319,6 +319,7 @@ class FrontendMeter:
             zone=self._intensity.zone,
             pue=self.config.pue,
             covers=self._covers,
+            tokens_from=exchange.tokens_from,
         )
 
     def find(self, request_id: str) -> Mapping[str, str]:

@@ -21,7 +21,7 @@ from llm_carbon_meter.ledger import EnergyLedger
 from llm_carbon_meter.power.contention import Neighbours, Watch
 from llm_carbon_meter.power.meter import PowerMeter
 from llm_carbon_meter.power.modelled import ModelledMeter
-from llm_carbon_meter.power.nvml import NvmlMeter, open_nvml
+from llm_carbon_meter.power.nvml import NvmlMeter, open_nvml, worst
 from llm_carbon_meter.power.replay import ReplayMeter
 from llm_carbon_meter.power.sampler import PowerSampler
 from llm_carbon_meter.records import (
@@ -150,6 +150,7 @@ class EngineMeter:
         publish: receives every record, on the meter's thread.
         faults: counts of what went wrong.
         engine_pid: the engine's process, to tell others on its GPUs from its own.
+        outside: the events are made up by somebody who does not see the engine's steps.
     """
 
     def __init__(
@@ -162,6 +163,8 @@ class EngineMeter:
         publish: Publish,
         faults: Faults,
         engine_pid: int,
+        *,
+        outside: bool = False,
     ) -> None:
         self._power = power
         self._source = source
@@ -173,13 +176,14 @@ class EngineMeter:
             power.gpus,
             model,
             power.source,
-            power.quality,
+            worst(power.quality, Quality.OUTSIDE) if outside else power.quality,
             engine=engine,
             policy=config.policy,
             idle_by_time=config.idle == "by_time",
             lag_s=config.counter_lag_s,
             tick_s=TICK_S,
-            learner=learner(power, model),
+            # Steps that are made up teach no prices.
+            learner=None if outside else learner(power, model),
         )
         self._grid, self._pue = open_grid(config, faults), config.pue
         self._ledger.embodied_grams_per_gpu_s = embodied_rate(

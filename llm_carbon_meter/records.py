@@ -74,12 +74,23 @@ class Quality(StrEnum):
     RESET = "reset"
     """A counter jumped back or a GPU stopped answering: some of its joules are missing."""
     OUTSIDE = "outside"
+    """Metered by a proxy before a server that is not hooked: no step of it was seen."""
     MODELLED = "modelled"
 
     @property
     def rank(self) -> int:
         """0 for the best."""
         return list(Quality).index(self)
+
+
+class TokenCount(StrEnum):
+    """Who counted a request's tokens."""
+
+    ENGINE = "engine"
+    USAGE = "usage"
+    """The ``usage`` of the server's answer."""
+    GUESSED = "guessed"
+    """There was none: four characters a token, and one for each chunk of a stream."""
 
 
 class Status(StrEnum):
@@ -384,3 +395,4 @@ class RequestRecord:
     pue: float
     covers: str
     """What the figures are of, in words."""
+    tokens_from: TokenCount = TokenCount.ENGINE

@@ -21,6 +21,7 @@ from llm_carbon_meter.records import (
     Quality,
     RequestEnergy,
     Status,
+    TokenCount,
 )
 
 MAX_OPEN: Final = 100_000
@@ -55,6 +56,7 @@ class Exchange:
         """Waited for too long; it will have no record."""
         self.answered = False
         """The client got the whole answer."""
+        self.tokens_from = TokenCount.ENGINE
         self._changed = asyncio.Event()
         self._loop: asyncio.AbstractEventLoop | None = None
         with contextlib.suppress(RuntimeError):

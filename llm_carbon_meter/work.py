@@ -125,5 +125,7 @@ def _expert_shares(rows: StepRows, costs: StepCosts) -> Floats:
         np.repeat(np.add.reduceat(left, rows.starts, axis=1), rows.counts, axis=1) - left
     )
     shares = own * (CHANCE_WEIGHTS[:, None] * others).sum(axis=0)
-    exact = costs.touched_experts(rows.per_step(rows.new_tokens)) / rows.per_step(shares)
+    touched, summed = costs.touched_experts(rows.per_step(rows.new_tokens)), rows.per_step(shares)
+    # A step that is made up may have no tokens.
+    exact = touched / np.where(summed > 0, summed, 1.0)
     return np.asarray(shares * rows.per_row(exact))

@@ -8,7 +8,10 @@ import pytest
 
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.kernels import step_costs
 from llm_carbon_meter.meter import TICK_S, EngineMeter
+from llm_carbon_meter.power.meter import PowerMeter
+from llm_carbon_meter.power.modelled import ModelledMeter
 from llm_carbon_meter.records import (
     Account,
     EnergyReading,
@@ -22,7 +25,7 @@ from llm_carbon_meter.records import (
     Status,
     StepEvent,
 )
-from llm_carbon_meter.specs import gpu_spec
+from llm_carbon_meter.specs import built_in_model, gpu_spec
 from llm_carbon_meter.work import CostModel
 
 
@@ -98,6 +101,34 @@ def test_a_final_figure_is_the_whole_group_and_in_the_totals() -> None:
     assert final.status is Status.FINAL
     assert final.joules == pytest.approx(2 * 300)
     assert sum(gpu.account_joules[Account.DECODE] for gpu in totals.gpus) == pytest.approx(600)
+
+
+def test_joules_of_made_up_steps_are_labelled_outside_and_teach_nothing() -> None:
+    """The counter's, but whose they are is a guess; without a sensor they are worse still."""
+    llama = CostModel(gpu_spec("H100"), step_costs(built_in_model("Llama-3.1-8B")))
+
+    def label(power: PowerMeter, *, outside: bool) -> tuple[Quality, bool]:
+        published: Published = []
+        engine = Engine(EventBatch([STEP], [END], 1.0, False))
+        meter = EngineMeter(
+            Config(),
+            power,
+            engine,
+            llama,
+            0,
+            published.append,
+            Faults(),
+            os.getpid(),
+            outside=outside,
+        )
+        meter._turn()
+        assert isinstance(published[0], RequestEnergy)
+        return published[0].quality, meter._ledger._learner is not None
+
+    modelled = ModelledMeter(gpu_spec("H100"), 1, 0.0)
+    assert label(Counter(["gpu"]), outside=False) == (Quality.COUNTER, True)
+    assert label(Counter(["gpu"]), outside=True) == (Quality.OUTSIDE, False)
+    assert label(modelled, outside=True) == (Quality.MODELLED, False)
 
 
 def test_short_ticks_wait_for_each_other() -> None:

@@ -65,6 +65,7 @@ def record_json(record: RequestRecord) -> dict[str, Any]:
             "prompt_tokens": energy.prompt_tokens,
             "cached_tokens": energy.cached_tokens,
             "output_tokens": energy.output_tokens,
+            "tokens_from": record.tokens_from,
             **_figures(energy),
         }
     body["provisional"] = _figures(record.provisional) if record.provisional else None

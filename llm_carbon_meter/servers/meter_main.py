@@ -68,7 +68,15 @@ def _meter(setup: Setup, decoder: StepDecoder, publisher: Publisher, faults: Fau
     gpu = physics_gpu(setup.gpu_name, assumed)
     physics = cost_model(gpu, setup.model, setup.tensor_parallel)
     return EngineMeter(
-        config, power, decoder, physics, setup.engine, publisher.publish, faults, os.getppid()
+        config,
+        power,
+        decoder,
+        physics,
+        setup.engine,
+        publisher.publish,
+        faults,
+        os.getppid(),
+        outside=setup.outside,
     )
 
 

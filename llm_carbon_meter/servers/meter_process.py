@@ -49,6 +49,8 @@ class Setup:
     tensor_parallel: int
     start_s: float
     """Monotonic time from which modelled joules count."""
+    outside: bool = False
+    """Its steps are made up by somebody who does not see them."""
 
 
 class MeterProcess:

@@ -139,7 +139,7 @@ class StepDecoder:
         self._reached.pop(end.request_id, None)
         return replace(
             end,
-            cached_tokens=self._cached_tokens.pop(end.request_id, 0),
+            cached_tokens=max(end.cached_tokens, self._cached_tokens.pop(end.request_id, 0)),
             whole=self._prompt_tokens.pop(end.request_id, None) is not None,
         )
 

@@ -160,6 +160,7 @@ def test_a_record_in_full() -> None:
     assert (body["status"], body["source"], body["quality"]) == ("final", "measured", "counter")
     assert (body["outcome"], body["engine"]) == ("finished", 2)
     assert (body["prompt_tokens"], body["cached_tokens"], body["output_tokens"]) == (10, 4, 5)
+    assert body["tokens_from"] == "engine"
     accounts = ("prefill", "decode", "recompute", "waste", "idle")
     assert sum(body[f"{name}_joules"] for name in accounts) == body["energy_joules"] == 3.875
     assert body["operational_grams"] == ENERGY.operational_grams

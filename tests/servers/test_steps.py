@@ -66,3 +66,13 @@ def test_an_end_waits_for_the_step_in_flight() -> None:
     batch = decoded(*running, Done(2, 2.0))
     assert [ended.request_id for ended in batch.ends] == ["a"]
     assert [step.accounts for step in batch.steps] == [[PREFILL], [WASTE]]
+
+
+@pytest.mark.parametrize(("computed", "told", "cached"), [(32, 0, 32), (0, 40, 40)])
+def test_cached_tokens_are_known_from_the_first_step_or_told_at_the_end(
+    computed: int, told: int, cached: int
+) -> None:
+    """Of an engine from its scheduler, of a server seen from outside from its usage."""
+    end = RequestEnd("a", Outcome.FINISHED, 48, told, 1, 1.0)
+    batch = decoded(first(1, 0.0, computed, 48 - computed), Done(1, 1.0), end)
+    assert [each.cached_tokens for each in batch.ends] == [cached]

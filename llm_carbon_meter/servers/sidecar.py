@@ -1,0 +1,589 @@
+"""A reverse proxy that meters an OpenAI-compatible server of this host from outside.
+
+For servers that have no hook. It passes everything on as it comes, and tells the same meter as the
+hooks do what it can see; sidecar_capture.py says what it makes of that.
+"""
+
+import asyncio
+import contextlib
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Coroutine,
+    Iterable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
+from typing import Any, Final
+from urllib.parse import urlsplit
+
+import httpx
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from llm_carbon_meter.config import Config, share_channel_dir
+from llm_carbon_meter.exporters.headers import PREFIX
+from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.frontend import FrontendMeter
+from llm_carbon_meter.power.nvml_devices import listed_devices
+from llm_carbon_meter.power.nvml_survey import survey
+from llm_carbon_meter.predictor.offline import named_config
+from llm_carbon_meter.records import (
+    ConfigError,
+    MeterError,
+    Outcome,
+    PowerError,
+    SpecError,
+    TokenCount,
+)
+from llm_carbon_meter.registry import Exchange, current_exchange
+from llm_carbon_meter.servers.api_server import ApiServer
+from llm_carbon_meter.servers.channel import choose_directory
+from llm_carbon_meter.servers.meter_process import MeterProcess, Setup
+from llm_carbon_meter.servers.middleware import CarbonHeadersMiddleware, Receive, Scope, Send
+from llm_carbon_meter.servers.routes import RefusedError, prompt_lengths
+from llm_carbon_meter.servers.sidecar_answers import (
+    DONE,
+    METERED,
+    Asked,
+    EventSplitter,
+    Told,
+    asked,
+    counted,
+    data_of,
+    text_tokens,
+    together,
+    told,
+    whole_tokens,
+)
+from llm_carbon_meter.servers.sidecar_capture import INTERVAL_S, OutsideCapture, Usage
+from llm_carbon_meter.specs import ModelSpec, model_spec
+
+CONNECT_S: Final = 10.0
+IDLE_CONNECTION_S: Final = 2.0
+"""Shorter than servers keep one open: of the common ones uvicorn has the shortest time, 5 s."""
+SHUTDOWN_S: Final = 10
+"""How long answers in flight may take when the sidecar is stopped."""
+HOP_BY_HOP: Final = frozenset(
+    (b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade")
+)
+
+RawHeaders = Iterable[tuple[bytes, bytes]]
+
+
+def passed_on(headers: RawHeaders, *dropped: bytes) -> list[tuple[bytes, bytes]]:
+    """Headers without those of one connection, without ours, and without some others."""
+    headers = list(headers)
+    named = [value for name, value in headers if name.lower() == b"connection"]
+    own = {each.strip().lower() for value in named for each in value.split(b",")}
+    ours, gone = PREFIX.lower().encode(), HOP_BY_HOP | own | set(dropped)
+    return [
+        (name, value)
+        for name, value in headers
+        if name.lower() not in gone and not name.lower().startswith((b"proxy-", ours))
+    ]
+
+
+class Upstream:
+    """The server that is forwarded to.
+
+    Args:
+        url: with ``http://`` or ``https://``; a path in it comes before that of a request.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = httpx.URL(url.rstrip("/"))
+        # Not a client: that follows cookies and adds headers.
+        self._transport = httpx.AsyncHTTPTransport(
+            limits=httpx.Limits(
+                max_connections=None,
+                max_keepalive_connections=None,
+                keepalive_expiry=IDLE_CONNECTION_S,
+            )
+        )
+
+    async def ask(
+        self, request: Request, target: bytes, body: bytes | AsyncIterator[bytes], *dropped: bytes
+    ) -> httpx.Response:
+        """Send a request; the answer's body is still to be read, and the answer to be closed.
+
+        Raises:
+            RefusedError: there is no such place, or no answer.
+        """
+        try:
+            url = self.url.copy_with(raw_path=self.url.raw_path.rstrip(b"/") + target)
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise RefusedError(400, f"the path cannot be passed on: {error}") from error
+        headers = passed_on(request.headers.raw, b"host", *dropped)
+        timeout = {"timeout": httpx.Timeout(None, connect=CONNECT_S).as_dict()}
+        whole = httpx.Request(
+            request.method, url, headers=headers, content=body, extensions=timeout
+        )
+        try:
+            return await self._transport.handle_async_request(whole)
+        except httpx.TransportError as error:
+            raise unreachable(self.url, error) from error
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._transport.aclose()
+
+
+def unreachable(url: httpx.URL, error: Exception) -> RefusedError:
+    """What a client is told when the server does not answer."""
+    text = f"the server behind this proxy, {url}, does not answer: {named(error)}"
+    return RefusedError(502, text, "bad_gateway_error")
+
+
+def named(error: Exception) -> str:
+    """An error with its kind: some have no text."""
+    return f"{type(error).__name__}: {error}"
+
+
+def target_of(scope: Scope) -> bytes:
+    """Path and query as the client sent them."""
+    path: bytes = scope.get("raw_path") or scope["path"].encode()
+    query: bytes = scope["query_string"]
+    return path + b"?" + query if query else path
+
+
+async def while_connected(work: Coroutine[Any, Any, None], gone: Awaitable[None]) -> None:
+    """Do something for a client, until it leaves."""
+    tasks = asyncio.ensure_future(work), asyncio.ensure_future(gone)
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    if not tasks[0].cancelled():
+        tasks[0].result()
+
+
+class Forward:
+    """ASGI: passes an exchange through, unread.
+
+    Args:
+        upstream: where to.
+        target: path there, if not the request's own.
+    """
+
+    def __init__(self, upstream: Upstream, target: bytes = b"") -> None:
+        self._upstream = upstream
+        self._target = target
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Forward one exchange."""
+        request, sent = Request(scope, receive), asyncio.Event()
+        await while_connected(self._pass(request, sent, send), _gone(receive, sent))
+
+    async def _pass(self, request: Request, sent: asyncio.Event, send: Send) -> None:
+        target = self._target or target_of(request.scope)
+        try:
+            answer = await self._upstream.ask(request, target, _body(request, sent))
+        except RefusedError as refusal:
+            await refusal.response()(request.scope, request.receive, send)
+            return
+        except ClientDisconnect:
+            return
+        async with contextlib.aclosing(answer):
+            await send(_start(answer))
+            with contextlib.suppress(httpx.TransportError):  # broken off: the client is to see it
+                async for part in answer.aiter_raw():
+                    await send(_part(part))
+                await send(_part(b"", more=False))
+
+
+def _body(request: Request, sent: asyncio.Event) -> bytes | AsyncIterator[bytes]:
+    """A request's body as it comes, and a word when it is whole."""
+    if not {"content-length", "transfer-encoding"} & set(request.headers):
+        sent.set()
+        return b""
+
+    async def parts() -> AsyncIterator[bytes]:
+        async for part in request.stream():
+            yield part
+        sent.set()
+
+    return parts()
+
+
+async def _gone(receive: Receive, sent: asyncio.Event) -> None:
+    """Wait until a client leaves that has sent its request."""
+    await sent.wait()
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _start(answer: httpx.Response, *dropped: bytes) -> dict[str, Any]:
+    headers = passed_on(answer.headers.raw, *dropped)
+    return {"type": "http.response.start", "status": answer.status_code, "headers": headers}
+
+
+def _part(data: bytes, *, more: bool = True) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": data, "more_body": more}
+
+
+class MeteredForward:
+    """ASGI: passes a request for text on, and meters it; inside `CarbonHeadersMiddleware`.
+
+    Args:
+        upstream: where to.
+        capture: is told of the request.
+        frontend: likewise.
+        faults: counts the answers that broke off.
+    """
+
+    def __init__(
+        self, upstream: Upstream, capture: OutsideCapture, frontend: FrontendMeter, faults: Faults
+    ) -> None:
+        self._upstream = upstream
+        self._capture = capture
+        self._frontend = frontend
+        self._faults = faults
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Forward one exchange."""
+        request, sent = Request(scope, receive), asyncio.Event()
+        try:
+            question = asked(scope["path"], await request.body())
+        except ClientDisconnect:
+            return
+        sent.set()
+        exchange = current_exchange.get()
+        assert exchange is not None
+        metered = _Metered(self._capture, exchange, question)
+        tokens = question.prompt_tokens, question.max_tokens
+        self._frontend.begin(exchange, metered.id, metered.id, *tokens)
+        metered.begin()
+        try:
+            work = self._answer(request, question, metered, send)
+            await while_connected(work, _gone(receive, sent))
+        finally:
+            metered.end(Outcome.ABORTED)
+
+    async def _answer(
+        self, request: Request, question: Asked, metered: "_Metered", send: Send
+    ) -> None:
+        # Without the client's wish for compression: the answer is to be read.
+        dropped = (b"accept-encoding", b"content-length")
+        try:
+            answer = await self._upstream.ask(
+                request, target_of(request.scope), question.body, *dropped
+            )
+            async with contextlib.aclosing(answer):
+                kind = answer.headers.get("content-type", "")
+                if kind.startswith("text/event-stream") and answer.status_code < 400:
+                    await self._stream(answer, metered, send)
+                else:
+                    await self._whole(answer, metered, send)
+        except RefusedError as refusal:
+            metered.refuse()
+            await refusal.response()(request.scope, request.receive, send)
+
+    async def _whole(self, answer: httpx.Response, metered: "_Metered", send: Send) -> None:
+        try:
+            body = b"".join([part async for part in answer.aiter_raw()])
+        except httpx.TransportError as error:
+            raise unreachable(self._upstream.url, error) from error
+        if answer.status_code < 400:
+            metered.see(told(body)._replace(tokens=whole_tokens(body)))
+            metered.end(Outcome.FINISHED)
+        else:
+            metered.refuse()
+        await send(_start(answer))
+        await send(_part(body, more=False))
+
+    async def _stream(self, answer: httpx.Response, metered: "_Metered", send: Send) -> None:
+        splitter = EventSplitter()
+        await send(_start(answer, b"content-length"))
+        try:
+            async for part in answer.aiter_raw():
+                kept = b"".join([each for each in splitter.feed(part) if metered.keeps(each)])
+                if kept:
+                    await send(_part(kept))
+        except httpx.TransportError as error:
+            metered.end(Outcome.FAILED)
+            self._faults.note("upstream", named(error), "Its client's answer breaks off too.")
+            return
+        rest = splitter.rest if metered.keeps(splitter.rest) else b""
+        metered.end(Outcome.FINISHED)
+        await send(_part(rest, more=False))
+
+
+class _Metered:
+    """A metered request: what its answer has told so far."""
+
+    def __init__(self, capture: OutsideCapture, exchange: Exchange, question: Asked) -> None:
+        self.id = f"outside-{os.urandom(8).hex()}"
+        self._capture = capture
+        self._exchange = exchange
+        self._asked = question
+        self._told = Told()
+        self._ended = False
+
+    def begin(self) -> None:
+        """The question goes to the server."""
+        question = self._asked
+        self._capture.begin(self.id, question.prompt_tokens, whole=not question.stream)
+
+    def keeps(self, event: bytes) -> bool:
+        """Read an event; False where the client is not to have it."""
+        data = data_of(event)
+        if data == DONE:
+            self.end(Outcome.FINISHED)
+            return True
+        found = told(data)
+        if found.tokens and not self._ended:
+            self._capture.came(self.id, found.tokens)
+        self.see(found)
+        return not (found.only_usage and self._asked.added_usage)
+
+    def see(self, found: Told) -> None:
+        """Remember what an answer or an event tells."""
+        self._told = together(self._told, found)
+        self._exchange.members[self.id].external_id = self._told.id or self.id
+
+    def end(self, outcome: Outcome) -> None:
+        """The answer is over; what comes first counts."""
+        if self._ended:
+            return
+        self._ended = True
+        usage, self._exchange.tokens_from = self._count()
+        self._capture.end(self.id, Outcome.FAILED if self._told.failed else outcome, usage)
+
+    def refuse(self) -> None:
+        """The server did not take the request."""
+        self._ended = True
+        usage, self._exchange.tokens_from = self._count()
+        self._capture.refuse(self.id, usage)
+
+    def _count(self) -> tuple[Usage, TokenCount]:
+        return counted(self._told.usage, self._asked.prompt_tokens, self._told.tokens)
+
+
+async def count_tokens(_request: Any, body: Any) -> list[int]:
+    """Guess the tokens of each prompt of a body, for ``/v1/carbon/estimate``."""
+
+    async def count(one: Any) -> int:
+        return text_tokens(list(one.values()))
+
+    return await prompt_lengths(body, count)
+
+
+async def _metrics(_request: Request) -> Response:
+    """Prometheus' text of the sidecar; the server's own is at ``/upstream/metrics``."""
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+def application(
+    upstream: Upstream, capture: OutsideCapture, server: ApiServer, faults: Faults
+) -> Starlette:
+    """Our routes, those that are metered, and everything else passed through."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        ticking = asyncio.create_task(_tick(capture))
+        yield
+        ticking.cancel()
+        await upstream.close()
+
+    app = Starlette(lifespan=lifespan)
+    server.attach(app, count_tokens)
+    meter = MeteredForward(upstream, capture, server.meter, faults)
+    headers = [Middleware(CarbonHeadersMiddleware)]
+    app.router.routes += [
+        Route("/metrics", _metrics, methods=["GET"]),
+        Route("/upstream/metrics", Forward(upstream, b"/metrics")),
+        *(Route(path, meter, methods=["POST"], middleware=headers) for path in METERED),
+        Route("/{path:path}", Forward(upstream)),
+    ]
+    return app
+
+
+async def _tick(capture: OutsideCapture) -> None:
+    while True:
+        await asyncio.sleep(INTERVAL_S)
+        capture.tick()
+
+
+# The command
+
+
+def serve(upstream: str, listen: str, model: str, gpus: str) -> int:
+    """Run the proxy until it is stopped.
+
+    Args:
+        upstream: URL of the server.
+        listen: ``HOST:PORT``.
+        model: a built-in name or a config.json; empty for the name that the server says.
+        gpus: NVML's indices or UUIDs, with commas between.
+
+    Raises:
+        MeterError: one of them cannot be used, or the power source cannot be opened.
+    """
+    begun_s, faults = time.monotonic(), Faults()
+    config, url, devices = _settings(faults), _url(upstream), _devices(gpus)
+    with _listening(listen) as place:
+        name = _served_name(url, faults)
+        spec, gpu = _spec(model or name, len(devices), faults), _gpu_name(config, devices)
+        setup = Setup(
+            config=config,
+            engine=0,
+            gpus=devices,
+            first_gpu=0,
+            num_gpus=len(devices),
+            gpu_name=gpu,
+            model=spec,
+            tensor_parallel=len(devices),
+            start_s=begun_s,
+            outside=True,
+        )
+        deployment: dict[str, str | int] = {
+            "engine": "unknown",
+            "gpu": gpu,
+            "tensor_parallel_size": len(devices),
+        }
+        with metering(setup, name or model or "unknown", deployment, faults) as (capture, server):
+            app = application(Upstream(url), capture, server, faults)
+            print(f"llm-carbon-meter: {listen} goes to {url}, metered on GPU {gpus}", flush=True)
+            # uvicorn ends in order and then raises the signal again: so does the meter.
+            signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+            uvicorn.Server(
+                uvicorn.Config(
+                    app,
+                    log_level="warning",
+                    ws="none",
+                    proxy_headers=False,
+                    server_header=False,
+                    date_header=False,
+                    timeout_graceful_shutdown=SHUTDOWN_S,
+                )
+            ).run(sockets=[place])
+    return 0
+
+
+@contextlib.contextmanager
+def metering(
+    setup: Setup, model_name: str, deployment: Mapping[str, str | int], faults: Faults
+) -> Iterator[tuple[OutsideCapture, ApiServer]]:
+    """The meter's process and our end of it, for as long as they are needed.
+
+    Raises:
+        MeterError: the power source or the channel cannot be opened.
+    """
+    capture, engine = OutsideCapture(faults), MeterProcess(setup, faults)
+    try:
+        engine.ready()
+        server = ApiServer(
+            setup.config,
+            model_name,
+            setup.model,
+            deployment,
+            num_engines=1,
+            index=0,
+            count=1,
+            tracing=False,
+            faults=faults,
+        )
+    except MeterError:
+        engine.stop()
+        raise
+    engine.follow(capture)
+    try:
+        yield capture, server
+    finally:
+        engine.stop()
+        server.stop()
+
+
+def _settings(faults: Faults) -> Config:
+    config, problems = Config.from_environment()
+    if not config.enabled:
+        raise ConfigError("LLM_CARBON_METER_ENABLED=0: then a sidecar has nothing to do")
+    for problem in problems:
+        faults.note("settings", problem, "The default is used.")
+    if not config.channel_dir:
+        share_channel_dir(choose_directory())
+        config, _ = Config.from_environment()
+    return config
+
+
+def _url(text: str) -> str:
+    with contextlib.suppress(ValueError):  # a port that is none
+        parts = urlsplit(text)
+        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
+            return text
+    raise ConfigError(f"--upstream {text}: expected a URL such as http://127.0.0.1:8000")
+
+
+def _devices(text: str) -> list[str]:
+    devices = listed_devices(text)
+    if not devices or len(devices) < len(text.split(",")):
+        raise ConfigError(f"--gpus {text}: expected indices or UUIDs of nvidia-smi, as in 0,1")
+    return devices
+
+
+def _listening(text: str) -> socket.socket:
+    host, _, port = text.rpartition(":")
+    try:
+        if not host:
+            raise ValueError
+        return socket.create_server((host.strip("[]"), int(port)), family=_family(host))
+    except ValueError:
+        raise ConfigError(f"--listen {text}: expected HOST:PORT, as in 127.0.0.1:8010") from None
+    except OSError as error:
+        raise ConfigError(f"--listen {text}: {error.strerror}; choose another place") from error
+
+
+def _family(host: str) -> socket.AddressFamily:
+    return socket.AF_INET6 if ":" in host else socket.AF_INET
+
+
+def _served_name(url: str, faults: Faults) -> str:
+    """What the server calls its first model; empty where it does not say."""
+    try:
+        answer = httpx.get(url.rstrip("/") + "/v1/models", timeout=CONNECT_S, trust_env=False)
+        return str(answer.json()["data"][0]["id"])
+    except httpx.TransportError as error:
+        advice = f"Until {url} answers, clients get status 502."
+        faults.note("upstream", named(error), advice)
+    except (ValueError, LookupError, TypeError):  # it asks for a key, or has no such list
+        pass
+    return ""
+
+
+def _spec(model: str, num_gpus: int, faults: Faults) -> ModelSpec | None:
+    """The model's shape; None, and one line, where it is not known."""
+    try:
+        if not model:
+            raise SpecError("the server does not say which model it serves")
+        spec = model_spec(named_config(model), model)
+        if spec.num_heads % num_gpus:
+            raise SpecError(f"{spec.num_heads} heads of {model} on {num_gpus} GPUs")
+        return spec
+    except SpecError as error:
+        advice = "Requests have no estimate; --model takes a name or a config.json."
+        faults.note("model", error, advice)
+        return None
+
+
+def _gpu_name(config: Config, devices: Sequence[str]) -> str:
+    """As NVML names the first; empty where power does not come from there."""
+    if config.power not in ("auto", "nvml"):
+        return ""
+    try:
+        return survey(devices).gpus[0].name
+    except PowerError:  # the meter says so
+        return ""
