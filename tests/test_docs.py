@@ -29,7 +29,7 @@ def test_every_verb_is_named_and_no_other() -> None:
     verbs = next(
         set(action.choices) for action in cli._parser()._actions if isinstance(action.choices, dict)
     )
-    named = set(re.findall(r"llm-carbon-meter ([a-z]+)\b", TEXT))
+    named = set(re.findall(r"llm-carbon-meter ([a-z-]+)\b", TEXT))
     assert named == verbs
 
 

@@ -5,6 +5,7 @@ import json
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple
 
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -136,6 +137,11 @@ class CarbonRoutes:
             )
             for prompt in prompts
         ]
+
+
+async def metrics(_request: Request) -> Response:
+    """Prometheus' text, for servers that have none."""
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
 class _Output(NamedTuple):

@@ -25,11 +25,9 @@ from urllib.parse import urlsplit
 
 import httpx
 import uvicorn
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
-from starlette.responses import Response
 from starlette.routing import Route
 
 from llm_carbon_meter.config import Config, share_channel_dir
@@ -52,7 +50,7 @@ from llm_carbon_meter.servers.api_server import ApiServer
 from llm_carbon_meter.servers.channel import choose_directory
 from llm_carbon_meter.servers.meter_process import MeterProcess, Setup
 from llm_carbon_meter.servers.middleware import CarbonHeadersMiddleware, Receive, Scope, Send
-from llm_carbon_meter.servers.routes import RefusedError, prompt_lengths
+from llm_carbon_meter.servers.routes import RefusedError, metrics, prompt_lengths
 from llm_carbon_meter.servers.sidecar_answers import (
     DONE,
     METERED,
@@ -382,11 +380,6 @@ async def count_tokens(_request: Any, body: Any) -> list[int]:
     return await prompt_lengths(body, count)
 
 
-async def _metrics(_request: Request) -> Response:
-    """Prometheus' text of the sidecar; the server's own is at ``/upstream/metrics``."""
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
-
-
 def application(
     upstream: Upstream, capture: OutsideCapture, server: ApiServer, faults: Faults
 ) -> Starlette:
@@ -404,7 +397,7 @@ def application(
     meter = MeteredForward(upstream, capture, server.meter, faults)
     headers = [Middleware(CarbonHeadersMiddleware)]
     app.router.routes += [
-        Route("/metrics", _metrics, methods=["GET"]),
+        Route("/metrics", metrics, methods=["GET"]),
         Route("/upstream/metrics", Forward(upstream, b"/metrics")),
         *(Route(path, meter, methods=["POST"], middleware=headers) for path in METERED),
         Route("/{path:path}", Forward(upstream)),

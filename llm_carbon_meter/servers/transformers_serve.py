@@ -12,10 +12,6 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Final
 
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
-from starlette.requests import Request
-from starlette.responses import Response
-
 from llm_carbon_meter.config import Config, share_channel_dir
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import ConfigError, MeterError
@@ -24,7 +20,7 @@ from llm_carbon_meter.servers.api_server import ApiServer
 from llm_carbon_meter.servers.channel import choose_directory
 from llm_carbon_meter.servers.meter_process import MeterProcess, Setup
 from llm_carbon_meter.servers.middleware import CarbonHeadersMiddleware, UniqueIdMiddleware
-from llm_carbon_meter.servers.routes import prompt_lengths
+from llm_carbon_meter.servers.routes import metrics, prompt_lengths
 from llm_carbon_meter.servers.transformers_calls import watched
 from llm_carbon_meter.servers.transformers_capture import BatchCapture
 from llm_carbon_meter.servers.transformers_hooks import fitting
@@ -299,7 +295,7 @@ class ServeHooks:
         if self._app is None or self._server is None:
             return
         self._server.attach(self._app, self._count_tokens)
-        self._app.router.add_route("/metrics", _metrics, ["GET"])
+        self._app.router.add_route("/metrics", metrics, ["GET"])
 
     async def _count_tokens(self, _request: Any, body: Mapping[str, Any]) -> list[int]:
         processor = self._processor
@@ -375,11 +371,6 @@ def _in_context(submit: Callable[..., Any]) -> Callable[..., Any]:
         return submit(thread, contextvars.copy_context().run, job, *arguments, **named)
 
     return submit_in_context
-
-
-async def _metrics(_request: Request) -> Response:
-    """Prometheus' text; transformers itself has none."""
-    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
 
 
 def deployment(model: Any, gpus: Sequence[int]) -> dict[str, str | int]:

@@ -59,6 +59,8 @@ def _server(
         environment={
             "LLM_CARBON_METER_ENABLED": str(int(metered)),
             "LLM_CARBON_METER_POWER": "modelled",
+            # transformers' answers always have our headers; what they wait for is no cost of steps.
+            "LLM_CARBON_METER_PROVISIONAL_WAIT_S": "0",
         },
     )
 
