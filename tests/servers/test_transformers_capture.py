@@ -1,0 +1,194 @@
+"""Batches of transformers' real states as steps: phases, resets, batches in flight, ends."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from transformers.generation.continuous_batching.requests import FutureRequestState, RequestState
+
+from llm_carbon_meter.config import Config
+from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.records import Account, Outcome, RequestEnd, StepEvent
+from llm_carbon_meter.servers.steps import StepDecoder
+from llm_carbon_meter.servers.transformers_capture import BatchCapture
+from llm_carbon_meter.servers.transformers_serve import ServeHooks
+
+pytestmark = pytest.mark.engine
+
+CONFIG = SimpleNamespace()
+
+
+class World:
+    """A capture, and what the meter's process makes of it."""
+
+    def __init__(self, capture: BatchCapture | None = None) -> None:
+        self.faults = Faults()
+        self.capture = capture or BatchCapture(self.faults)
+        self.decoder = StepDecoder(self.faults)
+
+    def step(self, *parts: tuple[RequestState, int]) -> list[FutureRequestState]:
+        """A batch of so many tokens of each state; it is in flight."""
+        batch = []
+        for state, tokens in parts:
+            state.position_offset += tokens
+            batch.append(FutureRequestState(state, True, {}, tokens))
+        self.capture.scheduled(batch)
+        return batch
+
+    def drained(self) -> tuple[list[StepEvent], list[RequestEnd]]:
+        for event in self.capture.take():
+            self.decoder.feed(event)
+        batch = self.decoder.drain(1000)
+        return batch.steps, batch.ends
+
+    def phases(self) -> list[list[tuple[str, Account, int, int]]]:
+        """Name, account, tokens and cached tokens of every row of every finished step."""
+        return [
+            [
+                (name, Account(account), tokens, cached)
+                for name, account, tokens, cached in zip(
+                    step.request_ids,
+                    step.accounts,
+                    step.num_scheduled_tokens,
+                    step.num_computed_tokens,
+                    strict=True,
+                )
+            ]
+            for step in self.drained()[0]
+        ]
+
+
+def state_of(name: str, prompt: int = 10) -> RequestState:
+    """A request that waits."""
+    return RequestState(name, list(range(prompt)))
+
+
+def test_chunks_a_last_chunk_and_decode() -> None:
+    """Prefill until the prompt is in, whatever the state's own status says."""
+    world, state = World(), state_of("a")
+    world.capture.done(world.step((state, 6)))
+    world.capture.done(world.step((state, 4)))
+    state.generated_tokens.append(1)
+    world.capture.done(world.step((state, 1)))
+    assert world.phases() == [
+        [("a", Account.PREFILL, 6, 0)],
+        [("a", Account.PREFILL, 4, 6)],
+        [("a", Account.DECODE, 1, 10)],
+    ]
+
+
+def test_a_token_in_flight_is_known_by_the_cache() -> None:
+    """The next batch is planned before the first token has come: it is decode all the same."""
+    world, state = World(), state_of("a")
+    first = world.step((state, 10))
+    second = world.step((state, 1))
+    world.capture.done(first)
+    world.capture.done(second)
+    assert [row[0][1] for row in world.phases()] == [Account.PREFILL, Account.DECODE]
+
+
+def test_a_reset_request_is_computed_again() -> None:
+    """Its answer so far stands behind its prompt; what it had is recompute, what follows decode."""
+    world, state = World(), state_of("a")
+    world.capture.done(world.step((state, 10)))
+    state.generated_tokens += [1, 2]
+    again = state.create_equivalent_initial_request()
+    world.capture.done(world.step((again, 12)))
+    again.generated_tokens.append(3)
+    world.capture.done(world.step((again, 1)))
+    world.capture.finished(again, cancelled=False)
+    steps, (end,) = world.drained()
+    accounts = [Account(step.accounts[0]) for step in steps]
+    assert accounts == [Account.PREFILL, Account.RECOMPUTE, Account.DECODE]
+    assert (end.prompt_tokens, end.output_tokens) == (10, 3)
+
+
+def test_a_shared_prefix_is_cached() -> None:
+    """What the first step finds in the cache is nobody's work."""
+    world, state = World(), state_of("a")
+    state.position_offset = 8
+    world.capture.done(world.step((state, 2)))
+    world.capture.finished(state, cancelled=False)
+    (step,), (end,) = world.drained()
+    assert list(step.num_computed_tokens) == [8]
+    assert end.cached_tokens == 8
+
+
+@pytest.mark.parametrize(
+    ("error", "cancelled", "outcome"),
+    [
+        (None, False, Outcome.FINISHED),
+        (None, True, Outcome.ABORTED),
+        ("out of memory", False, Outcome.FAILED),
+    ],
+)
+def test_how_a_request_ended(error: str | None, cancelled: bool, outcome: Outcome) -> None:
+    """An error is worse than a client that left."""
+    world, state = World(), state_of("a")
+    state.error = error
+    world.capture.done(world.step((state, 10)))
+    world.capture.finished(state, cancelled=cancelled)
+    assert world.drained()[1][0].outcome is outcome
+
+
+def test_results_nobody_waits_for_are_left_out() -> None:
+    """Settled when the server went idle, a batch's own update says nothing new."""
+    world, state = World(), state_of("a")
+    batch = world.step((state, 10))
+    world.capture.done(batch)
+    world.capture.done(batch)
+    assert len(world.drained()[0]) == 1
+    assert not world.faults.counts
+
+
+class Hooked:
+    """Our hooks on a processor of stand-ins with two batches that take turns."""
+
+    def __init__(self) -> None:
+        self.hooks = ServeHooks(Config(), Faults())
+        self.hooks._model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: CONFIG))
+        self.world = World(self.hooks._capture)
+        self.waited: list[int] = []
+        pairs = [self._pair(number) for number in (0, 1)]
+        self.outputs = SimpleNamespace(io_pairs=pairs, current_pair=0)
+        self.processor = SimpleNamespace(config=CONFIG, inputs_and_outputs=self.outputs)
+
+    def _pair(self, number: int) -> Any:
+        event = SimpleNamespace(synchronize=lambda: self.waited.append(number))
+        return SimpleNamespace(d2h_over=event, host_io=SimpleNamespace(requests_in_batch=[]))
+
+    def prepare(self, found: bool) -> None:
+        self.hooks._before_prepare(self.processor)
+        self.hooks._after_prepare(self.processor, found)
+
+
+def test_an_idle_server_settles_the_batch_in_flight() -> None:
+    """Its update would come with the next request only."""
+    hooked, state = Hooked(), state_of("a")
+    state.position_offset = 10
+    hooked.outputs.io_pairs[0].host_io.requests_in_batch = [FutureRequestState(state, True, {}, 10)]
+    hooked.prepare(found=True)
+    assert hooked.world.drained()[0] == []
+    hooked.prepare(found=False)
+    assert hooked.waited == [0, 1]
+    assert len(hooked.world.drained()[0]) == 1
+
+
+def test_making_room_ends_no_request() -> None:
+    """What is finished while a batch is prepared comes again; later it is over."""
+    hooked, state = Hooked(), state_of("a")
+    scheduler = SimpleNamespace(active_requests={"a": state})
+    hooked.hooks._before_prepare(hooked.processor)
+    hooked.hooks._before_finish(scheduler, "a")
+    hooked.hooks._after_prepare(hooked.processor, found=False)
+    assert hooked.world.drained()[1] == []
+    hooked.hooks._before_finish(scheduler, "a")
+    assert [end.request_id for end in hooked.world.drained()[1]] == ["a"]
+
+
+def test_another_model_is_not_metered() -> None:
+    """Its batches are nobody's here."""
+    hooked = Hooked()
+    hooked.processor.config = SimpleNamespace()
+    hooked.prepare(found=True)
+    assert hooked.world.drained()[0] == []
