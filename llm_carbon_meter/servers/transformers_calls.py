@@ -78,25 +78,28 @@ class CallSink(Protocol):
         ...
 
 
-@contextmanager
-def watched(model: Any, sink: CallSink) -> Iterator[None]:
-    """Tell of every ``model.generate`` inside the block, on any thread; then the model is as
-    before."""
+def watch(model: Any, sink: CallSink) -> Callable[[], None]:
+    """Tell of every ``model.generate`` from now on, on any thread.
+
+    Returns:
+        Leaves the model as it was before. Nothing else keeps the model.
+    """
     local = threading.local()
     shadows = {
         "generate": _generate(model.generate, sink, local),
         "prepare_inputs_for_generation": _prepare(model.prepare_inputs_for_generation, sink, local),
     }
     before = {name: vars(model)[name] for name in shadows if name in vars(model)}
-    try:
-        for name, shadow in shadows.items():
-            setattr(model, name, shadow)
-        yield
-    finally:
+    for name, shadow in shadows.items():
+        setattr(model, name, shadow)
+
+    def leave() -> None:
         for name in shadows:
             delattr(model, name)
         for name, value in before.items():
             setattr(model, name, value)
+
+    return leave
 
 
 def _generate(

@@ -28,7 +28,7 @@ from llm_carbon_meter.records import (
     StepEvent,
 )
 from llm_carbon_meter.registry import sum_energies
-from llm_carbon_meter.servers.transformers_calls import Call, watched
+from llm_carbon_meter.servers.transformers_calls import Call, watch
 from llm_carbon_meter.servers.transformers_model import gpu_name, gpus_of, spec_of
 
 SETTLED_S: Final = 10.0
@@ -156,10 +156,11 @@ def meter_generate(model: Any, config: Config | None = None) -> Iterator[Generat
     """
     meter = GenerateMeter(model, config or Config.from_environment()[0], Faults())
     meter.start()
+    leave = watch(model, meter)
     try:
-        with watched(model, meter):
-            yield meter
+        yield meter
     finally:
+        leave()
         meter.stop()
 
 

@@ -9,6 +9,7 @@ import contextvars
 import functools
 import sys
 import time
+import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Final
 
@@ -21,7 +22,7 @@ from llm_carbon_meter.servers.channel import choose_directory
 from llm_carbon_meter.servers.meter_process import MeterProcess, Setup
 from llm_carbon_meter.servers.middleware import CarbonHeadersMiddleware, UniqueIdMiddleware
 from llm_carbon_meter.servers.routes import metrics, prompt_lengths
-from llm_carbon_meter.servers.transformers_calls import watched
+from llm_carbon_meter.servers.transformers_calls import watch
 from llm_carbon_meter.servers.transformers_capture import BatchCapture
 from llm_carbon_meter.servers.transformers_hooks import fitting
 from llm_carbon_meter.servers.transformers_model import gpu_name, gpus_of, spec_of
@@ -92,12 +93,16 @@ class ServeHooks:
         self._config = config
         self._faults = faults
         self._app: Any = None
-        self._model: Any = None
-        """The first that was loaded: the one that is metered."""
+        self._name = ""
+        """Of the first model that was loaded: the one that is metered."""
+        self._model: Callable[[], Any] = _nothing
+        """It, while it is loaded: nothing of ours keeps an idle model."""
+        self._text_config: Any = None
+        """Its own, by which its batches are known."""
+        self._scheduler: Any = None
         self._capture = BatchCapture(faults)
         self._engine: MeterProcess | None = None
         self._server: ApiServer | None = None
-        self._watching = contextlib.ExitStack()
         self._doing = ""
         """What the batching's thread is inside of."""
 
@@ -151,7 +156,10 @@ class ServeHooks:
         @functools.wraps(build)
         def build_with_ours(*arguments: Any, **named: Any) -> Any:
             app = build(*arguments, **named)
-            self._dress(app)
+            try:
+                self._dress(app)
+            except Exception as error:  # noqa: BLE001 - boundary: the server starts without us
+                self._faults.note("routes", error, "There are no headers, and no /v1/carbon.")
             return app
 
         server.build_server = build_with_ours
@@ -162,10 +170,12 @@ class ServeHooks:
     # The batching's thread: copies, nothing else.
 
     def _metered(self, processor: Any) -> bool:
-        return self._model is not None and processor.config is self._model.config.get_text_config()
+        return self._text_config is not None and processor.config is self._text_config
 
     def _before_prepare(self, processor: Any) -> None:
-        self._doing = PREPARING if self._metered(processor) else ""
+        self._doing = ""
+        if self._metered(processor):
+            self._doing, self._scheduler = PREPARING, processor.scheduler
 
     def _after_prepare(self, processor: Any, found: bool) -> None:
         doing, self._doing = self._doing, ""
@@ -193,18 +203,20 @@ class ServeHooks:
 
     def _before_finish(self, scheduler: Any, request_id: str) -> None:
         # Inside prepare it is a request that makes room and comes again.
+        if scheduler is not self._scheduler or self._doing == PREPARING:
+            return
         state = scheduler.active_requests.get(request_id)
-        if self._doing != PREPARING and state is not None:
+        if state is not None:
             self._capture.finished(state, cancelled=False)
 
-    def _after_cancel(self, _scheduler: Any, states: Sequence[Any]) -> None:
-        for state in states:
-            self._capture.finished(state, cancelled=True)
+    def _after_cancel(self, scheduler: Any, states: Sequence[Any]) -> None:
+        if scheduler is self._scheduler:
+            for state in states:
+                self._capture.finished(state, cancelled=True)
 
     def _drop(self, _owner: Any, error: Exception) -> None:
         """Stop metering a server whose internals are not what we know."""
-        self._model = None
-        self._watching.close()
+        self._forget()
         self._faults.note(
             "engine", error, "This transformers' internals do not fit; it is no longer metered."
         )
@@ -213,12 +225,22 @@ class ServeHooks:
 
     def _after_load(self, _models: Any, loaded: Any, name: str, *_: Any, **__: Any) -> None:
         model, processor = loaded
-        if model is self._model:
+        if model is self._model():
             return
-        if self._model is not None or self._engine is not None:
-            self._faults.note("model", f"{name} is not the model that is metered")
-            return
-        self._start(model, name.partition("@")[0], processor)
+        if not self._name:
+            self._start(model, name.partition("@")[0], processor)
+        if self._name == name.partition("@")[0]:  # or it is loaded again after an idle time
+            self._follow(model, processor)
+        else:
+            self._faults.note("model", f"{name} is not {self._name}, the one that is metered")
+
+    def _follow(self, model: Any, processor: Any) -> None:
+        self._model, self._processor = weakref.ref(model), processor
+        self._text_config = model.config.get_text_config()
+        watch(model, PlainCalls(self._capture, self._faults))
+
+    def _forget(self) -> None:
+        self._model, self._text_config, self._scheduler = _nothing, None, None
 
     def _start_failed(self, _owner: Any, error: Exception) -> None:
         if self._config.strict and isinstance(error, MeterError):
@@ -258,16 +280,13 @@ class ServeHooks:
             raise
         self._capture.overhead(begun_s, time.monotonic())
         engine.follow(self._capture)
-        self._engine, self._model = engine, model
-        self._watching.enter_context(watched(model, PlainCalls(self._capture, self._faults)))
-        self._processor = processor
+        self._engine, self._name, self._processor = engine, name, processor
         self._attach()
 
     def _stop(self) -> None:
         engine, self._engine = self._engine, None
         server, self._server = self._server, None
-        self._model = None
-        self._watching.close()
+        self._forget()
         if engine is not None:
             engine.stop()
         if server is not None:
@@ -281,9 +300,11 @@ class ServeHooks:
 
         @contextlib.asynccontextmanager
         async def lifespan(whole: Any) -> AsyncIterator[Any]:
-            async with original(whole) as state:
-                yield state
-            self._stop()
+            try:
+                async with original(whole) as state:
+                    yield state
+            finally:
+                self._stop()
 
         app.router.lifespan_context = lifespan
         app.add_middleware(CarbonHeadersMiddleware)
@@ -326,7 +347,7 @@ class ServeHooks:
         exchange, server = current_exchange.get(), self._server
         if server is None or exchange is None or request_id is None:
             return
-        if manager.model is self._model:
+        if manager.model is self._model():
             server.meter.begin(exchange, request_id, request_id, len(input_ids), max_new_tokens)
             self._trace(request_id)
 
@@ -342,7 +363,7 @@ class ServeHooks:
         **__: Any,
     ) -> None:
         exchange, server = current_exchange.get(), self._server
-        if server is None or exchange is None or model is not self._model:
+        if server is None or exchange is None or model is not self._model():
             return
         tokens, most = int(inputs["input_ids"].shape[-1]), settings.max_new_tokens
         server.meter.begin(exchange, request_id, request_id, tokens, most)
@@ -361,6 +382,10 @@ class ServeHooks:
         span.set_attributes(server.meter.spans.attributes(member.energy, member.estimate))
         started_ns = getattr(span, "start_time", None) or time.time_ns()
         server.meter.spans.parent(request_id, span.get_span_context(), started_ns)
+
+
+def _nothing() -> None:
+    """What a reference to no model gives."""
 
 
 def _in_context(submit: Callable[..., Any]) -> Callable[..., Any]:

@@ -21,6 +21,7 @@ class Processor:
     """What is called at every step, empty."""
 
     config = SimpleNamespace()
+    scheduler = None
 
     def __init__(self, outputs: "Outputs") -> None:
         self.inputs_and_outputs = outputs
@@ -49,7 +50,7 @@ def measure(model: Path) -> Mapping[str, float]:
     bystander = type("Bystander", (), dict.fromkeys(NAMES, lambda *_: None))
     server = SimpleNamespace(build_server=None)
     hooks.install(processor, bystander, outputs, bystander, bystander, bystander, bystander, server)
-    hooks._model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: Processor.config))
+    hooks._text_config = Processor.config
     wrapped, bare = processor(outputs()), Processor(Outputs())
     with_hook, without = [], []
     for step in range(STEPS):

@@ -1,5 +1,7 @@
 """Batches of transformers' real states as steps: phases, resets, batches in flight, ends."""
 
+import gc
+import weakref
 from types import SimpleNamespace
 from typing import Any
 
@@ -146,12 +148,15 @@ class Hooked:
 
     def __init__(self) -> None:
         self.hooks = ServeHooks(Config(), Faults())
-        self.hooks._model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: CONFIG))
+        self.hooks._text_config = CONFIG
         self.world = World(self.hooks._capture)
         self.waited: list[int] = []
         pairs = [self._pair(number) for number in (0, 1)]
         self.outputs = SimpleNamespace(io_pairs=pairs, current_pair=0)
-        self.processor = SimpleNamespace(config=CONFIG, inputs_and_outputs=self.outputs)
+        self.scheduler = SimpleNamespace(active_requests={})
+        self.processor = SimpleNamespace(
+            config=CONFIG, inputs_and_outputs=self.outputs, scheduler=self.scheduler
+        )
 
     def _pair(self, number: int) -> Any:
         event = SimpleNamespace(synchronize=lambda: self.waited.append(number))
@@ -177,18 +182,47 @@ def test_an_idle_server_settles_the_batch_in_flight() -> None:
 def test_making_room_ends_no_request() -> None:
     """What is finished while a batch is prepared comes again; later it is over."""
     hooked, state = Hooked(), state_of("a")
-    scheduler = SimpleNamespace(active_requests={"a": state})
+    hooked.scheduler.active_requests["a"] = state
     hooked.hooks._before_prepare(hooked.processor)
-    hooked.hooks._before_finish(scheduler, "a")
+    hooked.hooks._before_finish(hooked.scheduler, "a")
     hooked.hooks._after_prepare(hooked.processor, found=False)
     assert hooked.world.drained()[1] == []
-    hooked.hooks._before_finish(scheduler, "a")
+    hooked.hooks._before_finish(hooked.scheduler, "a")
     assert [end.request_id for end in hooked.world.drained()[1]] == ["a"]
 
 
 def test_another_model_is_not_metered() -> None:
-    """Its batches are nobody's here."""
+    """Neither its batches nor the ends of its requests are of concern here."""
     hooked = Hooked()
     hooked.processor.config = SimpleNamespace()
     hooked.prepare(found=True)
-    assert hooked.world.drained()[0] == []
+    other = SimpleNamespace(active_requests={"b": state_of("b")})
+    hooked.hooks._before_finish(other, "b")
+    hooked.hooks._after_cancel(other, [state_of("b")])
+    assert hooked.world.drained() == ([], [])
+
+
+def test_a_model_that_is_loaded_again_is_metered_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing keeps it while it is not; another one is a fault and no more."""
+
+    class Model:
+        config = SimpleNamespace(get_text_config=lambda: CONFIG)
+
+        def generate(self) -> None: ...
+        def prepare_inputs_for_generation(self) -> None: ...
+
+    hooks = ServeHooks(Config(), faults := Faults())
+    monkeypatch.setattr(hooks, "_start", lambda _, name, __: setattr(hooks, "_name", name))
+    first = Model()
+    hooks._after_load(None, (first, None), "tiny@main")
+    kept = weakref.ref(first)
+    del first
+    gc.collect()
+    assert kept() is None
+    second = Model()
+    hooks._after_load(None, (second, None), "tiny@main")
+    assert hooks._model() is second
+    assert not faults.counts
+    hooks._after_load(None, (Model(), None), "other@main")
+    assert hooks._model() is second
+    assert faults.counts == {"model": 1}
