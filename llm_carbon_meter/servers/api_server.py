@@ -38,9 +38,6 @@ class ApiServer:
         count: of all of them.
         tracing: whether the server makes spans.
         faults: counts of what went wrong in this process.
-
-    Raises:
-        MeterError: the channel cannot be bound.
     """
 
     def __init__(
@@ -62,14 +59,25 @@ class ApiServer:
         self.meter = FrontendMeter(
             config, model_name, model, deployment, index, tracing, self._share, faults
         )
-        self._publisher = Publisher(self._directory, frontend_name(index), faults)
-        others = [frontend_name(each) for each in range(count) if each != index]
+        self._others = [frontend_name(each) for each in range(count) if each != index]
+        self._publisher: Publisher | None = None
+        self._subscriber: Subscriber | None = None
+        self._faults = faults
+
+    def connect(self) -> None:
+        """Hear the engines and the other servers from now on; estimates need neither.
+
+        Raises:
+            MeterError: the channel cannot be bound.
+        """
+        self._publisher = Publisher(self._directory, frontend_name(self._index), self._faults)
         self._subscriber = Subscriber(
-            self._directory, self._engines + others, self._receive, faults
+            self._directory, self._engines + self._others, self._receive, self._faults
         )
 
     def _share(self, key: str, ids: Sequence[str], record: Mapping[str, Any]) -> None:
-        self._publisher.publish(SharedRecord(self._index, key, tuple(ids), record))
+        if self._publisher is not None:
+            self._publisher.publish(SharedRecord(self._index, key, tuple(ids), record))
 
     def _receive(self, message: Message) -> None:
         match message:
@@ -89,9 +97,11 @@ class ApiServer:
 
     def stop(self) -> None:
         """Hear what the engines said last, and close."""
-        time.sleep(LAST_WORDS_S)
-        self._subscriber.close()
-        self._publisher.close()
-        # Engines that were killed leave their sockets.
-        sweep(self._directory, self._engines)
+        if self._subscriber is not None:
+            time.sleep(LAST_WORDS_S)
+            self._subscriber.close()
+        if self._publisher is not None:
+            self._publisher.close()
+            # Engines that were killed leave their sockets.
+            sweep(self._directory, self._engines)
         self.meter.stop()

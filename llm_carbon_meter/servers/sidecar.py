@@ -490,6 +490,7 @@ def metering(
             tracing=False,
             faults=faults,
         )
+        server.connect()
     except MeterError:
         engine.stop()
         raise

@@ -227,12 +227,14 @@ class ServeHooks:
         model, processor = loaded
         if model is self._model():
             return
+        name = name.partition("@")[0]
         if not self._name:
-            self._start(model, name.partition("@")[0], processor)
-        if self._name == name.partition("@")[0]:  # or it is loaded again after an idle time
-            self._follow(model, processor)
-        else:
+            self._name = name
+            self._start(model, name, processor)
+        if self._name != name:
             self._faults.note("model", f"{name} is not {self._name}, the one that is metered")
+        elif self._engine is not None:  # also where it is loaded again after an idle time
+            self._follow(model, processor)
 
     def _follow(self, model: Any, processor: Any) -> None:
         self._model, self._processor = weakref.ref(model), processor
@@ -275,12 +277,13 @@ class ServeHooks:
                 tracing=True,
                 faults=self._faults,
             )
+            self._server.connect()
         except MeterError:
             engine.stop()
             raise
         self._capture.overhead(begun_s, time.monotonic())
         engine.follow(self._capture)
-        self._engine, self._name, self._processor = engine, name, processor
+        self._engine, self._processor = engine, processor
         self._attach()
 
     def _stop(self) -> None:

@@ -93,6 +93,7 @@ class FrontendHooks:
         )
         if tracing:
             self._add_span_processor()
+        self._server.connect()
 
     def _model(self, vllm_config: Any) -> Any:
         try:

@@ -10,7 +10,7 @@ from transformers.generation.continuous_batching.requests import FutureRequestSt
 
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.records import Account, Outcome, RequestEnd, StepEvent
+from llm_carbon_meter.records import Account, MeterError, Outcome, RequestEnd, StepEvent
 from llm_carbon_meter.servers.steps import StepDecoder
 from llm_carbon_meter.servers.transformers_capture import BatchCapture
 from llm_carbon_meter.servers.transformers_serve import ServeHooks
@@ -212,7 +212,7 @@ def test_a_model_that_is_loaded_again_is_metered_again(monkeypatch: pytest.Monke
         def prepare_inputs_for_generation(self) -> None: ...
 
     hooks = ServeHooks(Config(), faults := Faults())
-    monkeypatch.setattr(hooks, "_start", lambda _, name, __: setattr(hooks, "_name", name))
+    monkeypatch.setattr(hooks, "_start", lambda *_: setattr(hooks, "_engine", object()))
     first = Model()
     hooks._after_load(None, (first, None), "tiny@main")
     kept = weakref.ref(first)
@@ -226,3 +226,18 @@ def test_a_model_that_is_loaded_again_is_metered_again(monkeypatch: pytest.Monke
     hooks._after_load(None, (Model(), None), "other@main")
     assert hooks._model() is second
     assert faults.counts == {"model": 1}
+
+
+def test_a_meter_that_did_not_start_is_not_started_again() -> None:
+    """The model is asked for at every request; its power source failed once and for all."""
+    hooks, starts = ServeHooks(Config(), Faults()), []
+
+    def fail(*_: Any) -> None:
+        starts.append(1)
+        raise MeterError("no power")
+
+    hooks._start = fail  # type: ignore[method-assign]
+    with pytest.raises(MeterError):
+        hooks._after_load(None, (object(), None), "tiny@main")
+    hooks._after_load(None, (object(), None), "tiny@main")
+    assert (len(starts), hooks._model()) == (1, None)
