@@ -26,6 +26,7 @@ from llm_carbon_meter.demo.nvml_stub import (
 )
 from llm_carbon_meter.demo.server import Server, TransformersServer, VllmServer
 from llm_carbon_meter.demo.tiny_model import make_tiny_model
+from llm_carbon_meter.records import REQUEST_ACCOUNTS
 
 MIDDLEWARE = ("--middleware", "llm_carbon_meter.CarbonHeadersMiddleware")
 KEY = "secret-of-the-test"
@@ -255,3 +256,21 @@ def assert_balanced(metered: Metered, gpu: int | None = None) -> dict[str, float
     assert total == pytest.approx(truth, abs=2 * period * 1000)
     assert accounts["unattributed"] <= 0.01 * total
     return accounts
+
+
+def assert_charged(metered: Metered) -> None:
+    """The accounts of requests hold what the records in the log add up to.
+
+    Requests of earlier tests may still wait for their final figures.
+    """
+    names = [account.label for account in REQUEST_ACCOUNTS]
+
+    def agree() -> bool:
+        accounts, logged = metered.accounts(source="measured"), metered.logged()
+        return all(
+            sum(record[f"{name}_joules"] for record in logged)
+            == pytest.approx(accounts[name], rel=1e-9, abs=1e-9)
+            for name in names
+        )
+
+    eventually(agree, "records that add up to the accounts")
