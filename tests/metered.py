@@ -197,6 +197,7 @@ def start_server(
             # Every stub has the same GPUs: servers of other tests shall not contend for them.
             "XDG_RUNTIME_DIR": str(folder),
             "OTEL_EXPORTER_OTLP_TRACES_INSECURE": "true",
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"http://127.0.0.1:{receiver.port}",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             **(environment or {}),
         }
@@ -205,7 +206,7 @@ def start_server(
         if engine.startswith("transformers"):
             batching = engine == "transformers"
             server = TransformersServer(
-                tiny_model, batching=batching, extra_args=arguments, **common
+                tiny_model, batching=batching, program=program, extra_args=arguments, **common
             )
         else:
             tracing = ("--otlp-traces-endpoint", f"http://127.0.0.1:{receiver.port}")
@@ -274,3 +275,26 @@ def assert_charged(metered: Metered) -> None:
         )
 
     eventually(agree, "records that add up to the accounts")
+
+
+def assert_traced(metered: Metered, record: Mapping[str, Any]) -> Any:
+    """A span has the estimate of a record; its child, which ends at settlement, the measurement.
+
+    Returns:
+        The parent: the server's own span of the request.
+    """
+    used = "llm_carbon_meter.energy.measured_wh"
+
+    def find() -> tuple[Any, Any] | None:
+        spans = {span.span_id: span for span in metered.spans.spans}
+        for child in metered.spans.named("llm_carbon_meter.request"):
+            if attributes(child)[used] == record["energy_wh"] and child.parent_span_id in spans:
+                return spans[child.parent_span_id], child
+        return None
+
+    parent, child = eventually(find, "both spans", 20)
+    estimated = attributes(parent)["llm_carbon_meter.energy.estimated_wh"]
+    assert estimated == pytest.approx(record["estimate"]["calibrated"]["energy_wh"])
+    assert attributes(child)["llm_carbon_meter.status"] == "final"
+    assert child.end_time_unix_nano >= parent.end_time_unix_nano
+    return parent

@@ -199,6 +199,7 @@ class TransformersServer(Server):
         model: folder of the tiny model.
         log: file of its output.
         batching: continuously; else one request after the other.
+        program: started instead of our command, with the same options.
         extra_args: come last, so that they override.
         environment: on top of our own.
         others: of `Server`.
@@ -210,6 +211,7 @@ class TransformersServer(Server):
         *,
         log: Path,
         batching: bool = True,
+        program: Sequence[str] = (),
         extra_args: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         **others: Any,
@@ -217,8 +219,8 @@ class TransformersServer(Server):
         port = free_port()
         super().__init__(
             [
-                *(sys.executable, "-m", "llm_carbon_meter.cli", "serve-transformers", str(model)),
-                *("--host", "127.0.0.1", "--port", str(port)),
+                *(program or [sys.executable, "-m", "llm_carbon_meter.cli", "serve-transformers"]),
+                *(str(model), "--host", "127.0.0.1", "--port", str(port)),
                 *(("--continuous-batching", *_CACHE) if batching else ()),
                 *(() if _cuda_available() else ("--device", "cpu", *_ATTENTION)),
                 *extra_args,

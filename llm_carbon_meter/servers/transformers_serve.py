@@ -1,7 +1,8 @@
 """Hooks into ``transformers serve``: one process with HTTP, continuous batching and our meter's
 two ends; what they feed is the same as for vLLM.
 
-transformers has no way to load a plugin: `serve` wraps its classes and then calls its own command.
+transformers has no way to load a plugin: `serve` wraps its classes and then calls its own command;
+transformers_instrumentor.py wraps them where OpenTelemetry starts that command.
 """
 
 import contextlib
@@ -33,6 +34,8 @@ from llm_carbon_meter.servers.wrapping import OnError, wrap
 PREPARING: Final = "preparing"
 UPDATING: Final = "updating"
 
+_installed = False
+
 
 def serve(arguments: Sequence[str]) -> int:
     """Run ``transformers serve`` with these arguments, metered.
@@ -60,6 +63,9 @@ def install() -> None:
     Raises:
         ConfigError: they do not fit, or a setting is wrong, and the settings are strict.
     """
+    global _installed
+    if _installed:
+        return
     faults = Faults()
     config = read_settings(faults)
     if not config.enabled:
@@ -67,6 +73,7 @@ def install() -> None:
     owners, missing = fitting()
     if not missing:
         ServeHooks(config, faults).install(*owners)
+        _installed = True
         return
     error = ConfigError(
         f"this transformers does not fit: it has no {', no '.join(missing)}; 5.6 is the oldest "
