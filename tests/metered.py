@@ -183,6 +183,7 @@ def start_server(
         program: Sequence[str] = (),
         extra: Sequence[str] = (),
         engine: str = "vllm",
+        model: Path = tiny_model,
     ) -> Iterator[Metered]:
         folder = tmp_path_factory.mktemp("server")
         power = power or {0: [(0, 300.0)]}
@@ -206,13 +207,13 @@ def start_server(
         if engine.startswith("transformers"):
             batching = engine == "transformers"
             server = TransformersServer(
-                tiny_model, batching=batching, program=program, extra_args=arguments, **common
+                model, batching=batching, program=program, extra_args=arguments, **common
             )
         else:
             tracing = ("--otlp-traces-endpoint", f"http://127.0.0.1:{receiver.port}")
             keys = ("--api-key", key) if key else ()
             server = VllmServer(
-                tiny_model, program=program, extra_args=(*tracing, *keys, *arguments), **common
+                model, program=program, extra_args=(*tracing, *keys, *arguments), **common
             )
         try:
             with server:

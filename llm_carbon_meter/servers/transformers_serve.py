@@ -115,6 +115,7 @@ class ServeHooks:
         outputs: type,
         scheduler: type,
         plain: type,
+        batching: type,
         thread: type,
         models: type,
         server: Any,
@@ -151,6 +152,7 @@ class ServeHooks:
         )
         for name in ("generate_streaming", "generate_non_streaming"):
             wrap(plain, name, before=self._before_plain, on_error=self._note("request"))
+        wrap(batching, "init_cb", failed=self._cannot_batch, on_error=self._note("request"))
         for name in ("submit", "async_submit"):
             setattr(thread, name, _in_context(getattr(thread, name)))
         build = server.build_server
@@ -221,6 +223,15 @@ class ServeHooks:
         self._forget()
         self._faults.note(
             "engine", error, "This transformers' internals do not fit; it is no longer metered."
+        )
+
+    def _cannot_batch(self, _manager: Any, error: Exception, *_: Any) -> None:
+        """The client gets transformers' own answer, which says nothing."""
+        self._faults.note(
+            "batching",
+            error,
+            f"transformers cannot batch {self._name} continuously: serve it without "
+            "--continuous-batching, it is metered then too.",
         )
 
     # Start and stop
