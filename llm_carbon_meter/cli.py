@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llm_carbon_meter import __version__
+from llm_carbon_meter.campaign.run import add_arguments as add_campaign_arguments
+from llm_carbon_meter.campaign.run import run_campaign
 from llm_carbon_meter.carbon.grid import open_grid
 from llm_carbon_meter.check.host import POLL_S, check_host
 from llm_carbon_meter.config import DATA_VARIABLE, Config, data_folder
@@ -42,6 +44,12 @@ def _parser() -> argparse.ArgumentParser:
     demo = verbs.add_parser("demo", help="meter a real vLLM server under real-looking traffic")
     add_arguments(demo)
     demo.set_defaults(run=run_demo)
+
+    campaign = verbs.add_parser(
+        "campaign", help="measure prefill and decode of many models and loads on the GPUs at hand"
+    )
+    add_campaign_arguments(campaign)
+    campaign.set_defaults(run=run_campaign)
 
     check = verbs.add_parser("check", help="would this host meter, and how well? starts no engine")
     check.add_argument("--json", action="store_true", help="for programs, with more figures")
