@@ -98,6 +98,14 @@ def _parser() -> argparse.ArgumentParser:
 
     train = verbs.add_parser("train", help="fit the predictor to measurements anew")
     _add_data(train, "folder of the weights and their card")
+    train.add_argument(
+        "--campaign",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE.csv",
+        help="your own measurements, by the verb campaign, to fit to as well",
+    )
     train.add_argument("--seed", type=int, default=0, help="of the network (default: 0)")
     train.set_defaults(run=_train)
 
@@ -227,7 +235,7 @@ def _replay(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from llm_carbon_meter.training.ship import train
 
-    print(train(data_folder(options.data), options.output, options.seed))
+    print(train(data_folder(options.data), options.output, options.seed, options.campaign))
     return 0
 
 
