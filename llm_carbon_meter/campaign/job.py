@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Self
 
-from llm_carbon_meter.campaign.plan import Load
+from llm_carbon_meter.campaign.plan import Load, Plan
 from llm_carbon_meter.campaign.rows import Row
 from llm_carbon_meter.records import Source
 
@@ -49,12 +49,32 @@ class Job:
     deadline_s: float = 0.0
     """Monotonic; no repetition is begun that would end later."""
     occasions: Sequence[Occasion] = ()
+    changes: str = ""
+    """In which the configuration differs from the model of that name, as JSON."""
+
+    @classmethod
+    def of(
+        cls, plan: Plan, model: str, config: Mapping[str, Any], gpu: str, engine_version: str
+    ) -> Self:
+        """A job of a plan, without occasions."""
+        return cls(
+            engine=plan.engine,
+            engine_version=engine_version,
+            model=model,
+            config=config,
+            dtype=plan.dtype,
+            tensor_parallel=plan.tensor_parallel,
+            gpus=plan.gpus,
+            gpu=gpu,
+            least_s=plan.least_s,
+        )
 
     @property
     def identity(self) -> Row:
         """The columns of rows that name what is repeated, without load and phase."""
         return {
             "model": self.model,
+            "changes": self.changes,
             "dtype": self.dtype,
             "quantisation": "none",
             "tensor_parallel": self.tensor_parallel,

@@ -12,10 +12,11 @@ from typing import Any, Final
 from llm_carbon_meter.records import ConfigError
 
 Row = Mapping[str, Any]
+"""By column; as text where it was read or written."""
 
 COLUMNS: Final = (
     # what was run
-    *("model", "dtype", "quantisation", "tensor_parallel", "weights"),
+    *("model", "changes", "dtype", "quantisation", "tensor_parallel", "weights"),
     *("batch", "prompt_tokens", "output_tokens", "phase"),
     # where and with what
     *("gpu", "engine", "engine_version", "torch_version", "driver", "power_limit_watts"),
@@ -25,7 +26,7 @@ COLUMNS: Final = (
     *("slowed_by", "repetition", "utc", "note"),
 )
 OCCASION: Final = (
-    *("model", "dtype", "quantisation", "tensor_parallel", "weights"),
+    *("model", "changes", "dtype", "quantisation", "tensor_parallel", "weights"),
     *("batch", "prompt_tokens", "output_tokens", "phase"),
     *("gpu", "engine", "engine_version", "source"),
 )
@@ -85,10 +86,12 @@ class Measurements:
 
     def append(self, row: Row) -> None:
         """Write a row; it survives whatever happens next."""
-        self.rows.append(row)
-        self._write([row.get(column, "") for column in COLUMNS])
+        known = {name: value for name, value in row.items() if value is not None}
+        cells = [str(known.get(column, "")) for column in COLUMNS]
+        self.rows.append(dict(zip(COLUMNS, cells, strict=True)))
+        self._write(cells)
 
-    def _write(self, cells: Sequence[Any]) -> None:
+    def _write(self, cells: Sequence[str]) -> None:
         line = io.StringIO()
         csv.writer(line, lineterminator="\n").writerow(cells)
         self._file.write(line.getvalue().encode("utf-8"))

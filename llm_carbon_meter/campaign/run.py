@@ -1,25 +1,15 @@
-"""``llm-carbon-meter campaign``: plans, starts a worker per model, keeps its rows, ends on time."""
+"""``llm-carbon-meter campaign``: options, and what it prints at its end."""
 
 import argparse
 import contextlib
-import importlib.metadata
-import os
-import pickle
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
-from itertools import product
-from multiprocessing import Pipe
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from tqdm import tqdm
-
-from llm_carbon_meter.campaign.job import PHASES, Done, Job, Occasion
-from llm_carbon_meter.campaign.plan import TINY_MODEL, Plan, fits, make_plan
+from llm_carbon_meter.campaign.job import Job
+from llm_carbon_meter.campaign.plan import TINY_MODEL, Plan, make_plan
 from llm_carbon_meter.campaign.rows import (
     OCCASION,
     Measurements,
@@ -28,16 +18,13 @@ from llm_carbon_meter.campaign.rows import (
     occasion,
     write_parquet,
 )
+from llm_carbon_meter.campaign.runner import installed_version, lacking, measure
 from llm_carbon_meter.columns import aligned
 from llm_carbon_meter.config import cuda_visible_devices
 from llm_carbon_meter.power.nvml_survey import survey
-from llm_carbon_meter.records import ConfigError, MeterError, PowerError
-from llm_carbon_meter.specs import built_in_config, gpu_spec, model_spec
+from llm_carbon_meter.records import ConfigError, PowerError
+from llm_carbon_meter.specs import built_in_config, gpu_spec
 
-LAST_WORDS_S: Final = 3.0
-"""Before the end a worker begins nothing; what is under way then is given up at the end."""
-POLL_S: Final = 0.2
-WORKER: Final = "llm_carbon_meter.campaign.worker"
 TINY_CONFIG: Final[Mapping[str, Any]] = {
     "model_type": "llama",
     "architectures": ["LlamaForCausalLM"],
@@ -52,14 +39,6 @@ TINY_CONFIG: Final[Mapping[str, Any]] = {
     "tie_word_embeddings": True,
 }
 """For hosts without a GPU: every step of a campaign in seconds."""
-_WORKER_ENVIRONMENT: Final = {
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    # Weights are drawn anew in the process that has the engine, and nobody else meters.
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-    "LLM_CARBON_METER_ENABLED": "0",
-}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -96,6 +75,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--seconds", type=float, default=None, help="a repetition's least length (default: 5)"
     )
+    parser.add_argument(
+        "--focused",
+        action="store_true",
+        help="choose models' shapes and loads by where the predictor errs (Algorithm 1 of LLMCO2)",
+    )
     parser.add_argument("--tiny", action="store_true", help="a toy model, to try all of it")
 
 
@@ -108,7 +92,7 @@ def run_campaign(options: argparse.Namespace) -> int:
     end_s = time.monotonic() + options.minutes * 60
     if options.out.suffix != ".csv":
         raise ConfigError(f"--out {options.out}: expected the name of a .csv file")
-    if not _installed_version(options.engine):
+    if not installed_version(options.engine):
         raise ConfigError(f"--engine {options.engine}: it is not installed here; pip install it")
     gpus = _default_gpu() if options.gpus is None else options.gpus
     plan = make_plan(
@@ -125,7 +109,12 @@ def run_campaign(options: argparse.Namespace) -> int:
         print(f"no GPU: joules are modelled, board power of {gpu} x time", flush=True)
     file = Measurements(options.out)
     try:
-        _measure(plan, file, gpu, end_s)
+        if options.focused:
+            from llm_carbon_meter.campaign.focus import focus  # loads all of training
+
+            focus(plan, file, gpu, end_s)
+        else:
+            measure(_jobs(plan, file, gpu), file, end_s)
     finally:
         file.close()
         print(summary(file.rows))
@@ -145,97 +134,14 @@ def _default_gpu() -> str:
     return ""
 
 
-def _measure(plan: Plan, file: Measurements, gpu: str, end_s: float) -> None:
-    jobs = list(_jobs(plan, file, gpu))
-    total = sum(each.wanted for job in jobs for each in job.occasions)
-    with tqdm(total=total, desc="repetitions", unit="row") as bar:
-        for number, job in enumerate(jobs):
-            left_s = end_s - time.monotonic()
-            if left_s < LAST_WORDS_S:
-                return
-            # Every model gets its share of what is left; what it does not use is for the others.
-            until_s = time.monotonic() + left_s / (len(jobs) - number)
-            for row in _rows(replace(job, deadline_s=until_s - LAST_WORDS_S), until_s, file.path):
-                file.append(row)
-                left = max(end_s - time.monotonic(), 0.0)
-                bar.set_postfix_str(f"{job.model}, {left:.0f} s left", refresh=False)
-                bar.update(row["status"] == Status.OK)
-
-
-def _jobs(plan: Plan, file: Measurements, gpu: str) -> Iterator[Job]:
-    """One per model that lacks repetitions."""
-    good, hopeless = file.good(), file.hopeless()
+def _jobs(plan: Plan, file: Measurements, gpu: str) -> list[Job]:
+    """One per model."""
+    jobs = []
     for model in plan.models:
         config = TINY_CONFIG if model == TINY_MODEL else built_in_config(model)
-        context = model_spec(config, model).max_context
-        job = Job(
-            engine=plan.engine,
-            engine_version=_installed_version(plan.engine),
-            model=model,
-            config=config,
-            dtype=plan.dtype,
-            tensor_parallel=plan.tensor_parallel,
-            gpus=plan.gpus,
-            gpu=gpu,
-            least_s=plan.least_s,
-        )
-        occasions = []
-        for load, phase in product(plan.loads, PHASES):
-            key = occasion({**job.identity, **load._asdict(), "phase": phase})
-            wanted = plan.repetitions - good[key]
-            if fits(model, load, context) and wanted > 0 and key not in hopeless:
-                occasions.append(Occasion(load, phase, good[key], wanted))
-        if occasions:
-            yield replace(job, occasions=occasions)
-
-
-def _rows(job: Job, until_s: float, out: Path) -> Iterator[Row]:
-    """A worker's rows; it is ended when its time is up.
-
-    Raises:
-        MeterError: it cannot measure at all.
-    """
-    ours, theirs = Pipe()
-    command = [sys.executable, "-m", WORKER, str(theirs.fileno())]
-    environment = {**os.environ, **_WORKER_ENVIRONMENT}  # inherited, not read
-    log = out.with_suffix(".log")
-    with theirs, log.open("ab") as output:
-        worker = subprocess.Popen(
-            command,
-            pass_fds=[theirs.fileno()],
-            env=environment,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-    try:
-        ours.send_bytes(pickle.dumps(job))
-        while time.monotonic() < until_s:
-            if not ours.poll(POLL_S):
-                continue
-            message = pickle.loads(ours.recv_bytes())
-            if isinstance(message, Done):
-                if message.problem:
-                    raise MeterError(message.problem)
-                return
-            yield message
-    except (EOFError, ConnectionResetError, BrokenPipeError):
-        note = f"its process ended with code {worker.wait()}; see {log}"
-        tqdm.write(f"{job.model}: {note}", sys.stderr)
-        yield {**job.identity, "status": Status.FAILED, "note": note}
-    finally:
-        worker.kill()
-        worker.wait()
-
-
-def _installed_version(engine: str) -> str:
-    """Of an engine's package, without importing it; empty where it is not installed."""
-    for package in (engine, f"{engine}-cpu"):
-        try:
-            return importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return ""
+        job = Job.of(plan, model, config, gpu, installed_version(plan.engine))
+        jobs.append(lacking(job, plan.loads, plan.repetitions, file))
+    return jobs
 
 
 def summary(rows: Sequence[Row]) -> str:

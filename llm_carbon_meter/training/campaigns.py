@@ -5,6 +5,7 @@ Prefill alone is a request whose answer is one token: that one comes from the pr
 
 import csv
 import hashlib
+import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +23,7 @@ Raw = Mapping[str, str]
 
 SOURCE: Final = "campaign"
 REPEATED: Final = (
-    *("model", "dtype", "quantisation", "tensor_parallel", "weights"),
+    *("model", "changes", "dtype", "quantisation", "tensor_parallel", "weights"),
     *("batch", "prompt_tokens", "output_tokens", "phase"),
     *("gpu", "engine", "engine_version"),
 )
@@ -35,14 +36,19 @@ def read_campaigns(paths: Iterable[Path]) -> Table:
     Raises:
         ConfigError: a file cannot be read, or is not a campaign's.
     """
+    return table_of(raw for path in paths for raw in _records(path))
+
+
+def table_of(raws: Iterable[Raw]) -> Table:
+    """The same of rows that were read."""
     repeats: dict[tuple[str, ...], list[Raw]] = defaultdict(list)
     reasons: Counter[str] = Counter()
-    for raw in (raw for path in paths for raw in _records(path)):
+    for raw in raws:
         reason = _why_not(raw)
         if reason:
             reasons[reason] += 1
         else:
-            repeats[tuple(raw[name] for name in REPEATED)].append(raw)
+            repeats[tuple(str(raw[name]) for name in REPEATED)].append(raw)
     refused = [Refused(SOURCE, reason, count) for reason, count in reasons.items()]
     return Table([_row(same) for same in repeats.values()], refused)
 
@@ -84,7 +90,8 @@ def _why_not(raw: Raw) -> str | None:
 def _row(same: Sequence[Raw]) -> Row:
     raw = same[0]
     joules = [float(each["joules_per_request"]) for each in same]
-    config = with_dtype(built_in_config(raw["model"]), raw["dtype"])
+    changed = {**built_in_config(raw["model"]), **json.loads(raw["changes"] or "{}")}
+    config = with_dtype(changed, raw["dtype"])
     spec = model_spec(config, built_in_model(raw["model"]).name)
     seconds = median(float(each["seconds"]) / int(each["batches"]) for each in same)
     batch = int(raw["batch"])

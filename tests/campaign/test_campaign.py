@@ -170,7 +170,7 @@ def test_a_worker_that_dies_is_a_row_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """The kernel's killer takes the process that has the weights."""
-    monkeypatch.setattr("llm_carbon_meter.campaign.run.WORKER", "llm_carbon_meter.units")
+    monkeypatch.setattr("llm_carbon_meter.campaign.runner.WORKER", "llm_carbon_meter.units")
     out = tmp_path / "m.csv"
     options = ("--engine", "transformers", "--tiny", "--minutes", "1", "--out", str(out))
     assert cli.main(["campaign", *options, "--gpus", ""]) == 1

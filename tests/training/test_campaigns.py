@@ -14,6 +14,7 @@ from llm_carbon_meter.training.files import Refused
 
 REPETITION: dict[str, Any] = {
     "model": "Llama-3.1-8B",
+    "changes": "",
     "dtype": "bfloat16",
     "quantisation": "none",
     "tensor_parallel": 1,
@@ -60,6 +61,13 @@ def test_prefill_alone_is_a_request_of_one_token(tmp_path: Path) -> None:
     whole, prefill = read_campaigns([path]).rows
     assert (whole.output_tokens, prefill.output_tokens) == (50.0, 1.0)
     assert prefill.energy_joules == 10.0
+
+
+def test_a_neighbour_of_a_model_has_its_own_shape(tmp_path: Path) -> None:
+    """Fields that were changed are those of the row's model."""
+    path = written(tmp_path, {"changes": '{"num_hidden_layers": 30}'})
+    (row,) = read_campaigns([path]).rows
+    assert (row.spec.num_layers, row.spec.hidden_size) == (30, 4096)
 
 
 def test_what_teaches_nothing_is_counted_with_its_reason(tmp_path: Path) -> None:
