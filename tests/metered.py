@@ -166,10 +166,7 @@ def eventually(ask: Callable[[], Any], what: str, timeout_s: float = 15.0) -> An
 StartServer = Callable[..., contextlib.AbstractContextManager[Metered]]
 
 
-@pytest.fixture(scope="session")
-def start_server(
-    tiny_model: Path, stub_library: Path, tmp_path_factory: pytest.TempPathFactory
-) -> StartServer:
+def starter(tiny_model: Path, stub_library: Path, new_folder: Callable[[str], Path]) -> StartServer:
     """Starts a server for a ``with`` block."""
 
     @contextlib.contextmanager
@@ -183,7 +180,7 @@ def start_server(
         extra: Sequence[str] = (),
         engine: str = "vllm",
     ) -> Iterator[Metered]:
-        folder = tmp_path_factory.mktemp("server")
+        folder = new_folder("server")
         power = power or {0: [(0, 300.0)]}
         script = StubScript(len(power), power, period_ms=20, cycle_s=cycle_s, extra=tuple(extra))
         receiver = OtlpReceiver()
@@ -199,7 +196,11 @@ def start_server(
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             **(environment or {}),
         }
-        common: dict[str, Any] = {"log": folder / "server.log", "environment": variables}
+        common: dict[str, Any] = {
+            "log": folder / "server.log",
+            "environment": variables,
+            "program": program,
+        }
         server: Server
         if engine.startswith("transformers"):
             batching = engine == "transformers"
@@ -209,9 +210,7 @@ def start_server(
         else:
             tracing = ("--otlp-traces-endpoint", f"http://127.0.0.1:{receiver.port}")
             keys = ("--api-key", key) if key else ()
-            server = VllmServer(
-                tiny_model, program=program, extra_args=(*tracing, *keys, *arguments), **common
-            )
+            server = VllmServer(tiny_model, extra_args=(*tracing, *keys, *arguments), **common)
         try:
             with server:
                 yield Metered(
@@ -226,6 +225,14 @@ def start_server(
             receiver.close()
 
     return start
+
+
+@pytest.fixture(scope="session")
+def start_server(
+    tiny_model: Path, stub_library: Path, tmp_path_factory: pytest.TempPathFactory
+) -> StartServer:
+    """`starter` of this session's tests."""
+    return starter(tiny_model, stub_library, tmp_path_factory.mktemp)
 
 
 def assert_balanced(metered: Metered, gpu: int | None = None) -> dict[str, float]:

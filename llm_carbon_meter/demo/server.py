@@ -21,8 +21,11 @@ from llm_carbon_meter.records import MeterError
 MODEL_NAME: Final = "tiny-qwen2"
 MAX_MODEL_LEN: Final = 1024
 
+SERVE_TRANSFORMERS: Final = ("llm_carbon_meter.cli", "serve-transformers")
+"""Module and verb of our command."""
+
 _ENTRY_POINTS: Final = (
-    "vllm.entrypoints.launchers.api_server.entry",  # vLLM 0.32 and later
+    "vllm.entrypoints.launchers.api_server.entry",  # vLLM 0.29 and later
     "vllm.entrypoints.openai.api_server",
 )
 _OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}
@@ -198,6 +201,7 @@ class TransformersServer(Server):
     Args:
         model: folder of the tiny model.
         log: file of its output.
+        program: started instead of our command, with the same options.
         batching: continuously; else one request after the other.
         extra_args: come last, so that they override.
         environment: on top of our own.
@@ -209,6 +213,7 @@ class TransformersServer(Server):
         model: Path,
         *,
         log: Path,
+        program: Sequence[str] = (),
         batching: bool = True,
         extra_args: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
@@ -217,8 +222,8 @@ class TransformersServer(Server):
         port = free_port()
         super().__init__(
             [
-                *(sys.executable, "-m", "llm_carbon_meter.cli", "serve-transformers", str(model)),
-                *("--host", "127.0.0.1", "--port", str(port)),
+                *(program or [sys.executable, "-m", *SERVE_TRANSFORMERS]),
+                *(str(model), "--host", "127.0.0.1", "--port", str(port)),
                 *(("--continuous-batching", *_CACHE) if batching else ()),
                 *(() if _cuda_available() else ("--device", "cpu", *_ATTENTION)),
                 *extra_args,
