@@ -1,9 +1,9 @@
-"""Make llm_carbon_meter/data/azure_conversation.json from the Azure 2023 conversation trace.
+"""Make azure_conversation.json and azure_code.json of llm_carbon_meter/data from the traces.
 
     LLM_CARBON_METER_DATA=/path/to/data python examples/make_azure_quantiles.py
 
-The folder holds azure_llm_trace_2023/AzureLLMInferenceTrace_conv.csv.gz: the file of
-github.com/Azure/AzurePublicDataset, compressed.
+The folder holds azure_llm_trace_2023/AzureLLMInferenceTrace_conv.csv.gz and _code.csv.gz: files of
+github.com/Azure/AzurePublicDataset, of 2023, compressed.
 """
 
 import csv
@@ -16,11 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-TRACE = Path("azure_llm_trace_2023", "AzureLLMInferenceTrace_conv.csv.gz")
-RESULT = Path(__file__).parents[1] / "llm_carbon_meter" / "data" / "azure_conversation.json"
+TRACES = {"conv": "azure_conversation.json", "code": "azure_code.json"}
+"""Names of the published files' ends, and of what is made."""
+RESULTS = Path(__file__).parents[1] / "llm_carbon_meter" / "data"
+SOURCE = (
+    "github.com/Azure/AzurePublicDataset, commit b469a113cedca53ddc3bdea71a143dc4b7d8700c, "
+    "data/AzureLLMInferenceTrace_{}.csv"
+)
 ABOUT = {
-    "source": "github.com/Azure/AzurePublicDataset, "
-    "commit b469a113cedca53ddc3bdea71a143dc4b7d8700c, data/AzureLLMInferenceTrace_conv.csv",
     "licence": "CC BY 4.0",
     "cite": 'Patel et al., "Splitwise: Efficient generative LLM inference using phase '
     'splitting", ISCA 2024',
@@ -29,14 +32,15 @@ ABOUT = {
 }
 
 
-def trace_file() -> Path:
-    """Where the trace is."""
+def trace_file(kind: str) -> Path:
+    """Where a trace is."""
+    trace = Path("azure_llm_trace_2023", f"AzureLLMInferenceTrace_{kind}.csv.gz")
     folder = os.environ.get("LLM_CARBON_METER_DATA")
     if folder is None:
-        sys.exit(f"set LLM_CARBON_METER_DATA to the folder that holds {TRACE}")
-    file = Path(folder) / TRACE
+        sys.exit(f"set LLM_CARBON_METER_DATA to the folder that holds {trace}")
+    file = Path(folder) / trace
     if not file.is_file():
-        sys.exit(f"{file} is missing: fetch {ABOUT['source']} and compress it with gzip")
+        sys.exit(f"{file} is missing: fetch {SOURCE.format(kind)} and compress it with gzip")
     return file
 
 
@@ -56,11 +60,12 @@ def quantiles(values: np.ndarray, steps: int, digits: int) -> list[float]:
     return [round(float(q), digits) for q in np.quantile(values, np.linspace(0, 1, steps + 1))]
 
 
-def tables(file: Path) -> dict[str, object]:
-    """The content of the JSON file."""
-    times, prompts, outputs = read(file)
+def tables(kind: str) -> dict[str, object]:
+    """The content of a JSON file."""
+    times, prompts, outputs = read(trace_file(kind))
     fifth = np.searchsorted(np.quantile(prompts, [0.2, 0.4, 0.6, 0.8]), prompts)
     return {
+        "source": SOURCE.format(kind),
         **ABOUT,
         "rows": len(prompts),
         "prompt_tokens": quantiles(prompts, 100, 1),
@@ -71,12 +76,11 @@ def tables(file: Path) -> dict[str, object]:
 
 
 def main() -> None:
-    """Write the file; one table a line."""
-    rows = [
-        f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in tables(trace_file()).items()
-    ]
-    RESULT.write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")
-    print(f"wrote {RESULT}")
+    """Write the files; one table a line."""
+    for kind, name in TRACES.items():
+        rows = [f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in tables(kind).items()]
+        (RESULTS / name).write_text("{\n" + ",\n".join(rows) + "\n}\n", encoding="utf-8")
+        print(f"wrote {RESULTS / name}")
 
 
 if __name__ == "__main__":

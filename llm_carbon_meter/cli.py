@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llm_carbon_meter import __version__
+from llm_carbon_meter.campaign.run import add_arguments as add_campaign_arguments
+from llm_carbon_meter.campaign.run import run_campaign
 from llm_carbon_meter.carbon.grid import open_grid
 from llm_carbon_meter.check.host import POLL_S, check_host
 from llm_carbon_meter.config import DATA_VARIABLE, Config, data_folder
@@ -42,6 +44,12 @@ def _parser() -> argparse.ArgumentParser:
     demo = verbs.add_parser("demo", help="meter a real vLLM server under real-looking traffic")
     add_arguments(demo)
     demo.set_defaults(run=run_demo)
+
+    campaign = verbs.add_parser(
+        "campaign", help="measure prefill and decode of many models and loads on the GPUs at hand"
+    )
+    add_campaign_arguments(campaign)
+    campaign.set_defaults(run=run_campaign)
 
     check = verbs.add_parser("check", help="would this host meter, and how well? starts no engine")
     check.add_argument("--json", action="store_true", help="for programs, with more figures")
@@ -90,6 +98,14 @@ def _parser() -> argparse.ArgumentParser:
 
     train = verbs.add_parser("train", help="fit the predictor to measurements anew")
     _add_data(train, "folder of the weights and their card")
+    train.add_argument(
+        "--campaign",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="FILE.csv",
+        help="your own measurements, by the verb campaign, to fit to as well",
+    )
     train.add_argument("--seed", type=int, default=0, help="of the network (default: 0)")
     train.set_defaults(run=_train)
 
@@ -219,7 +235,7 @@ def _replay(options: argparse.Namespace) -> int:
 def _train(options: argparse.Namespace) -> int:
     from llm_carbon_meter.training.ship import train
 
-    print(train(data_folder(options.data), options.output, options.seed))
+    print(train(data_folder(options.data), options.output, options.seed, options.campaign))
     return 0
 
 

@@ -330,6 +330,10 @@ class FrontendMeter:
         }
         return {**self.records.find(request_id), **open_records}
 
+    def knows(self, request_id: str) -> bool:
+        """Whether an engine request of this id is in flight or on record."""
+        return self.exchanges.is_open(request_id) or bool(self.records.find(request_id))
+
     def stop(self) -> None:
         """Finish what the engines have settled, answered or not; then close the files."""
         for exchange in self.exchanges.unfinished():

@@ -200,6 +200,10 @@ class Registry:
         """Engine requests that are waited for."""
         return len(self._members)
 
+    def is_open(self, internal_id: str) -> bool:
+        """Whether the final figure of an engine request is waited for."""
+        return internal_id in self._members
+
     def begin(self, exchange: Exchange, member: Member, features: Features) -> None:
         """An engine request is about to be sent."""
         with self._lock:

@@ -33,6 +33,16 @@ ROWS = {
     "idle J": 'energy_joules_total{account="idle"}',
     "accounted / counted": "accounted_ratio",
 }
+ENGINES = ("vLLM", "transformers")
+
+
+def start(engine: str, model: Path, folder: Path, stub: StubPower) -> Server:
+    """A metered server of the tiny model, to be entered; its power is the stub's."""
+    environment = {"LLM_CARBON_METER_POWER": "nvml", **stub.environment()}
+    log = folder / f"{engine}.log"
+    if engine == "vLLM":
+        return VllmServer(model, log=log, environment=environment)
+    return TransformersServer(model, log=log, environment=environment)
 
 
 def main() -> None:
@@ -40,14 +50,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         model, stub = make_tiny_model(folder / "tiny-qwen2"), StubPower.prepare(folder / "stub")
-        environment = {"LLM_CARBON_METER_POWER": "nvml", **stub.environment()}
-        servers: Mapping[str, Server] = {
-            "vLLM": VllmServer(model, log=folder / "vllm.log", environment=environment),
-            "transformers": TransformersServer(
-                model, log=folder / "transformers.log", environment=environment
-            ),
-        }
-        found = {engine: _figures(server, model) for engine, server in servers.items()}
+        found = {engine: _figures(start(engine, model, folder, stub), model) for engine in ENGINES}
     print("| | " + " | ".join(found) + " |\n" + "| --- " * (len(found) + 1) + "|")
     for row, metric in ROWS.items():
         print(f"| {row} | " + " | ".join(f"{each[metric]:.6g}" for each in found.values()) + " |")

@@ -26,6 +26,7 @@ from llm_carbon_meter.demo.nvml_stub import (
 )
 from llm_carbon_meter.demo.server import Server, TransformersServer, VllmServer
 from llm_carbon_meter.demo.tiny_model import make_tiny_model
+from llm_carbon_meter.records import REQUEST_ACCOUNTS
 
 MIDDLEWARE = ("--middleware", "llm_carbon_meter.CarbonHeadersMiddleware")
 KEY = "secret-of-the-test"
@@ -179,6 +180,7 @@ def starter(tiny_model: Path, stub_library: Path, new_folder: Callable[[str], Pa
         program: Sequence[str] = (),
         extra: Sequence[str] = (),
         engine: str = "vllm",
+        model: Path = tiny_model,
     ) -> Iterator[Metered]:
         folder = new_folder("server")
         power = power or {0: [(0, 300.0)]}
@@ -193,24 +195,23 @@ def starter(tiny_model: Path, stub_library: Path, new_folder: Callable[[str], Pa
             # Every stub has the same GPUs: servers of other tests shall not contend for them.
             "XDG_RUNTIME_DIR": str(folder),
             "OTEL_EXPORTER_OTLP_TRACES_INSECURE": "true",
+            "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": f"http://127.0.0.1:{receiver.port}",
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             **(environment or {}),
         }
-        common: dict[str, Any] = {
-            "log": folder / "server.log",
-            "environment": variables,
-            "program": program,
-        }
+        common: dict[str, Any] = {"log": folder / "server.log", "environment": variables}
         server: Server
         if engine.startswith("transformers"):
             batching = engine == "transformers"
             server = TransformersServer(
-                tiny_model, batching=batching, extra_args=arguments, **common
+                model, batching=batching, program=program, extra_args=arguments, **common
             )
         else:
             tracing = ("--otlp-traces-endpoint", f"http://127.0.0.1:{receiver.port}")
             keys = ("--api-key", key) if key else ()
-            server = VllmServer(tiny_model, extra_args=(*tracing, *keys, *arguments), **common)
+            server = VllmServer(
+                model, program=program, extra_args=(*tracing, *keys, *arguments), **common
+            )
         try:
             with server:
                 yield Metered(
@@ -262,3 +263,44 @@ def assert_balanced(metered: Metered, gpu: int | None = None) -> dict[str, float
     assert total == pytest.approx(truth, abs=2 * period * 1000)
     assert accounts["unattributed"] <= 0.01 * total
     return accounts
+
+
+def assert_charged(metered: Metered) -> None:
+    """The accounts of requests hold what the records in the log add up to.
+
+    Requests of earlier tests may still wait for their final figures.
+    """
+    names = [account.label for account in REQUEST_ACCOUNTS]
+
+    def agree() -> bool:
+        accounts, logged = metered.accounts(source="measured"), metered.logged()
+        return all(
+            sum(record[f"{name}_joules"] for record in logged)
+            == pytest.approx(accounts[name], rel=1e-9, abs=1e-9)
+            for name in names
+        )
+
+    eventually(agree, "records that add up to the accounts")
+
+
+def assert_traced(metered: Metered, record: Mapping[str, Any]) -> Any:
+    """A span has the estimate of a record; its child, which ends at settlement, the measurement.
+
+    Returns:
+        The parent: the server's own span of the request.
+    """
+    used = "llm_carbon_meter.energy.measured_wh"
+
+    def find() -> tuple[Any, Any] | None:
+        spans = {span.span_id: span for span in metered.spans.spans}
+        for child in metered.spans.named("llm_carbon_meter.request"):
+            if attributes(child)[used] == record["energy_wh"] and child.parent_span_id in spans:
+                return spans[child.parent_span_id], child
+        return None
+
+    parent, child = eventually(find, "both spans", 20)
+    estimated = attributes(parent)["llm_carbon_meter.energy.estimated_wh"]
+    assert estimated == pytest.approx(record["estimate"]["calibrated"]["energy_wh"])
+    assert attributes(child)["llm_carbon_meter.status"] == "final"
+    assert child.end_time_unix_nano >= parent.end_time_unix_nano
+    return parent

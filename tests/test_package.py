@@ -25,7 +25,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_has_types_data_and_entry_points(wheel: Path) -> None:
     """Everything that serving reads is inside, and nothing of the tests."""
     names = zipfile.ZipFile(wheel).namelist()
-    tables = ("gpus.toml", "models.json", "azure_conversation.json")
+    tables = ("gpus.toml", "models.json", "azure_conversation.json", "azure_code.json")
     others = ("py.typed", "demo/nvml_stub.c", "training/manifest.json")
     for name in (*others, *(f"data/{table}" for table in tables)):
         assert f"llm_carbon_meter/{name}" in names

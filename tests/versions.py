@@ -19,7 +19,6 @@ import httpx
 import pytest
 
 from llm_carbon_meter.demo.nvml_stub import SCRIPT_VARIABLE, StubScript, build
-from llm_carbon_meter.demo.server import SERVE_TRANSFORMERS
 from llm_carbon_meter.demo.tiny_model import make_tiny_model
 
 from .environments import Environment, Environments
@@ -34,6 +33,7 @@ VERSIONS: Final = {
 fit, and the one that comes with vLLM."""
 VLLM_SERVER: Final = "vllm.entrypoints.openai.api_server"
 """The only module that starts every version."""
+OUR_COMMAND: Final = ("-m", "llm_carbon_meter.cli", "serve-transformers")
 PART: Final = "engines"
 UNMETERED: Final = re.compile(r"install: this \w+ does not fit: it has no (.*?)[;.] ")
 GENERATE: Final = Path(__file__).parent / "servers" / "generate_metered.py"
@@ -57,9 +57,9 @@ WAYS: Final[Mapping[str, Sequence[Way]]] = {
         Way(
             "`serve-transformers --continuous-batching`",
             "transformers",
-            ("-m", *SERVE_TRANSFORMERS),
+            OUR_COMMAND,
         ),
-        Way("`serve-transformers`", "transformers-plain", ("-m", *SERVE_TRANSFORMERS)),
+        Way("`serve-transformers`", "transformers-plain", OUR_COMMAND),
     ),
 }
 

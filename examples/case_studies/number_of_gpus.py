@@ -9,6 +9,7 @@ from studies import (
     ABOUT_EMBODIED,
     EMBODIED,
     ENGINE,
+    OUTPUT_TOKENS,
     VERSION,
     batch,
     bind,
@@ -24,8 +25,6 @@ from llm_carbon_meter.carbon.intensity import WORLD, annual
 
 GPUS = (1, 2, 4)
 REQUESTS = {"b1 p64": (1, 64), "b4 p1K": (4, 1024), "b64 p1K": (64, 1024)}
-OUTPUT_TOKENS = 129
-"""Median of the Azure conversation trace."""
 
 
 def main() -> None:

@@ -10,6 +10,7 @@ from studies import (
     ABOUT_EMBODIED,
     EMBODIED,
     ENGINE,
+    OUTPUT_TOKENS,
     VERSION,
     batch,
     bind,
@@ -24,8 +25,8 @@ from studies import (
 from llm_carbon_meter.carbon.intensity import annual
 
 BATCHES = (1, 4, 16, 64)
-PROMPT_TOKENS, OUTPUT_TOKENS = 1020, 129
-"""Medians of the Azure conversation trace."""
+PROMPT_TOKENS = 1020
+"""Median of the Azure conversation trace."""
 COUNTRIES = {"FR": "France", "DE": "Germany", "PL": "Poland"}
 
 

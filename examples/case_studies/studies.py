@@ -16,12 +16,15 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
 from llm_carbon_meter.carbon.emissions import embodied_rate, operational_grams
+from llm_carbon_meter.columns import aligned
 from llm_carbon_meter.predictor.estimator import BoundModel, Deployment, energy_model
 from llm_carbon_meter.predictor.offline import make_deployment
 from llm_carbon_meter.records import CarbonIntensity
 
 ENGINE, VERSION = "vllm", "0.11.1"
 """The newest that the predictor was trained on."""
+OUTPUT_TOKENS = 129
+"""Median of the Azure conversation trace."""
 EMBODIED = {"llmcarbon": "embodied as LLMCarbon", "pcf": "more as product footprint"}
 """Sources of data/embodied.toml, the smaller first, and how a stack of both names them."""
 COLOURS = {
@@ -79,16 +82,8 @@ def making_grams(deployment: Deployment) -> dict[str, float]:
 
 
 def table(heading: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Columns of text; the first to the left, the others to the right."""
-    lines = [heading, *([_cell(value) for value in row] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(
-            f"{cell:<{width}}" if place == 0 else f"{cell:>{width}}"
-            for place, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    )
+    """Columns of text; figures with three digits."""
+    return aligned([heading, *([_cell(value) for value in row] for row in rows)])
 
 
 def _cell(value: object) -> str:

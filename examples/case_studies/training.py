@@ -10,6 +10,7 @@ from studies import (
     ABOUT_EMBODIED,
     EMBODIED,
     ENGINE,
+    OUTPUT_TOKENS,
     VERSION,
     batch,
     bind,
@@ -29,8 +30,6 @@ from llm_carbon_meter.units import JOULES_PER_KILOWATT_HOUR
 
 UTILISATION = 0.5
 """Of the tensor cores' peak in training, as the paper has it."""
-OUTPUT_TOKENS = 129
-"""Median of the Azure conversation trace."""
 PROMPTS = {"1K": 1024, "6K": 6144}
 BATCHES = ((1, "1K"), (4, "6K"))
 

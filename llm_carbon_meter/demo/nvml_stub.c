@@ -37,11 +37,12 @@ enum { FIELD_ENERGY = 83, FIELD_AVERAGE = 185, FIELD_INSTANT = 186, FIELD_ENERGY
 enum { TYPE_UINT = 1, TYPE_ULL = 3 };
 /* From this architecture on nvmlDeviceGetPowerUsage is the 1 s average (Ada 8, Hopper 9). */
 enum { ADA = 8, HOPPER = 9 };
+enum { FAST_MHZ = 1980, SLOW_MHZ = 900 };
 enum sensor { ENERGY = 1, ENERGY_FIELD = 2, INSTANT = 4, AVERAGE = 8, USAGE = 16 };
-enum kind { RESET, LOST, SLOW, PROCESS, MIG, MODULE, ZERO };
+enum kind { RESET, LOST, SLOW, PROCESS, MIG, MODULE, ZERO, THROTTLE };
 
 struct point { double t, watts; };
-/* amount: milliseconds of a slow call, the id of a process. */
+/* amount: milliseconds of a slow call, the id of a process, reasons of slow clocks. */
 struct event { enum kind kind; int gpu; double from, to, amount; };
 struct profile { struct point *points; int count; };
 
@@ -119,7 +120,7 @@ static bool parse_power(char **rest)
 
 static const struct { const char *word; enum kind kind; } events[] = {
     {"reset", RESET}, {"lost", LOST}, {"slow_ms", SLOW}, {"process", PROCESS},
-    {"mig", MIG}, {"module", MODULE}, {"zero", ZERO},
+    {"mig", MIG}, {"module", MODULE}, {"zero", ZERO}, {"throttle", THROTTLE},
 };
 
 static bool parse_event(enum kind kind, char **rest)
@@ -132,7 +133,7 @@ static bool parse_event(enum kind kind, char **rest)
         return false;
     if (kind != RESET && !next_number(rest, &event->to))
         return false;
-    if ((kind == SLOW || kind == PROCESS) && !next_number(rest, &event->amount))
+    if ((kind == SLOW || kind == PROCESS || kind == THROTTLE) && !next_number(rest, &event->amount))
         return false;
     script.num_events++;
     return true;
@@ -529,6 +530,27 @@ EXPORT int nvmlDeviceGetMigMode(struct device *device, unsigned *current, unsign
 {
     int gpu, result = enter(device, &gpu);
     *current = *pending = result == SUCCESS && happening(MIG, gpu);
+    return leave(result);
+}
+
+static const struct event *throttled(int gpu)
+{
+    return active(THROTTLE, gpu, clock_s(CLOCK_MONOTONIC) - script.origin);
+}
+
+EXPORT int nvmlDeviceGetCurrentClocksEventReasons(struct device *device, uint64_t *reasons)
+{
+    int gpu, result = enter(device, &gpu);
+    const struct event *event = result == SUCCESS ? throttled(gpu) : NULL;
+    *reasons = event == NULL ? 0 : (uint64_t)event->amount;
+    return leave(result);
+}
+
+EXPORT int nvmlDeviceGetClockInfo(struct device *device, int clock, unsigned *mhz)
+{
+    (void)clock;
+    int gpu, result = enter(device, &gpu);
+    *mhz = result == SUCCESS && throttled(gpu) != NULL ? SLOW_MHZ : FAST_MHZ;
     return leave(result);
 }
 

@@ -83,7 +83,8 @@ class StubScript:
     energy|energy_field|instant|average|usage``, and what happens, in seconds after the origin:
     ``reset GPU T`` (counter to 0), ``lost GPU FROM TO``, ``slow_ms GPU FROM TO MS``, ``zero GPU
     FROM TO`` (the counter says 0), ``mig GPU FROM TO``, ``module GPU FROM TO`` (the sensors are
-    those of a Grace Hopper module), ``process GPU FROM TO PID``."""
+    those of a Grace Hopper module), ``process GPU FROM TO PID``, ``throttle GPU FROM TO REASONS``
+    (slow clocks, and NVML's bits for why)."""
 
     def text(self) -> str:
         """The script as the stub reads it."""

@@ -21,9 +21,6 @@ from llm_carbon_meter.records import MeterError
 MODEL_NAME: Final = "tiny-qwen2"
 MAX_MODEL_LEN: Final = 1024
 
-SERVE_TRANSFORMERS: Final = ("llm_carbon_meter.cli", "serve-transformers")
-"""Module and verb of our command."""
-
 _ENTRY_POINTS: Final = (
     "vllm.entrypoints.launchers.api_server.entry",  # vLLM 0.29 and later
     "vllm.entrypoints.openai.api_server",
@@ -201,8 +198,8 @@ class TransformersServer(Server):
     Args:
         model: folder of the tiny model.
         log: file of its output.
-        program: started instead of our command, with the same options.
         batching: continuously; else one request after the other.
+        program: started instead of our command, with the same options.
         extra_args: come last, so that they override.
         environment: on top of our own.
         others: of `Server`.
@@ -213,8 +210,8 @@ class TransformersServer(Server):
         model: Path,
         *,
         log: Path,
-        program: Sequence[str] = (),
         batching: bool = True,
+        program: Sequence[str] = (),
         extra_args: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
         **others: Any,
@@ -222,7 +219,7 @@ class TransformersServer(Server):
         port = free_port()
         super().__init__(
             [
-                *(program or [sys.executable, "-m", *SERVE_TRANSFORMERS]),
+                *(program or [sys.executable, "-m", "llm_carbon_meter.cli", "serve-transformers"]),
                 *(str(model), "--host", "127.0.0.1", "--port", str(port)),
                 *(("--continuous-batching", *_CACHE) if batching else ()),
                 *(() if _cuda_available() else ("--device", "cpu", *_ATTENTION)),

@@ -46,7 +46,7 @@ class StubPower:
     log: Path
 
     @classmethod
-    def prepare(cls, directory: Path) -> Self:
+    def prepare(cls, directory: Path, period_ms: float = PERIOD_MS) -> Self:
         """Compile the stub and write its script.
 
         Raises:
@@ -57,7 +57,7 @@ class StubPower:
         script = StubScript(
             gpus=1,
             power={0: PROFILE},
-            period_ms=PERIOD_MS,
+            period_ms=period_ms,
             cycle_s=CYCLE_S,
             extra=(f"name {GPU_NAME}",),
         )

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import Any, Final
 
+from llm_carbon_meter.columns import aligned
 from llm_carbon_meter.demo.replay import Answer
 from llm_carbon_meter.demo.scrape import Scrape
 from llm_carbon_meter.records import REQUEST_ACCOUNTS, Account, Source
@@ -24,7 +25,7 @@ def request_table(answers: Sequence[Answer], records: Sequence[Record | None]) -
     ]  # fmt: skip
     pairs = zip(answers, records, strict=True)
     rows += [[str(number), *_row(*pair)] for number, pair in enumerate(pairs, start=1)]
-    return _aligned(rows, left={1, 2})
+    return aligned(rows, left={1, 2})
 
 
 def estimate_table(records: Sequence[Record | None]) -> str:
@@ -39,7 +40,7 @@ def estimate_table(records: Sequence[Record | None]) -> str:
                 rows.append(
                     [basis, stage, str(len(errors)), f"{median(errors):+.1%}", f"{mean:.1%}"]
                 )
-    return _aligned(rows, left={0, 1}) if len(rows) > 1 else "no request has an estimate"
+    return aligned(rows, left={0, 1}) if len(rows) > 1 else "no request has an estimate"
 
 
 _BASES: Final = {"given length and company": "conditional", "end to end": "estimate"}
@@ -86,7 +87,7 @@ def account_table(last: Scrape) -> str:
                     [gpu, source, account.label, f"{joules:.3f}", f"{watt_hours(joules):.6f}",
                      f"{joules / total:.2%}"]
                 )  # fmt: skip
-    return _aligned(rows, left={0, 1, 2})
+    return aligned(rows, left={0, 1, 2})
 
 
 def records_line(records: Sequence[Record | None], last: Scrape) -> str:
@@ -114,7 +115,7 @@ def grams_table(records: Sequence[Record | None]) -> str:
             used = [one[f"{scope}_grams"] for one in same]
             rows.append([*about, scope, _total(estimates), _total(used)])
     covers = dict.fromkeys(one["covers"] for one in found)
-    return "\n".join([_aligned(rows, left={0, 3}), *covers])
+    return "\n".join([aligned(rows, left={0, 3}), *covers])
 
 
 def _total(figures: Sequence[float | None]) -> str:
@@ -201,15 +202,3 @@ def _figure(value: float | None) -> str:
 
 def _short(response_id: str | None) -> str:
     return _MISSING if response_id is None else response_id[:17]
-
-
-def _aligned(rows: Sequence[Sequence[str]], left: set[int]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [
-        "  ".join(
-            cell.ljust(width) if column in left else cell.rjust(width)
-            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join(lines)

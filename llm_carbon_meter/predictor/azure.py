@@ -1,6 +1,7 @@
-"""Lengths and arrivals of real conversations: quantile tables of the Azure 2023 trace.
+"""Lengths and arrivals of real requests: quantile tables of the Azure 2023 traces.
 
-The prior of output lengths before a deployment has served anything, and the demo's traffic.
+Of conversations: the prior of output lengths before a deployment has served anything, and the
+demo's traffic. Of code completions too: what is measured for training.
 ``examples/make_azure_quantiles.py`` makes the tables; the trace itself is not shipped.
 """
 
@@ -15,7 +16,7 @@ import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
-class ConversationQuantiles:
+class TraceQuantiles:
     """Quantiles at equal steps of probability, from the minimum to the maximum."""
 
     source: str
@@ -32,12 +33,21 @@ def quantile(quantiles: Sequence[float], probability: Any) -> Any:
     return np.interp(probability, np.linspace(0, 1, len(quantiles)), quantiles)
 
 
+def conversation_quantiles() -> TraceQuantiles:
+    """Read the tables of conversations that the package carries."""
+    return _tables("azure_conversation.json")
+
+
+def code_quantiles() -> TraceQuantiles:
+    """Read the tables of code completions that the package carries."""
+    return _tables("azure_code.json")
+
+
 @cache
-def conversation_quantiles() -> ConversationQuantiles:
-    """Read the tables that the package carries."""
-    file = resources.files("llm_carbon_meter") / "data" / "azure_conversation.json"
+def _tables(name: str) -> TraceQuantiles:
+    file = resources.files("llm_carbon_meter") / "data" / name
     tables = json.loads(file.read_text(encoding="utf-8"))
-    return ConversationQuantiles(
+    return TraceQuantiles(
         source=tables["source"],
         rows=tables["rows"],
         prompt_tokens=tuple(tables["prompt_tokens"]),

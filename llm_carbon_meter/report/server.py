@@ -9,10 +9,11 @@ from typing import Any, Final
 
 import httpx
 
+from llm_carbon_meter.columns import aligned
 from llm_carbon_meter.records import Account, MeterError
 from llm_carbon_meter.report.entries import Period, iso
 from llm_carbon_meter.report.groups import Value
-from llm_carbon_meter.report.text import aligned, shown
+from llm_carbon_meter.report.text import WORDS, shown
 from llm_carbon_meter.units import watt_hours
 
 TIMEOUT_S: Final = 30.0
@@ -154,6 +155,6 @@ def server_table(report: ServerReport) -> str:
             f"server: {report.url}",
             "sources: never added to each other; increases as Prometheus extrapolates them",
             "",
-            *aligned([heading, *cells]),
+            aligned([heading, *cells], left=WORDS),
         ]
     )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from llm_carbon_meter.columns import aligned
 from llm_carbon_meter.exporters.headers import decimal
 from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.report.entries import Log, Period, span
@@ -14,6 +15,8 @@ from llm_carbon_meter.report.groups import SECTIONS, Columns, Group, Value, coun
 
 BROKEN_SHOWN: Final = 5
 MISSING: Final = "-"
+WORDS: Final = (0, 1)
+"""Columns of group and source."""
 ALL_COLUMNS: Final[Columns] = dict(
     column for columns in SECTIONS.values() for column in columns.items()
 )
@@ -87,20 +90,8 @@ def table(report: Report) -> str:
     """The facts, and a table for each of `SECTIONS`."""
     lines = [f"{name}: {text}" for name, text in facts(report)]
     for title, columns in SECTIONS.items():
-        lines += ["", title, *aligned(cells(report, columns))]
+        lines += ["", title, aligned(cells(report, columns), left=WORDS)]
     return "\n".join(lines)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Group and source to the left, figures to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if place < 2 else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def write_csv(rows: Sequence[Sequence[Value]], path: Path) -> None:

@@ -6,7 +6,7 @@ streams, a last comment. All state of an exchange is inside ``__call__``.
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, Protocol
 
 from llm_carbon_meter.exporters.headers import energy_headers, estimate_headers, sse_comment
@@ -35,8 +35,8 @@ class Frontend(Protocol):
         """The exchange as known now."""
         ...
 
-    def find(self, request_id: str) -> Mapping[str, str]:
-        """Records under an id of any kind."""
+    def knows(self, request_id: str) -> bool:
+        """Whether an engine request of this id is in flight or on record."""
         ...
 
     @property
@@ -99,7 +99,7 @@ class UniqueIdMiddleware:
             return
         frontend = _frontend(scope)
         name = sent[0]
-        while name in self._live or (frontend is not None and frontend.find(name)):
+        while name in self._live or (frontend is not None and frontend.knows(name)):
             name = f"{sent[0]}-{os.urandom(4).hex()}"
         others = [header for header in scope["headers"] if header[0] != REQUEST_ID_HEADER]
         headers = [*others, (REQUEST_ID_HEADER, name.encode("latin-1"))]

@@ -16,8 +16,6 @@ from collections.abc import (
     Awaitable,
     Coroutine,
     Iterable,
-    Iterator,
-    Mapping,
     Sequence,
 )
 from typing import Any, Final
@@ -30,7 +28,7 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Route
 
-from llm_carbon_meter.config import Config, share_channel_dir
+from llm_carbon_meter.config import Config
 from llm_carbon_meter.exporters.headers import PREFIX
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend import FrontendMeter
@@ -39,7 +37,6 @@ from llm_carbon_meter.power.nvml_survey import survey
 from llm_carbon_meter.predictor.offline import named_config
 from llm_carbon_meter.records import (
     ConfigError,
-    MeterError,
     Outcome,
     PowerError,
     SpecError,
@@ -47,10 +44,11 @@ from llm_carbon_meter.records import (
 )
 from llm_carbon_meter.registry import Exchange, current_exchange
 from llm_carbon_meter.servers.api_server import ApiServer
-from llm_carbon_meter.servers.channel import choose_directory
-from llm_carbon_meter.servers.meter_process import MeterProcess, Setup
+from llm_carbon_meter.servers.local_meter import LocalMeter
+from llm_carbon_meter.servers.meter_process import Setup
 from llm_carbon_meter.servers.middleware import CarbonHeadersMiddleware, Receive, Scope, Send
 from llm_carbon_meter.servers.routes import RefusedError, metrics, prompt_lengths
+from llm_carbon_meter.servers.settings import read_settings
 from llm_carbon_meter.servers.sidecar_answers import (
     DONE,
     METERED,
@@ -448,8 +446,11 @@ def serve(upstream: str, listen: str, model: str, gpus: str) -> int:
             "gpu": gpu,
             "tensor_parallel_size": len(devices),
         }
-        with metering(setup, name or model or "unknown", deployment, faults) as (capture, server):
-            app = application(Upstream(url), capture, server, faults)
+        capture, name = OutsideCapture(faults), name or model or "unknown"
+        meter = LocalMeter(setup, name, deployment, tracing=False, faults=faults)
+        meter.follow(capture)
+        try:
+            app = application(Upstream(url), capture, meter.server, faults)
             print(f"llm-carbon-meter: {listen} goes to {url}, metered on GPU {gpus}", flush=True)
             # uvicorn ends in order and then raises the signal again: so does the meter.
             signal.signal(signal.SIGTERM, lambda *_: sys.exit())
@@ -464,53 +465,15 @@ def serve(upstream: str, listen: str, model: str, gpus: str) -> int:
                     timeout_graceful_shutdown=SHUTDOWN_S,
                 )
             ).run(sockets=[place])
+        finally:
+            meter.stop()
     return 0
 
 
-@contextlib.contextmanager
-def metering(
-    setup: Setup, model_name: str, deployment: Mapping[str, str | int], faults: Faults
-) -> Iterator[tuple[OutsideCapture, ApiServer]]:
-    """The meter's process and our end of it, for as long as they are needed.
-
-    Raises:
-        MeterError: the power source or the channel cannot be opened.
-    """
-    capture, engine = OutsideCapture(faults), MeterProcess(setup, faults)
-    try:
-        engine.ready()
-        server = ApiServer(
-            setup.config,
-            model_name,
-            setup.model,
-            deployment,
-            num_engines=1,
-            index=0,
-            count=1,
-            tracing=False,
-            faults=faults,
-        )
-        server.connect()
-    except MeterError:
-        engine.stop()
-        raise
-    engine.follow(capture)
-    try:
-        yield capture, server
-    finally:
-        engine.stop()
-        server.stop()
-
-
 def _settings(faults: Faults) -> Config:
-    config, problems = Config.from_environment()
+    config = read_settings(faults)
     if not config.enabled:
         raise ConfigError("LLM_CARBON_METER_ENABLED=0: then a sidecar has nothing to do")
-    for problem in problems:
-        faults.note("settings", problem, "The default is used.")
-    if not config.channel_dir:
-        share_channel_dir(choose_directory())
-        config, _ = Config.from_environment()
     return config
 
 

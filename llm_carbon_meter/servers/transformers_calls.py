@@ -16,6 +16,8 @@ from llm_carbon_meter.records import Outcome
 
 CANCELLED: Final = "_GenerationCancelled"
 """What transformers' server raises in a stream whose client has left."""
+CACHES: Final = ("past_key_values", "cache_params", "state")
+"""What a model is given of the passes before; the others are those of state-space models."""
 
 
 class Call:
@@ -141,7 +143,7 @@ def _prepare(
         call = getattr(local, "call", None)
         if call is not None:
             with _guarded(sink):
-                cached = inputs.get("past_key_values") is not None
+                cached = any(inputs.get(name) is not None for name in CACHES)
                 sink.begin(call, *_input_shape(inputs), cached=cached)
         return inputs
 

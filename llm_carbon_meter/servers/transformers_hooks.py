@@ -17,6 +17,7 @@ HOOKED: Final[HookTable] = {
         "generate_streaming",
         "generate_non_streaming",
     ),
+    "transformers.cli.serving.utils:CBGenerateManager": ("init_cb",),
     "transformers.cli.serving.utils:InferenceThread": ("submit", "async_submit"),
     "transformers.cli.serving.model_manager:ModelManager": ("load_model_and_processor",),
     "transformers.cli.serving.server": ("build_server",),

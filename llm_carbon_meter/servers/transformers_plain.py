@@ -37,9 +37,9 @@ class PlainCalls:
         """A forward pass begins; the one before it is over."""
         now_s, (name,), first = time.monotonic(), call.names, call.untouched
         self._close(now_s)
+        output = call.sampled
         _, before, _ = call.advance(tokens, cached=cached)
         self._step = next(self._numbers)
-        output = max(before - call.prompt_tokens + 1, 0)
         new = [NewRow(name, call.prompt_tokens, before, 0, pooling=False)] if first else []
         known = ([name], [before], [output]) if not first else ([], [], [])
         self._queue.append(Scheduled(self._step, now_s, {name: tokens}, new, *known))

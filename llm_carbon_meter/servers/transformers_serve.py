@@ -1,7 +1,8 @@
 """Hooks into ``transformers serve``: one process with HTTP, continuous batching and our meter's
 two ends; what they feed is the same as for vLLM.
 
-transformers has no way to load a plugin: `serve` wraps its classes and then calls its own command.
+transformers has no way to load a plugin: `serve` wraps its classes and then calls its own command;
+transformers_instrumentor.py wraps them where OpenTelemetry starts that command.
 """
 
 import contextlib
@@ -13,15 +14,16 @@ import weakref
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any, Final
 
-from llm_carbon_meter.config import Config, share_channel_dir
+from llm_carbon_meter.config import Config
+from llm_carbon_meter.exporters.otel import SpanExporter
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import ConfigError, MeterError
-from llm_carbon_meter.registry import current_exchange
-from llm_carbon_meter.servers.api_server import ApiServer
-from llm_carbon_meter.servers.channel import choose_directory
-from llm_carbon_meter.servers.meter_process import MeterProcess, Setup
+from llm_carbon_meter.registry import Member, current_exchange
+from llm_carbon_meter.servers.local_meter import LocalMeter
+from llm_carbon_meter.servers.meter_process import Setup
 from llm_carbon_meter.servers.middleware import CarbonHeadersMiddleware, UniqueIdMiddleware
 from llm_carbon_meter.servers.routes import metrics, prompt_lengths
+from llm_carbon_meter.servers.settings import read_settings
 from llm_carbon_meter.servers.transformers_calls import watch
 from llm_carbon_meter.servers.transformers_capture import BatchCapture
 from llm_carbon_meter.servers.transformers_hooks import fitting
@@ -31,6 +33,8 @@ from llm_carbon_meter.servers.wrapping import OnError, wrap
 
 PREPARING: Final = "preparing"
 UPDATING: Final = "updating"
+
+_installed = False
 
 
 def serve(arguments: Sequence[str]) -> int:
@@ -59,18 +63,17 @@ def install() -> None:
     Raises:
         ConfigError: they do not fit, or a setting is wrong, and the settings are strict.
     """
-    config, problems = Config.from_environment()
+    global _installed
+    if _installed:
+        return
     faults = Faults()
-    for problem in problems:
-        faults.note("settings", problem, "The default is used.")
+    config = read_settings(faults)
     if not config.enabled:
         return
-    if not config.channel_dir:
-        share_channel_dir(choose_directory())
-        config, _ = Config.from_environment()
     owners, missing = fitting()
     if not missing:
         ServeHooks(config, faults).install(*owners)
+        _installed = True
         return
     error = ConfigError(
         f"this transformers does not fit: it has no {', no '.join(missing)}; 5.6 is the oldest "
@@ -101,8 +104,7 @@ class ServeHooks:
         """Its own, by which its batches are known."""
         self._scheduler: Any = None
         self._capture = BatchCapture(faults)
-        self._engine: MeterProcess | None = None
-        self._server: ApiServer | None = None
+        self._meter: LocalMeter | None = None
         self._doing = ""
         """What the batching's thread is inside of."""
         self._cancelling: Sequence[Any] = ()
@@ -115,6 +117,7 @@ class ServeHooks:
         outputs: type,
         scheduler: type,
         plain: type,
+        batching: type,
         thread: type,
         models: type,
         server: Any,
@@ -157,6 +160,7 @@ class ServeHooks:
         )
         for name in ("generate_streaming", "generate_non_streaming"):
             wrap(plain, name, before=self._before_plain, on_error=self._note("request"))
+        wrap(batching, "init_cb", failed=self._cannot_batch, on_error=self._note("request"))
         for name in ("submit", "async_submit"):
             setattr(thread, name, _in_context(getattr(thread, name)))
         build = server.build_server
@@ -234,6 +238,15 @@ class ServeHooks:
             "engine", error, "This transformers' internals do not fit; it is no longer metered."
         )
 
+    def _cannot_batch(self, _manager: Any, error: Exception, *_: Any) -> None:
+        """The client gets transformers' own answer, which says nothing."""
+        self._faults.note(
+            "batching",
+            error,
+            f"transformers cannot batch {self._name} continuously: serve it without "
+            "--continuous-batching, it is metered then too.",
+        )
+
     # Start and stop
 
     def _after_load(self, _models: Any, loaded: Any, name: str, *_: Any, **__: Any) -> None:
@@ -246,7 +259,7 @@ class ServeHooks:
             self._start(model, name, processor)
         if self._name != name:
             self._faults.note("model", f"{name} is not {self._name}, the one that is metered")
-        elif self._engine is not None:  # also where it is loaded again after an idle time
+        elif self._meter is not None:  # also where it is loaded again after an idle time
             self._follow(model, processor)
 
     def _follow(self, model: Any, processor: Any) -> None:
@@ -276,37 +289,19 @@ class ServeHooks:
             tensor_parallel=1,
             start_s=begun_s,
         )
-        engine = MeterProcess(setup, self._faults)
-        try:
-            engine.ready()
-            self._server = ApiServer(
-                self._config,
-                name,
-                spec,
-                deployment(model, gpus),
-                num_engines=1,
-                index=0,
-                count=1,
-                tracing=True,
-                faults=self._faults,
-            )
-            self._server.connect()
-        except MeterError:
-            engine.stop()
-            raise
+        self._meter = LocalMeter(
+            setup, name, deployment(model, gpus), tracing=True, faults=self._faults
+        )
         self._capture.overhead(begun_s, time.monotonic())
-        engine.follow(self._capture)
-        self._engine, self._processor = engine, processor
+        self._meter.follow(self._capture)
+        self._processor = processor
         self._attach()
 
     def _stop(self) -> None:
-        engine, self._engine = self._engine, None
-        server, self._server = self._server, None
+        meter, self._meter = self._meter, None
         self._forget()
-        if engine is not None:
-            engine.stop()
-        if server is not None:
-            server.stop()
+        if meter is not None:
+            meter.stop()
 
     # The application
 
@@ -329,9 +324,9 @@ class ServeHooks:
 
     def _attach(self) -> None:
         """Whichever comes second, the application or the model, brings them together."""
-        if self._app is None or self._server is None:
+        if self._app is None or self._meter is None:
             return
-        self._server.attach(self._app, self._count_tokens)
+        self._meter.server.attach(self._app, self._count_tokens)
         self._app.router.add_route("/metrics", metrics, ["GET"])
 
     async def _count_tokens(self, _request: Any, body: Mapping[str, Any]) -> list[int]:
@@ -360,12 +355,8 @@ class ServeHooks:
         *_: Any,
         **__: Any,
     ) -> None:
-        exchange, server = current_exchange.get(), self._server
-        if server is None or exchange is None or request_id is None:
-            return
-        if manager.model is self._model():
-            server.meter.begin(exchange, request_id, request_id, len(input_ids), max_new_tokens)
-            self._trace(request_id)
+        if request_id is not None and manager.model is self._model():
+            self._begin(request_id, len(input_ids), max_new_tokens)
 
     def _before_plain(
         self,
@@ -378,26 +369,30 @@ class ServeHooks:
         *_: Any,
         **__: Any,
     ) -> None:
-        exchange, server = current_exchange.get(), self._server
-        if server is None or exchange is None or model is not self._model():
-            return
-        tokens, most = int(inputs["input_ids"].shape[-1]), settings.max_new_tokens
-        server.meter.begin(exchange, request_id, request_id, tokens, most)
-        current_request.set(request_id)
-        self._trace(request_id)
+        if model is self._model():
+            current_request.set(request_id)
+            self._begin(request_id, int(inputs["input_ids"].shape[-1]), settings.max_new_tokens)
 
-    def _trace(self, request_id: str) -> None:
-        """FastAPI, or its instrumentation, has made the span of the exchange."""
-        from opentelemetry import trace
-
-        server, span = self._server, trace.get_current_span()
-        if server is None or server.meter.spans is None or not span.is_recording():
+    def _begin(self, request_id: str, prompt_tokens: int, max_tokens: int | None) -> None:
+        exchange = current_exchange.get()
+        if self._meter is None or exchange is None:
             return
-        (exchange,) = server.meter.exchanges.find(request_id)
-        member = exchange.members[request_id]
-        span.set_attributes(server.meter.spans.attributes(member.energy, member.estimate))
+        frontend = self._meter.server.meter
+        frontend.begin(exchange, request_id, request_id, prompt_tokens, max_tokens)
+        member = exchange.members.get(request_id)
+        if frontend.spans is not None and member is not None:
+            _trace(frontend.spans, member)
+
+
+def _trace(spans: SpanExporter, member: Member) -> None:
+    """FastAPI, or its instrumentation, has made the span of the exchange."""
+    from opentelemetry import trace
+
+    span = trace.get_current_span()
+    if span.is_recording():
+        span.set_attributes(spans.attributes(member.energy, member.estimate))
         started_ns = getattr(span, "start_time", None) or time.time_ns()
-        server.meter.spans.parent(request_id, span.get_span_context(), started_ns)
+        spans.parent(member.internal_id, span.get_span_context(), started_ns)
 
 
 def _nothing() -> None:

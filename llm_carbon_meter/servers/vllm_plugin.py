@@ -1,13 +1,12 @@
 """vLLM's entry point: runs in every process of a deployment, wraps, starts nothing."""
 
-import dataclasses
 import logging
 
-from llm_carbon_meter.config import Config, share_channel_dir
+from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import ConfigError
-from llm_carbon_meter.servers.channel import choose_directory
 from llm_carbon_meter.servers.hooks import load
+from llm_carbon_meter.servers.settings import read_settings
 from llm_carbon_meter.servers.vllm_engine import EngineHooks
 from llm_carbon_meter.servers.vllm_frontend import FrontendHooks
 from llm_carbon_meter.servers.vllm_hooks import HOOKED
@@ -30,15 +29,10 @@ def register() -> None:
     # An API server of vLLM raises the root logger's level to ERROR: our warnings shall be seen.
     if logger.level == logging.NOTSET:
         logger.setLevel(logging.INFO)
-    config, problems = Config.from_environment()
     faults = Faults()
-    for problem in problems:
-        faults.note("settings", problem, "The default is used.")
+    config = read_settings(faults)
     if not config.enabled:
         return
-    if not config.channel_dir:
-        config = dataclasses.replace(config, channel_dir=choose_directory())
-        share_channel_dir(config.channel_dir)
     try:
         _install(config, faults)
     except ConfigError as error:

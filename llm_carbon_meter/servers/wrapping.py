@@ -16,8 +16,10 @@ def wrap(
     on_error: OnError,
     before: Callable[..., None] | None = None,
     after: Callable[..., None] | None = None,
+    failed: Callable[..., None] | None = None,
 ) -> None:
-    """Let a method call ``before(self, ...)`` and ``after(self, result, ...)`` around itself.
+    """Let a method call ``before(self, ...)`` and ``after(self, result, ...)`` around itself, or
+    ``failed(self, error, ...)`` where it raises.
 
     ``on_error`` may raise on purpose (strict settings); nothing else of ours can.
 
@@ -30,7 +32,12 @@ def wrap(
     def wrapper(self: Any, *arguments: Any, **named: Any) -> Any:
         if before is not None:
             _guarded(on_error, self, before, self, *arguments, **named)
-        result = original(self, *arguments, **named)
+        try:
+            result = original(self, *arguments, **named)
+        except Exception as error:
+            if failed is not None:
+                _guarded(on_error, self, failed, self, error, *arguments, **named)
+            raise
         if after is not None:
             _guarded(on_error, self, after, self, result, *arguments, **named)
         return result

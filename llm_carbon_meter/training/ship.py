@@ -12,11 +12,12 @@ from safetensors.numpy import save
 from tqdm import tqdm
 
 from llm_carbon_meter.predictor.gnn import CARD, WEIGHTS
+from llm_carbon_meter.training.campaigns import checksums, read_campaigns
 from llm_carbon_meter.training.dataset import read_table, summary
 from llm_carbon_meter.training.examples import Examples, examples, merge_repeats
 from llm_carbon_meter.training.files import manifest
 from llm_carbon_meter.training.metrics import errors, weighted_quantile
-from llm_carbon_meter.training.rows import Row
+from llm_carbon_meter.training.rows import Row, Table
 from llm_carbon_meter.training.splits import ARCHITECTURE_FOLDS, leave_engine_out, leave_gpu_out
 from llm_carbon_meter.training.train import (
     Trained,
@@ -38,16 +39,23 @@ LIMITS: Final = (
 )
 
 
-def train(data: Path, output: Path, seed: int = 0) -> str:
+def train(data: Path, output: Path, seed: int = 0, campaigns: Sequence[Path] = ()) -> str:
     """Fit on all rows of a data folder and write the weights and their card.
+
+    Args:
+        data: the public data sets.
+        output: folder of the weights.
+        seed: of the network.
+        campaigns: files of measurements to fit to as well.
 
     Returns:
         What was read and what came out, for people.
 
     Raises:
-        ConfigError: a file of the data folder is missing.
+        ConfigError: a file is missing.
     """
-    table = read_table(data)
+    public, own = read_table(data), read_campaigns(campaigns)
+    table = Table([*public.rows, *own.rows], [*public.refused, *own.refused])
     rows = merge_repeats(table.for_training())
     known, groups = examples(rows), [row.architecture for row in rows]
     with tqdm(total=ARCHITECTURE_FOLDS + 2, desc="training", unit="fit") as progress:
@@ -59,7 +67,8 @@ def train(data: Path, output: Path, seed: int = 0) -> str:
             progress.update()
         final = fit(known, gate, seed)
         progress.update()
-    card = _card(rows, known, final, held_out)
+    sources = {**manifest(), **checksums(campaigns)}
+    card = {"data": dict(sorted(sources.items())), **_card(rows, known, final, held_out)}
     write(final, card, output)
     return summary(table) + "\n\n" + json.dumps(card["held_out_architectures"], indent=2)
 
@@ -70,7 +79,6 @@ def _card(rows: Sequence[Row], known: Examples, final: Trained, held_out: Floats
     within = (residual >= low) & (residual <= high)
     found = errors(known.joules, held_out, known.weights)
     return {
-        "data": dict(sorted(manifest().items())),
         "rows": len(rows),
         "architectures": len({row.architecture for row in rows}),
         "gpus": sorted(final.physics.gpus),

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_carbon_meter.predictor.azure import conversation_quantiles
+from llm_carbon_meter.predictor.azure import code_quantiles, conversation_quantiles
 from llm_carbon_meter.predictor.lengths import (
     MEMORY,
     PRIOR_WEIGHT,
@@ -32,6 +32,15 @@ def test_the_prior_of_the_package_is_the_azure_conversation_trace() -> None:
     for table in (tables.prompt_tokens, tables.output_tokens, tables.interarrival_s):
         assert list(table) == sorted(table)
     assert len(tables.output_by_prompt_fifth) == 5
+
+
+def test_code_completions_have_short_answers() -> None:
+    """The other trace's median: 13 tokens to a prompt of 1469."""
+    tables = code_quantiles()
+    middle = len(tables.output_tokens) // 2
+    assert tables.output_tokens[middle] == 13
+    assert tables.prompt_tokens[middle] == 1469
+    assert tables.rows == 8819
 
 
 def test_max_tokens_cuts_the_forecast() -> None:

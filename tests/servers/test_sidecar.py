@@ -24,9 +24,10 @@ from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.servers import sidecar
 from llm_carbon_meter.servers.api_server import ApiServer
+from llm_carbon_meter.servers.local_meter import LocalMeter
 from llm_carbon_meter.servers.meter_process import Setup
 from llm_carbon_meter.servers.routes import RefusedError
-from llm_carbon_meter.servers.sidecar import Upstream, application, metering, while_connected
+from llm_carbon_meter.servers.sidecar import Upstream, application, while_connected
 from llm_carbon_meter.servers.sidecar_capture import OutsideCapture
 from llm_carbon_meter.specs import built_in_model
 from tests.metered import eventually
@@ -37,7 +38,7 @@ EVENTS = "text/event-stream"
 
 
 class Metering(NamedTuple):
-    """Both ends of the meter."""
+    """What the proxy tells, and what it asks."""
 
     capture: OutsideCapture
     server: ApiServer
@@ -51,8 +52,13 @@ def meter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Metering]:
     config = Config(power="modelled", estimator="flop", channel_dir=str(channel))
     model = built_in_model("Llama-3.1-8B")
     setup = Setup(config, 0, ["0"], 0, 1, "", model, 1, time.monotonic(), outside=True)
-    with metering(setup, "toy", {}, Faults()) as (capture, server):
-        yield Metering(capture, server)
+    capture, local = (
+        OutsideCapture(Faults()),
+        LocalMeter(setup, "toy", {}, tracing=False, faults=Faults()),
+    )
+    local.follow(capture)
+    yield Metering(capture, local.server)
+    local.stop()
 
 
 @contextlib.contextmanager
@@ -512,14 +518,12 @@ def test_it_starts_before_its_server_and_without_a_model(
     """One line for each; then it goes on."""
     started = []
 
-    @contextlib.contextmanager
-    def stop_here(setup: Setup, *_: Any) -> Iterator[Any]:
+    def stop_here(setup: Setup, *_: Any, **__: Any) -> None:
         started.append(setup)
         raise MeterError("far enough")
-        yield
 
-    monkeypatch.setattr(sidecar, "metering", stop_here)
-    monkeypatch.setattr(sidecar, "share_channel_dir", lambda directory: None)
+    monkeypatch.setattr(sidecar, "LocalMeter", stop_here)
+    monkeypatch.setenv("LLM_CARBON_METER_CHANNEL_DIR", "/nowhere")
     url = f"http://127.0.0.1:{free_port()}"
     assert command("--upstream", url, "--listen", "127.0.0.1:0", "--gpus", "1,2") == 1
     (setup,) = started

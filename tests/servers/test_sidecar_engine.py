@@ -16,7 +16,9 @@ import pytest
 
 from llm_carbon_meter.demo.nvml_stub import LOG_VARIABLE, SCRIPT_VARIABLE
 from llm_carbon_meter.demo.server import MODEL_NAME, free_port
+from tests.engines import ENGINES
 from tests.metered import Metered, StartServer, assert_balanced, eventually
+from tests.outside import CHARGED, compare, table
 
 pytestmark = pytest.mark.engine
 
@@ -102,3 +104,23 @@ def test_eight_requests_at_once_are_metered_and_the_accounts_close(
         assert charged == pytest.approx(sum(each["energy_joules"] for each in records), rel=1e-9)
         assert accounts["idle"] > 0
         assert len(metered.logged()) == 8
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ENGINES)
+def test_beside_the_hook_the_sum_is_the_same_and_the_split_is_printed(
+    engine: str, tmp_path: Path
+) -> None:
+    """Between the same two readings both have every joule; pauses are work to the proxy."""
+    (found,) = compare(engine, tmp_path, loads=[8])
+    print(table([found]))
+    for accounts in found.accounts.values():
+        assert sum(accounts.values()) == pytest.approx(found.counted_joules, abs=1e-6)
+    for side, records in zip(found.accounts, zip(*found.records, strict=True), strict=True):
+        charged = sum(found.accounts[side][name] for name in CHARGED)
+        assert sum(each["energy_joules"] for each in records) == pytest.approx(charged, rel=1e-9)
+    for hook, outside in found.records:
+        assert outside["prompt_tokens"] == hook["prompt_tokens"]
+        assert outside["output_tokens"] == hook["output_tokens"]
+        assert (hook["quality"], outside["quality"]) == ("counter", "outside")
+    assert found.accounts["outside"]["idle"] < found.accounts["hook"]["idle"]

@@ -2,7 +2,9 @@
 
 import asyncio
 import json
+import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -12,7 +14,14 @@ from transformers.generation.continuous_batching.continuous_api import Continuou
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import ConfigError
 from llm_carbon_meter.servers import transformers_hooks, transformers_serve
-from tests.metered import Metered, StartServer, assert_balanced, eventually
+from tests.metered import (
+    Metered,
+    StartServer,
+    assert_balanced,
+    assert_charged,
+    assert_traced,
+    eventually,
+)
 
 pytestmark = pytest.mark.engine
 
@@ -64,9 +73,8 @@ def test_eight_clients_get_records_of_their_own(metered: Metered) -> None:
         assert min(record["prefill_joules"], record["decode_joules"]) > 0
         assert (record["outcome"], record["quality"]) == ("finished", "counter")
         assert record["estimate"]["energy_joules"] > 0
-    accounts = assert_balanced(metered)
-    charged = sum(record["energy_joules"] for record in metered.logged())
-    assert charged == pytest.approx(accounts["prefill"] + accounts["decode"], rel=1e-9)
+    assert_charged(metered)
+    assert_balanced(metered)
 
 
 def test_a_long_prompt_is_prefilled_in_chunks(metered: Metered) -> None:
@@ -101,6 +109,8 @@ def test_the_answer_has_headers_and_a_stream_a_comment(metered: Metered) -> None
     comment = text.decode().strip().splitlines()[-1]
     record = json.loads(comment.removeprefix(": llm-carbon "))
     assert record["output_tokens"] == 4
+    for request_id in ("with-headers", record["id"]):  # other tests count tokens
+        metered.record(request_id)
 
 
 def leave_a_stream(metered: Metered) -> None:
@@ -177,13 +187,38 @@ class TestPlain:
             assert record["features"]["num_steps"] == answer["completion_tokens"]
             assert min(record["prefill_joules"], record["decode_joules"]) > 0
             assert record["estimate"]["energy_joules"] > 0
-        accounts = assert_balanced(metered)
-        charged = sum(record["energy_joules"] for record in metered.logged())
-        assert charged == pytest.approx(accounts["prefill"] + accounts["decode"], rel=1e-9)
+        assert_charged(metered)
+        assert_balanced(metered)
 
     def test_a_client_that_leaves_a_stream_is_aborted(self, metered: Metered) -> None:
         """At the next token."""
         leave_a_stream(metered)
+
+
+class TestOpenTelemetry:
+    """``opentelemetry-instrument transformers serve``, without our command."""
+
+    @pytest.fixture(scope="class", params=["transformers", "transformers-plain"])
+    @staticmethod
+    def metered(request: Any, start_server: StartServer) -> Iterator[Metered]:
+        own = Path(sys.executable).parent
+        exporters = ("--traces_exporter=otlp", "--metrics_exporter=none", "--logs_exporter=none")
+        program = (own / "opentelemetry-instrument", *exporters, own / "transformers", "serve")
+        with start_server(engine=request.param, program=list(map(str, program))) as metered:
+            yield metered
+
+    @pytest.mark.parametrize("stream", [False, True])
+    def test_a_request_is_metered_and_traced(self, metered: Metered, stream: bool) -> None:
+        """Figures, headers and books as with our command; the span is that of FastAPI."""
+        asked = body(metered, "trace me", 8, stream=stream)
+        name = f"traced-{stream}"
+        _, headers, _ = metered.http("/v1/completions", asked, {"X-Request-Id": name})
+        assert "llm-carbon-estimated-wh" in {each.lower() for each in headers}
+        record = metered.record(name)
+        assert min(record["prefill_joules"], record["decode_joules"]) > 0
+        assert assert_traced(metered, record).name == "POST /v1/completions"
+        assert_charged(metered)
+        assert_balanced(metered)
 
 
 def test_nothing_is_left_when_the_server_ends(start_server: StartServer) -> None:

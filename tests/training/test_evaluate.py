@@ -287,7 +287,7 @@ def test_results_become_text_and_plots(tmp_path: Path) -> None:
         "Table 4",
         "Table 5",
         "no data",
-        "not measured yet",
+        "see What to measure next",
     ):
         assert name in text
     assert "below 1" in text

@@ -174,7 +174,7 @@ def run_all(
     splits = {scale: checked_splits(rows) for scale, rows in tables.items()}
     found = {}
     with ProcessPoolExecutor(
-        processes, multiprocessing.get_context("spawn"), initializer=_one_thread
+        processes, multiprocessing.get_context("spawn"), initializer=one_thread
     ) as pool:
         running = {}
         for job in jobs:
@@ -191,6 +191,7 @@ def run_all(
     return found
 
 
-def _one_thread() -> None:
+def one_thread() -> None:
+    """Keep a process to one core."""
     torch.set_num_threads(1)
     threadpool_limits(1)

@@ -1,0 +1,233 @@
+"""A campaign by its command, and its worker on a real engine; the GPU is the stub library's."""
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_carbon_meter import cli
+from llm_carbon_meter.campaign.job import PHASES, Job, Occasion
+from llm_carbon_meter.campaign.plan import LOADS, MODELS, Load, make_plan
+from llm_carbon_meter.campaign.rows import Measurements, Status, occasion
+from llm_carbon_meter.campaign.run import TINY_CONFIG
+from llm_carbon_meter.campaign.worker import measure
+from llm_carbon_meter.demo.nvml_stub import SCRIPT_VARIABLE, StubScript
+from llm_carbon_meter.power.nvml_state import StateReader
+from llm_carbon_meter.specs import built_in_model
+from tests.power.conftest import Stub
+
+pytestmark = pytest.mark.engine
+
+HEAT, POWER_CAP = 0x40, 0x4
+
+
+def job(*occasions: Occasion, least_s: float = 0.2) -> Job:
+    """On the stub's first GPU, with a minute's time."""
+    return Job(
+        engine="transformers",
+        engine_version="5",
+        model="tiny",
+        config=TINY_CONFIG,
+        dtype="float32",
+        tensor_parallel=1,
+        gpus=["0"],
+        gpu="NVML stub",
+        least_s=least_s,
+        deadline_s=time.monotonic() + 60,
+        occasions=occasions,
+    )
+
+
+def command(out: Path, *more: str) -> list[str]:
+    """A campaign that tries everything on a toy model."""
+    own = (sys.executable, "-m", "llm_carbon_meter.cli", "campaign", "--engine", "transformers")
+    return [*own, "--tiny", "--out", str(out), "--seconds", "0.1", *more]
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    """The file's rows; every one is whole."""
+    with out.open(newline="") as lines:
+        found = list(csv.DictReader(lines))
+    assert all(None not in each.values() for each in found)
+    return found
+
+
+@pytest.fixture
+def host(stub: Stub, stub_directory: Path) -> dict[str, str]:
+    """The environment of a process whose GPU draws 300 W."""
+    stub.play(StubScript(1, {0: [(0.0, 300.0)]}, period_ms=20))
+    return {
+        **os.environ,
+        SCRIPT_VARIABLE: str(stub.script_path),
+        "LD_LIBRARY_PATH": str(stub_directory),
+    }
+
+
+def test_both_phases_of_a_load_are_measured_apart(stub: Stub) -> None:
+    """Gross joules are power x time; a whole answer costs more than its prefill."""
+    stub.play(StubScript(1, {0: [(0.0, 300.0)]}, period_ms=20))
+    load = Load(2, 32, 24)
+    found = list(measure(job(*(Occasion(load, phase, 0, 2) for phase in PHASES))))
+    assert {row["source"] for row in found} == {"measured"}
+    for row in found:
+        assert row["joules"] == pytest.approx(300.0 * row["seconds"], rel=0.05)
+        assert row["joules_per_request"] == pytest.approx(row["joules"] / row["batches"] / 2)
+        assert row["seconds"] >= 0.2
+        assert row["idle_watts_before"] == pytest.approx(300.0, rel=0.05)
+        assert (row["sm_clock_mhz_lowest"], row["slowed_by"]) == (1980.0, "")
+    prefill, whole = (
+        [row["joules_per_request"] for row in found if row["phase"] == phase] for phase in PHASES
+    )
+    assert max(prefill) < min(whole)
+
+
+def test_a_gpu_that_throttles_is_recorded_as_such(stub: Stub) -> None:
+    """Heat is; a power limit is what somebody set, and is named without being an error."""
+    load = Load(1, 16, 1)
+    for reasons, status, named in (
+        (HEAT, Status.THROTTLED, "hw_thermal"),
+        (POWER_CAP, Status.OK, "sw_power_cap"),
+    ):
+        stub.steady(300.0, extra=(f"throttle 0 0 1e9 {reasons}",))
+        row = next(measure(job(Occasion(load, PHASES[0], 0, 1))))
+        assert (row["status"], row["slowed_by"]) == (status, named)
+        assert row["sm_clock_mhz_lowest"] == 900.0
+
+
+def test_a_batch_that_does_not_fit_is_recorded_and_the_next_one_measured(stub: Stub) -> None:
+    """Once: it will not fit the next time either."""
+    stub.steady(300.0)
+    giant, small = Load(2**40, 64, 1), Load(1, 16, 1)
+    first, *others = measure(job(*(Occasion(load, PHASES[0], 0, 3) for load in (giant, small))))
+    assert (first["status"], first["batch"]) == (Status.OUT_OF_MEMORY, 2**40)
+    assert "allocate" in first["note"]
+    assert [row["batch"] for row in others] == [1] * len(others)
+    assert Status.OK in {row["status"] for row in others}
+
+
+def test_what_an_engine_raises_is_a_row(stub: Stub) -> None:
+    """The shape of a head that nobody can compute."""
+    stub.steady(300.0)
+    broken = job(Occasion(Load(1, 16, 1), PHASES[0], 0, 1))
+    bad = {**TINY_CONFIG, "num_key_value_heads": 3}
+    (row,) = measure(Job(**{**_fields(broken), "config": bad}))
+    assert row["status"] == Status.FAILED
+    assert row["note"]
+
+
+def _fields(one: Job) -> dict[str, Any]:
+    return {name: getattr(one, name) for name in one.__dataclass_fields__}
+
+
+@pytest.mark.slow
+def test_it_ends_on_time_and_goes_on_where_it_was(tmp_path: Path, host: dict[str, str]) -> None:
+    """Killed, out of time, then whole: no good repetition is made twice, none is lost."""
+    out = tmp_path / "m.csv"
+    with subprocess.Popen(command(out, "--minutes", "5"), env=host) as process:
+        while not (out.exists() and len(rows(out)) >= 3):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGKILL)
+    kept = rows(out)
+    begun_s = time.monotonic()
+    subprocess.run(command(out, "--minutes", "0.4"), env=host, check=True)
+    assert time.monotonic() - begun_s < 0.4 * 60 + 8
+    assert rows(out)[: len(kept)] == kept
+    subprocess.run(command(out, "--minutes", "3", "--repetitions", "2"), env=host, check=True)
+    file = Measurements(out)
+    counts = Counter(occasion(row) for row in file.rows)
+    assert len(counts) == 8
+    good = file.good()
+    assert min(good.values()) >= 2
+    assert (tmp_path / "m.parquet").exists()
+    file.close()
+
+
+def test_ctrl_c_leaves_the_file_and_no_process(tmp_path: Path, host: dict[str, str]) -> None:
+    """What was measured is printed."""
+    out = tmp_path / "m.csv"
+    with subprocess.Popen(
+        command(out, "--minutes", "5"), env=host, stdout=subprocess.PIPE, text=True
+    ) as process:
+        while not (out.exists() and rows(out)):
+            assert process.poll() is None
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        printed, _ = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert "J/request" in printed
+    assert rows(out)
+
+
+def test_a_worker_that_dies_is_a_row_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The kernel's killer takes the process that has the weights."""
+    monkeypatch.setattr("llm_carbon_meter.campaign.run.WORKER", "llm_carbon_meter.units")
+    out = tmp_path / "m.csv"
+    options = ("--engine", "transformers", "--tiny", "--minutes", "1", "--out", str(out))
+    assert cli.main(["campaign", *options, "--gpus", ""]) == 1
+    (row,) = rows(out)
+    assert row["status"] == "failed"
+    assert "its process ended with code 0" in row["note"]
+
+
+def test_every_default_model_and_load_can_be_planned() -> None:
+    """Names are in the list, and most loads fit most contexts."""
+    plan = make_plan(
+        "vllm", [], dtype="bfloat16", gpus="0", least_s=None, repetitions=5, tiny=False
+    )
+    assert tuple(plan.models) == MODELS
+    assert all(built_in_model(name).max_context > 0 for name in plan.models)
+    assert tuple(plan.loads) == LOADS
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--models", "Llama-9"), "nearest"),
+        (("--out", "m.txt"), "expected the name of a .csv file"),
+        (("--gpus", "0,x"), "expected indices or UUIDs of nvidia-smi"),
+        (("--gpus", "0,1"), "with transformers a campaign uses one GPU"),
+        (("--gpus", "0", "--repetitions", "0"), "expected at least 1"),
+    ],
+)
+def test_wrong_options_are_named(
+    options: tuple[str, ...], message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is started."""
+    common = ("--engine", "transformers", "--minutes", "1", "--out", str(tmp_path / "m.csv"))
+    assert cli.main(["campaign", *common, *options]) == 1
+    assert message in capsys.readouterr().err
+
+
+def test_the_state_of_a_gpu_is_what_it_says(stub: Stub) -> None:
+    """A stub has no thermometer and no limit: those are unknown, not 0."""
+    stub.steady(300.0, extra=(f"throttle 0 0 1e9 {HEAT | POWER_CAP}",))
+    reader = StateReader(["0"])
+    state = reader.read()
+    assert state.reasons == {"hw_thermal", "sw_power_cap"}
+    assert (state.sm_clock_mhz, state.temperature_c) == (900.0, None)
+    assert reader.power_limit_watts() is None
+    reader.close()
+
+
+@pytest.mark.slow
+def test_vllm_is_driven_the_same_way(tmp_path: Path, host: dict[str, str]) -> None:
+    """Its dummy weights are drawn anew; rows of both engines share a file."""
+    out = tmp_path / "m.csv"
+    vllm = [
+        "vllm" if word == "transformers" else word
+        for word in command(out, "--minutes", "4", "--repetitions", "1")
+    ]
+    subprocess.run(vllm, env=host, check=True)
+    subprocess.run(command(out, "--minutes", "2", "--repetitions", "1"), env=host, check=True)
+    good = {(row["engine"], row["source"]) for row in rows(out) if row["status"] == "ok"}
+    assert good == {("vllm", "measured"), ("transformers", "measured")}
