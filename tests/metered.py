@@ -167,10 +167,7 @@ def eventually(ask: Callable[[], Any], what: str, timeout_s: float = 15.0) -> An
 StartServer = Callable[..., contextlib.AbstractContextManager[Metered]]
 
 
-@pytest.fixture(scope="session")
-def start_server(
-    tiny_model: Path, stub_library: Path, tmp_path_factory: pytest.TempPathFactory
-) -> StartServer:
+def starter(tiny_model: Path, stub_library: Path, new_folder: Callable[[str], Path]) -> StartServer:
     """Starts a server for a ``with`` block."""
 
     @contextlib.contextmanager
@@ -185,7 +182,7 @@ def start_server(
         engine: str = "vllm",
         model: Path = tiny_model,
     ) -> Iterator[Metered]:
-        folder = tmp_path_factory.mktemp("server")
+        folder = new_folder("server")
         power = power or {0: [(0, 300.0)]}
         script = StubScript(len(power), power, period_ms=20, cycle_s=cycle_s, extra=tuple(extra))
         receiver = OtlpReceiver()
@@ -229,6 +226,14 @@ def start_server(
             receiver.close()
 
     return start
+
+
+@pytest.fixture(scope="session")
+def start_server(
+    tiny_model: Path, stub_library: Path, tmp_path_factory: pytest.TempPathFactory
+) -> StartServer:
+    """`starter` of this session's tests."""
+    return starter(tiny_model, stub_library, tmp_path_factory.mktemp)
 
 
 def assert_balanced(metered: Metered, gpu: int | None = None) -> dict[str, float]:

@@ -1,6 +1,7 @@
 """Makes README's tables from the code: ``python -m tests.readme`` writes them, a test compares.
 
-The figures of the predictor are from ``examples/predictor``, as the verb ``evaluate`` left them.
+The figures of the predictor are from ``examples/predictor``, as the verb ``evaluate`` left them;
+the table of engines takes minutes and is made by ``tests/versions.py``.
 """
 
 import json
@@ -102,13 +103,18 @@ def tables() -> Mapping[str, str]:
     }
 
 
+def replaced(text: str, name: str, table: str) -> str:
+    """README with one generated part exchanged."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    assert pattern.search(text), f"README has no part {begin}"
+    return pattern.sub(lambda _: f"{begin}\n{table}\n{end}", text)
+
+
 def rendered(text: str) -> str:
     """README with every generated part made anew."""
     for name, table in tables().items():
-        begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
-        pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-        assert pattern.search(text), f"README has no part {begin}"
-        text = pattern.sub(lambda _, part=f"{begin}\n{table}\n{end}": part, text)
+        text = replaced(text, name, table)
     return text
 
 

@@ -12,19 +12,14 @@ import pytest
 
 from llm_carbon_meter.demo.server import MODEL_NAME, entry_point
 
+from .environments import build_wheel
 from .metered import Metered, StartServer
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Built from this tree."""
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder)]
-    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
-    (built,) = folder.glob("*.whl")
-    return built
+    return build_wheel(tmp_path_factory.mktemp("wheel"))
 
 
 def test_the_wheel_has_types_data_and_entry_points(wheel: Path) -> None:

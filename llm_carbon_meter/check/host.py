@@ -62,7 +62,7 @@ def _engines() -> list[Finding]:
         return [_vllm()]
     fit = installed_fit("transformers")
     transformers = _fit("transformers", fit, TRANSFORMERS_HOOKED, "transformers 5.6 or newer")
-    if util.find_spec("vllm") is None and not fit.missing:
+    if util.find_spec("vllm") is None:
         return [Finding("vllm", Verdict.NOTE, "not installed here"), transformers]
     if fit.missing:  # vLLM brings a transformers, which need not serve
         transformers = dataclasses.replace(transformers, verdict=Verdict.NOTE)

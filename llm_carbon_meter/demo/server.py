@@ -22,7 +22,7 @@ MODEL_NAME: Final = "tiny-qwen2"
 MAX_MODEL_LEN: Final = 1024
 
 _ENTRY_POINTS: Final = (
-    "vllm.entrypoints.launchers.api_server.entry",  # vLLM 0.32 and later
+    "vllm.entrypoints.launchers.api_server.entry",  # vLLM 0.29 and later
     "vllm.entrypoints.openai.api_server",
 )
 _OFFLINE: Final = {"HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1"}

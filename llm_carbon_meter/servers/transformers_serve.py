@@ -107,6 +107,8 @@ class ServeHooks:
         self._meter: LocalMeter | None = None
         self._doing = ""
         """What the batching's thread is inside of."""
+        self._cancelling: Sequence[Any] = ()
+        """Requests whose clients have left, before the scheduler forgets them."""
 
     def install(
         self,
@@ -142,7 +144,13 @@ class ServeHooks:
         )
         wrap(outputs, "prepare_batch_update", after=self._after_outputs, on_error=drop)
         wrap(scheduler, "finish_request", before=self._before_finish, on_error=drop)
-        wrap(scheduler, "clear_cancelled_requests", after=self._after_cancel, on_error=drop)
+        wrap(
+            scheduler,
+            "clear_cancelled_requests",
+            before=self._before_cancel,
+            after=self._after_cancel,
+            on_error=drop,
+        )
         wrap(manager, "add_request", before=self._before_add, on_error=self._note("request"))
         wrap(
             models,
@@ -213,9 +221,14 @@ class ServeHooks:
         if state is not None:
             self._capture.finished(state, cancelled=False)
 
-    def _after_cancel(self, scheduler: Any, states: Sequence[Any]) -> None:
+    def _before_cancel(self, scheduler: Any) -> None:
         if scheduler is self._scheduler:
-            for state in states:
+            self._cancelling = _to_cancel(scheduler)
+
+    def _after_cancel(self, scheduler: Any, states: Sequence[Any] | None) -> None:
+        if scheduler is self._scheduler:
+            # The oldest versions do not return them.
+            for state in self._cancelling if states is None else states:
                 self._capture.finished(state, cancelled=True)
 
     def _drop(self, _owner: Any, error: Exception) -> None:
@@ -384,6 +397,13 @@ def _trace(spans: SpanExporter, member: Member) -> None:
 
 def _nothing() -> None:
     """What a reference to no model gives."""
+
+
+def _to_cancel(scheduler: Any) -> list[Any]:
+    """The requests that a scheduler is about to drop."""
+    queues = scheduler.active_requests, scheduler.waiting_requests
+    names = list(getattr(scheduler, "_requests_to_cancel", ()))
+    return [queue[name] for queue in queues for name in names if name in queue]
 
 
 def _in_context(submit: Callable[..., Any]) -> Callable[..., Any]:

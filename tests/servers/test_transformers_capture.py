@@ -191,6 +191,24 @@ def test_making_room_ends_no_request() -> None:
     assert [end.request_id for end in hooked.world.drained()[1]] == ["a"]
 
 
+@pytest.mark.parametrize("told", [True, False])
+def test_a_cancelled_request_ends_though_its_scheduler_may_not_say_so(told: bool) -> None:
+    """Old schedulers return nothing: who was to be cancelled is seen before; others stay."""
+    hooked, states = Hooked(), {name: state_of(name) for name in ("runs", "waits", "stays")}
+    hooked.prepare(found=False)
+    hooked.scheduler.active_requests = {name: states[name] for name in ("runs", "stays")}
+    hooked.scheduler.waiting_requests = {"waits": states["waits"]}
+    hooked.scheduler._requests_to_cancel = {"runs", "waits", "gone"}
+    hooked.hooks._before_cancel(hooked.scheduler)
+    cancelled = [states["runs"], states["waits"]] if told else None
+    hooked.hooks._after_cancel(hooked.scheduler, cancelled)
+    ends = hooked.world.drained()[1]
+    assert [(end.request_id, end.outcome) for end in ends] == [
+        ("runs", Outcome.ABORTED),
+        ("waits", Outcome.ABORTED),
+    ]
+
+
 def test_another_model_is_not_metered() -> None:
     """Neither its batches nor the ends of its requests are of concern here."""
     hooked = Hooked()
@@ -198,6 +216,7 @@ def test_another_model_is_not_metered() -> None:
     hooked.prepare(found=True)
     other = SimpleNamespace(active_requests={"b": state_of("b")})
     hooked.hooks._before_finish(other, "b")
+    hooked.hooks._before_cancel(other)
     hooked.hooks._after_cancel(other, [state_of("b")])
     assert hooked.world.drained() == ([], [])
 
