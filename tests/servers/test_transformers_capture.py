@@ -231,7 +231,7 @@ def test_a_model_that_is_loaded_again_is_metered_again(monkeypatch: pytest.Monke
         def prepare_inputs_for_generation(self) -> None: ...
 
     hooks = ServeHooks(Config(), faults := Faults())
-    monkeypatch.setattr(hooks, "_start", lambda *_: setattr(hooks, "_engine", object()))
+    monkeypatch.setattr(hooks, "_start", lambda *_: setattr(hooks, "_meter", object()))
     first = Model()
     hooks._after_load(None, (first, None), "tiny@main")
     kept = weakref.ref(first)
