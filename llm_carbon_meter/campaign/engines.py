@@ -1,7 +1,7 @@
-"""Engines as a campaign drives them: random weights at a model's true shapes, whole batches.
+"""Engines as a campaign drives them: whole batches, random weights at a model's true shapes.
 
-Weights are normal at the scale of the model's own initialiser: values move the power of matrix
-products, zeros by a lot.
+Random weights are normal at the scale of the model's own initialiser: values move the power of
+matrix products, zeros by a lot.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -35,13 +35,19 @@ class Engine(Protocol):
 
 
 def load_engine(
-    engine: str, config: Mapping[str, Any], dtype: str, tensor_parallel: int, loads: Sequence[Load]
+    engine: str,
+    config: Mapping[str, Any],
+    checkpoint: str,
+    dtype: str,
+    tensor_parallel: int,
+    loads: Sequence[Load],
 ) -> Engine:
-    """Load a model of random weights.
+    """Load a model, of random weights where it has no checkpoint.
 
     Args:
         engine: vllm or transformers.
         config: of the model, as in its config.json.
+        checkpoint: folder of its weights; empty for none.
         dtype: of weights and computation.
         tensor_parallel: GPUs.
         loads: that will be run.
@@ -52,7 +58,7 @@ def load_engine(
     """
     makers: Mapping[str, Callable[..., Engine]] = {"vllm": Vllm, "transformers": Transformers}
     try:
-        return _guarded(lambda: makers[engine](config, dtype, tensor_parallel, loads))
+        return _guarded(lambda: makers[engine](config, checkpoint, dtype, tensor_parallel, loads))
     except ImportError as error:
         raise ConfigError(f"--engine {engine}: {error}; install it, or choose another") from error
 
@@ -83,20 +89,26 @@ class Transformers:
     """``generate`` of transformers, in this process; arguments as for `load_engine`."""
 
     def __init__(
-        self, config: Mapping[str, Any], dtype: str, _tensor_parallel: int, _loads: Sequence[Load]
+        self,
+        config: Mapping[str, Any],
+        checkpoint: str,
+        dtype: str,
+        _tensor_parallel: int,
+        _loads: Sequence[Load],
     ) -> None:
         import torch
         import transformers
 
         self._torch, self._device = torch, "cuda" if torch.cuda.is_available() else "cpu"
-        kind = config["model_type"]
-        settings = transformers.AutoConfig.for_model(
-            kind, **{name: value for name, value in config.items() if name != "model_type"}
-        )
+        settings = transformers.AutoConfig.for_model(**config)
         torch.manual_seed(SEED)
+        kind = transformers.AutoModelForCausalLM
+        common = {"dtype": getattr(torch, dtype), "attn_implementation": "sdpa"}
         with torch.device(self._device):
-            model = transformers.AutoModelForCausalLM.from_config(
-                settings, dtype=getattr(torch, dtype), attn_implementation="sdpa"
+            model = (
+                kind.from_pretrained(checkpoint, **common)
+                if checkpoint
+                else kind.from_config(settings, **common)
             )
         self._model = model.eval()
         self._vocabulary = int(settings.get_text_config().vocab_size)
@@ -125,7 +137,12 @@ class Vllm:
     """vLLM's engine, in this process; arguments as for `load_engine`."""
 
     def __init__(
-        self, config: Mapping[str, Any], dtype: str, tensor_parallel: int, loads: Sequence[Load]
+        self,
+        config: Mapping[str, Any],
+        checkpoint: str,
+        dtype: str,
+        tensor_parallel: int,
+        loads: Sequence[Load],
     ) -> None:
         import json
         import tempfile
@@ -139,9 +156,9 @@ class Vllm:
         with tempfile.TemporaryDirectory() as folder:
             (Path(folder) / "config.json").write_text(json.dumps(dict(config)))
             self._llm = vllm.LLM(
-                model=folder,
+                model=checkpoint or folder,
                 skip_tokenizer_init=True,
-                load_format="dummy",
+                load_format="auto" if checkpoint else "dummy",
                 dtype=dtype,
                 tensor_parallel_size=tensor_parallel,
                 max_model_len=max(load.prompt_tokens + load.output_tokens for load in loads),
@@ -150,8 +167,9 @@ class Vllm:
                 enable_prefix_caching=False,
                 enforce_eager=not torch.cuda.is_available(),
             )
-        scale = float(config.get("initializer_range", DEFAULT_SCALE))
-        self._llm.apply_model(lambda model: _draw_weights(model, scale))
+        if not checkpoint:
+            scale = float(config.get("initializer_range", DEFAULT_SCALE))
+            self._llm.apply_model(lambda model: _draw_weights(model, scale))
 
     def run(self, load: Load) -> None:
         """Greedy, of an exact length."""

@@ -2,13 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Final, Self
 
-from llm_carbon_meter.campaign.plan import Load, Plan
+from llm_carbon_meter.campaign.plan import Load, Plan, is_checkpoint
 from llm_carbon_meter.campaign.rows import Row
 from llm_carbon_meter.records import Source
 
-WEIGHTS: Final = "random, normal at the initialiser's scale"
+RANDOM: Final = "random, normal at the initialiser's scale"
+CHECKPOINT: Final = "checkpoint"
 PREFILL: Final = "prefill"
 """An answer of one token comes from the prefill."""
 WHOLE: Final = "prefill+decode"
@@ -38,6 +40,8 @@ class Job:
     engine: str
     engine_version: str
     model: str
+    checkpoint: str
+    """Folder of its weights; empty where they are random."""
     config: Mapping[str, Any]
     dtype: str
     tensor_parallel: int
@@ -60,7 +64,8 @@ class Job:
         return cls(
             engine=plan.engine,
             engine_version=engine_version,
-            model=model,
+            model=Path(model).name,
+            checkpoint=model if is_checkpoint(model) else "",
             config=config,
             dtype=plan.dtype,
             tensor_parallel=plan.tensor_parallel,
@@ -78,7 +83,7 @@ class Job:
             "dtype": self.dtype,
             "quantisation": "none",
             "tensor_parallel": self.tensor_parallel,
-            "weights": WEIGHTS,
+            "weights": CHECKPOINT if self.checkpoint else RANDOM,
             "gpu": self.gpu,
             "engine": self.engine,
             "engine_version": self.engine_version,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from llm_carbon_meter.power.nvml_devices import listed_devices
@@ -66,11 +67,11 @@ def make_plan(
 
     Raises:
         ConfigError: an option cannot be used.
-        SpecError: a model is not in the built-in list.
+        SpecError: a model is neither in the built-in list nor a folder with a checkpoint.
     """
     names = [TINY_MODEL] if tiny else list(models or MODELS)
     for name in names:
-        if not tiny:
+        if not tiny and not is_checkpoint(name):
             built_in_model(name)
     devices = listed_devices(gpus) if gpus else []
     if len(devices) < len([each for each in gpus.split(",") if each]):
@@ -90,6 +91,11 @@ def make_plan(
         least_s=default_s if least_s is None else least_s,
         repetitions=repetitions,
     )
+
+
+def is_checkpoint(model: str) -> bool:
+    """Whether a model is named by a folder: then its own weights are measured."""
+    return (Path(model) / "config.json").is_file()
 
 
 def fits(model: str, load: Load, max_context: int) -> bool:

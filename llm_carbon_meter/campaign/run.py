@@ -8,6 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
+from llm_carbon_meter.campaign.card import write_card
 from llm_carbon_meter.campaign.job import Job
 from llm_carbon_meter.campaign.plan import TINY_MODEL, Plan, make_plan
 from llm_carbon_meter.campaign.rows import (
@@ -22,8 +23,9 @@ from llm_carbon_meter.campaign.runner import installed_version, lacking, measure
 from llm_carbon_meter.columns import aligned
 from llm_carbon_meter.config import cuda_visible_devices
 from llm_carbon_meter.power.nvml_survey import survey
+from llm_carbon_meter.predictor.offline import named_config
 from llm_carbon_meter.records import ConfigError, PowerError
-from llm_carbon_meter.specs import built_in_config, gpu_spec
+from llm_carbon_meter.specs import gpu_spec
 
 TINY_CONFIG: Final[Mapping[str, Any]] = {
     "model_type": "llama",
@@ -49,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="+",
         default=[],
         metavar="NAME",
-        help="of the built-in list, the most wanted first (default: the paper's and today's)",
+        help="of the built-in list, or folders of checkpoints, the most wanted first (default: the "
+        "paper's and today's)",
     )
     parser.add_argument(
         "--minutes", type=float, required=True, help="the campaign ends when they are over"
@@ -119,7 +122,8 @@ def run_campaign(options: argparse.Namespace) -> int:
         file.close()
         print(summary(file.rows))
         parquet = write_parquet(options.out)
-        print(f"{options.out}, {parquet or 'no Parquet: that needs pyarrow'}")
+        described = write_card(options.out, file.rows)
+        print(f"{options.out}, {parquet or 'no Parquet: that needs pyarrow'}, {described}")
     return 0 if any(row["status"] == Status.OK for row in file.rows) else 1
 
 
@@ -138,7 +142,7 @@ def _jobs(plan: Plan, file: Measurements, gpu: str) -> list[Job]:
     """One per model."""
     jobs = []
     for model in plan.models:
-        config = TINY_CONFIG if model == TINY_MODEL else built_in_config(model)
+        config = TINY_CONFIG if model == TINY_MODEL else named_config(model)
         job = Job.of(plan, model, config, gpu, installed_version(plan.engine))
         jobs.append(lacking(job, plan.loads, plan.repetitions, file))
     return jobs

@@ -65,6 +65,7 @@ def measure(job: Job) -> Iterator[Row]:
         engine = load_engine(
             job.engine,
             job.config,
+            job.checkpoint,
             job.dtype,
             job.tensor_parallel,
             [each.load for each in job.occasions],

@@ -7,12 +7,13 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from llm_carbon_meter import cli
+from llm_carbon_meter.campaign.card import write_card
 from llm_carbon_meter.campaign.job import PHASES, Job, Occasion
 from llm_carbon_meter.campaign.plan import LOADS, MODELS, Load, make_plan
 from llm_carbon_meter.campaign.rows import Measurements, Status, occasion
@@ -20,6 +21,7 @@ from llm_carbon_meter.campaign.run import TINY_CONFIG
 from llm_carbon_meter.campaign.worker import measure
 from llm_carbon_meter.demo.nvml_stub import SCRIPT_VARIABLE, StubScript
 from llm_carbon_meter.power.nvml_state import StateReader
+from llm_carbon_meter.predictor.offline import named_config
 from llm_carbon_meter.specs import built_in_model
 from tests.power.conftest import Stub
 
@@ -34,6 +36,7 @@ def job(*occasions: Occasion, least_s: float = 0.2) -> Job:
         engine="transformers",
         engine_version="5",
         model="tiny",
+        checkpoint="",
         config=TINY_CONFIG,
         dtype="float32",
         tensor_parallel=1,
@@ -112,18 +115,42 @@ def test_a_batch_that_does_not_fit_is_recorded_and_the_next_one_measured(stub: S
     assert Status.OK in {row["status"] for row in others}
 
 
+def test_a_checkpoint_is_measured_with_its_own_weights(
+    stub: Stub, tiny_model: Path, tmp_path: Path
+) -> None:
+    """Rows say so, and the card names hardware, versions, method and licence."""
+    stub.steady(300.0)
+    plan = make_plan(
+        "transformers",
+        [str(tiny_model)],
+        dtype="float32",
+        gpus="0",
+        least_s=0.1,
+        repetitions=1,
+        tiny=False,
+    )
+    one = Job.of(plan, plan.models[0], named_config(plan.models[0]), "NVML stub", "5")
+    occasions = [Occasion(Load(1, 16, 2), PHASES[1], 0, 1)]
+    (row,) = measure(replace(one, occasions=occasions, deadline_s=time.monotonic() + 60))
+    assert (row["status"], row["weights"], row["model"]) == ("ok", "checkpoint", tiny_model.name)
+    file = Measurements(tmp_path / "m.csv")
+    file.append(row)
+    file.close()
+    text = write_card(file.path, file.rows).read_text()
+    assert "GPUs: NVML stub" in text
+    assert "driver: stub" in text
+    assert "1 ok" in text
+    assert "CC-BY-4.0" in text
+
+
 def test_what_an_engine_raises_is_a_row(stub: Stub) -> None:
     """The shape of a head that nobody can compute."""
     stub.steady(300.0)
     broken = job(Occasion(Load(1, 16, 1), PHASES[0], 0, 1))
     bad = {**TINY_CONFIG, "num_key_value_heads": 3}
-    (row,) = measure(Job(**{**_fields(broken), "config": bad}))
+    (row,) = measure(replace(broken, config=bad))
     assert row["status"] == Status.FAILED
     assert row["note"]
-
-
-def _fields(one: Job) -> dict[str, Any]:
-    return {name: getattr(one, name) for name in one.__dataclass_fields__}
 
 
 @pytest.mark.slow
