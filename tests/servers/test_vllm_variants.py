@@ -79,6 +79,7 @@ class TestSpeculation:
         assert_balanced(metered)
 
 
+@pytest.mark.slow
 class TestPooling:
     """An embedding model has no decode at all."""
 
@@ -167,6 +168,7 @@ def test_a_wrong_setting_stops_a_strict_start(start_server: StartServer) -> None
         pass
 
 
+@pytest.mark.slow
 def test_switched_off_it_leaves_no_trace(start_server: StartServer) -> None:
     """No metric, no route, no thread."""
     with start_server(environment={"LLM_CARBON_METER_ENABLED": "0"}) as metered:
@@ -174,6 +176,7 @@ def test_switched_off_it_leaves_no_trace(start_server: StartServer) -> None:
         assert metered.http("/v1/carbon/requests/x")[0] == 404
 
 
+@pytest.mark.slow
 def test_without_a_channel_serving_goes_on(start_server: StartServer) -> None:
     """A directory that cannot be made is named in the log, with what to do, and counted."""
     nowhere = {"LLM_CARBON_METER_CHANNEL_DIR": "/proc/no-such-place"}
