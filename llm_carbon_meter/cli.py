@@ -9,7 +9,6 @@ from llm_carbon_meter import __version__
 from llm_carbon_meter.campaign.run import add_arguments as add_campaign_arguments
 from llm_carbon_meter.campaign.run import run_campaign
 from llm_carbon_meter.carbon.grid import open_grid
-from llm_carbon_meter.check.host import POLL_S, check_host
 from llm_carbon_meter.config import DATA_VARIABLE, Config, data_folder
 from llm_carbon_meter.demo.run import add_arguments, run_demo
 from llm_carbon_meter.faults import Faults
@@ -119,6 +118,8 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _check(options: argparse.Namespace) -> int:
+    from llm_carbon_meter.check.host import POLL_S, check_host
+
     report = check_host(POLL_S)
     print(report.json() if options.json else report.table())
     return 0 if report.works else 1

@@ -27,6 +27,7 @@ from llm_carbon_meter.training.physics_features import column
 from llm_carbon_meter.training.priors import TracePrior
 from llm_carbon_meter.training.recorded import fit_predictor
 from llm_carbon_meter.training.rows import Row
+from llm_carbon_meter.training.withheld import why_withheld
 
 SEED: Final = 0
 DRAWN: Final = 200
@@ -65,7 +66,7 @@ def focus(plan: Plan, file: Measurements, gpu: str, end_s: float) -> None:
         engine=plan.engine,
         engine_version=installed_version(plan.engine),
         max_gpus=plan.tensor_parallel,
-        models=plan.models,
+        models=_teaching(plan.models),
         dtypes=("",),
     )
     locked = lock(prior.draw(DRAWN, (), rng), TEST_SHARE, PAPER_RADIUS, rng)
@@ -93,6 +94,20 @@ def focus(plan: Plan, file: Measurements, gpu: str, end_s: float) -> None:
             column(rows, "weight"),
         )
         print(f"on {len(rows)} of the test set, locked away before: MAPE {found.mape:.1f} %")
+
+
+def _teaching(models: Sequence[str]) -> list[str]:
+    """Those of which training takes rows.
+
+    Raises:
+        MeterError: none.
+    """
+    kept = [name for name in models if not why_withheld({"model": name}, "", "", "")]
+    if not kept:
+        raise MeterError(
+            f"--models {' '.join(models)}: training leaves all of them out; add others"
+        )
+    return kept
 
 
 def _measured(
@@ -127,9 +142,10 @@ def _load(one: Configuration) -> Load:
 
 def _key(one: Configuration) -> tuple[Any, ...]:
     """What a configuration has in common with the row that was measured of it."""
+    place = one.gpu, one.num_gpus, one.engine, one.engine_version
     shape = one.model.hidden_size, one.model.num_layers, one.model.num_heads
     wide = one.model.num_kv_heads, one.model.intermediate_size, one.model.name
-    return (*shape, *wide, one.num_gpus, *_load(one))
+    return (*place, *shape, *wide, *_load(one))
 
 
 def _job(plan: Plan, one: Configuration, gpu: str) -> Job:

@@ -9,6 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from datetime import UTC, datetime
 from multiprocessing.connection import Connection
 from statistics import median
@@ -58,8 +59,16 @@ def measure(job: Job) -> Iterator[Row]:
     Raises:
         MeterError: the GPUs cannot be read, or the engine cannot be used.
     """
-    gauge: Gauge = open_counter(job.gpus) if job.gpus else SheetGauge(gpu_spec(job.gpu))
-    states = StateReader(job.gpus) if job.gpus else None
+    with ExitStack() as sessions:
+        gauge: Gauge = open_counter(job.gpus) if job.gpus else SheetGauge(gpu_spec(job.gpu))
+        sessions.callback(gauge.close)
+        states = StateReader(job.gpus) if job.gpus else None
+        if states is not None:
+            sessions.callback(states.close)
+        yield from _measure(job, gauge, states)
+
+
+def _measure(job: Job, gauge: Gauge, states: StateReader | None) -> Iterator[Row]:
     common = _common(job, gauge, states)
     try:
         engine = load_engine(
