@@ -18,6 +18,7 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
+from llm_carbon_meter.columns import aligned
 from llm_carbon_meter.config import data_folder
 from llm_carbon_meter.training.dataset import read_table
 from llm_carbon_meter.training.evaluate.jobs import PROCESSES
@@ -72,12 +73,7 @@ def table(curves: Curves) -> str:
     ]  # fmt: skip
     after = [f"{found[:, 1:].mean():.1f}" for found in errors.values()]
     mean = [_interval(each[-1]) for each in differences(curves, slice(1, None)).values()]
-    lines = [heading, *rows, ["mean after the first", *after, "", *mean]]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join(
-        "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
-        for line in lines
-    )
+    return aligned([heading, *rows, ["mean after the first", *after, "", *mean]], left=())
 
 
 def _interval(found: Interval) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from llm_carbon_meter.campaign.plan import Load, Plan, is_checkpoint
+from llm_carbon_meter.campaign.plan import Load, Plan, is_checkpoint, repetition_s
 from llm_carbon_meter.campaign.rows import Row
 from llm_carbon_meter.records import Source
 
@@ -71,7 +71,7 @@ class Job:
             tensor_parallel=plan.tensor_parallel,
             gpus=plan.gpus,
             gpu=gpu,
-            least_s=plan.least_s,
+            least_s=repetition_s(gpu) if plan.least_s is None else plan.least_s,
         )
 
     @property

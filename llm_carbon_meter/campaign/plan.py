@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from llm_carbon_meter.power.nvml_devices import listed_devices
+from llm_carbon_meter.power.sensors import measured
 from llm_carbon_meter.records import ConfigError, SpecError
 from llm_carbon_meter.specs import built_in_model
 
@@ -34,6 +35,9 @@ TINY_MODEL: Final = "tiny"
 TINY_LOADS: Final = (Load(1, 64, 16), Load(4, 64, 16), Load(8, 32, 8), Load(2, 128, 4))
 LEAST_S: Final = 5.0
 """A repetition is at least so long: sensors look at a GPU part of the time, and tick slowly."""
+LEAST_TICKS: Final = 50
+SHORTEST_S: Final = 1.0
+"""So many ticks of a counter whose period was measured, in place of that; but not less."""
 TINY_LEAST_S: Final = 0.5
 
 
@@ -49,7 +53,8 @@ class Plan:
     tensor_parallel: int
     gpus: Sequence[str]
     """NVML's indices or UUIDs; none: no sensor, joules are modelled."""
-    least_s: float
+    least_s: float | None
+    """Of a repetition, where somebody said it."""
     repetitions: int
 
 
@@ -80,7 +85,6 @@ def make_plan(
         raise ConfigError(f"--gpus {gpus}: with transformers a campaign uses one GPU; name one")
     if repetitions < 1:
         raise ConfigError(f"--repetitions {repetitions}: expected at least 1")
-    default_s = TINY_LEAST_S if tiny else LEAST_S
     return Plan(
         engine=engine,
         models=names,
@@ -88,9 +92,15 @@ def make_plan(
         dtype="float32" if tiny else dtype,
         tensor_parallel=max(len(devices), 1),
         gpus=devices,
-        least_s=default_s if least_s is None else least_s,
+        least_s=TINY_LEAST_S if tiny and least_s is None else least_s,
         repetitions=repetitions,
     )
+
+
+def repetition_s(gpu: str) -> float:
+    """How long a repetition is at least, on a GPU as NVML names it."""
+    seen = measured(gpu)
+    return max(SHORTEST_S, LEAST_TICKS * seen.period_s) if seen else LEAST_S
 
 
 def is_checkpoint(model: str) -> bool:

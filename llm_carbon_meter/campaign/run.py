@@ -76,7 +76,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--repetitions", type=int, default=5, help="of each phase (default: 5)")
     parser.add_argument(
-        "--seconds", type=float, default=None, help="a repetition's least length (default: 5)"
+        "--seconds",
+        type=float,
+        default=None,
+        help="a repetition's least length (default: 5, or 50 ticks where the counter's are known)",
     )
     parser.add_argument(
         "--focused",
@@ -107,6 +110,8 @@ def run_campaign(options: argparse.Namespace) -> int:
         repetitions=options.repetitions,
         tiny=options.tiny,
     )
+    if options.minutes <= 0:
+        raise ConfigError(f"--minutes {options.minutes:g}: expected more than 0")
     gpu = survey(plan.gpus).gpus[0].name if plan.gpus else gpu_spec(options.assume_gpu).name
     if not plan.gpus:
         print(f"no GPU: joules are modelled, board power of {gpu} x time", flush=True)

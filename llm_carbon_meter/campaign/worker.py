@@ -25,8 +25,8 @@ from llm_carbon_meter.power.nvml_survey import survey
 from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.specs import gpu_spec
 
-IDLE_S: Final = 1.0
-"""Idle power is measured so long before and after a repetition."""
+IDLE_S: Final = 0.5
+"""Idle power is measured so long before and after a repetition; after one is before the next."""
 STATE_S: Final = 0.5
 """While work runs, the GPU is asked this often what slows it down."""
 UNSTABLE: Final = 0.1
@@ -105,11 +105,13 @@ def _repetitions(
     good: list[float] = []
     try:
         batch_s = _seconds(lambda: engine.run(occasion.run))  # compiles, and says how long it takes
+        idle_watts = gauge.idle_watts(IDLE_S)
         for number in range(occasion.done + 1, occasion.done + occasion.wanted + SPARE + 1):
-            needed_s = max(job.least_s, batch_s) + batch_s + 2 * IDLE_S
+            needed_s = max(job.least_s, batch_s) + batch_s + IDLE_S
             if len(good) >= occasion.wanted or time.monotonic() + needed_s > job.deadline_s:
                 return
-            row = _repetition(job, occasion, engine, gauge, states)
+            row = _repetition(job, occasion, engine, gauge, states, idle_watts)
+            idle_watts = row["idle_watts_after"]
             row["repetition"] = number
             if row["status"] == Status.OK and _is_off(row["joules_per_request"], good):
                 row["status"] = Status.UNSTABLE
@@ -126,11 +128,15 @@ def _repetitions(
 
 
 def _repetition(
-    job: Job, occasion: Occasion, engine: Engine, gauge: Gauge, states: StateReader | None
+    job: Job,
+    occasion: Occasion,
+    engine: Engine,
+    gauge: Gauge,
+    states: StateReader | None,
+    before_watts: float,
 ) -> dict[str, Any]:
     """Batch after batch for as long as a sensor needs."""
     work = _Work(engine, occasion.run, job.least_s, states)
-    before_watts = gauge.idle_watts(IDLE_S)
     span = gauge.measure(work, before_watts)
     after_watts = gauge.idle_watts(IDLE_S)
     slowed = work.slowed_by

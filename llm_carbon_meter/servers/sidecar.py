@@ -385,7 +385,7 @@ def application(
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        ticking = asyncio.create_task(_tick(capture))
+        ticking = asyncio.create_task(_tick(capture, faults))
         yield
         ticking.cancel()
         await upstream.close()
@@ -403,10 +403,13 @@ def application(
     return app
 
 
-async def _tick(capture: OutsideCapture) -> None:
+async def _tick(capture: OutsideCapture, faults: Faults) -> None:
     while True:
         await asyncio.sleep(INTERVAL_S)
-        capture.tick()
+        try:
+            capture.tick()
+        except Exception as error:  # noqa: BLE001 - boundary: answers are passed on all the same
+            faults.note("engine", error, "Some steps were not told to the meter.")
 
 
 # The command

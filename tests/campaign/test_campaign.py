@@ -13,14 +13,16 @@ from pathlib import Path
 import pytest
 
 from llm_carbon_meter import cli
+from llm_carbon_meter.campaign import plan as campaign_plan
 from llm_carbon_meter.campaign.card import write_card
 from llm_carbon_meter.campaign.job import PHASES, Job, Occasion
-from llm_carbon_meter.campaign.plan import LOADS, MODELS, Load, make_plan
+from llm_carbon_meter.campaign.plan import LOADS, MODELS, Load, make_plan, repetition_s
 from llm_carbon_meter.campaign.rows import Measurements, Status, occasion
 from llm_carbon_meter.campaign.run import TINY_CONFIG
 from llm_carbon_meter.campaign.worker import measure
 from llm_carbon_meter.demo.nvml_stub import SCRIPT_VARIABLE, StubScript
 from llm_carbon_meter.power.nvml_state import StateReader
+from llm_carbon_meter.power.sensors import Measured
 from llm_carbon_meter.predictor.offline import named_config
 from llm_carbon_meter.specs import built_in_model
 from tests.power.conftest import Stub
@@ -206,6 +208,17 @@ def test_a_worker_that_dies_is_a_row_too(
     assert "its process ended with code 0" in row["note"]
 
 
+def test_a_known_counter_needs_so_many_ticks_and_an_unknown_one_five_seconds(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Never less than a second."""
+    known = {"quick": 0.01, "slow": 0.2}
+    monkeypatch.setattr(
+        campaign_plan, "measured", lambda gpu: Measured(known[gpu], 0.0) if gpu in known else None
+    )
+    assert [repetition_s(gpu) for gpu in ("quick", "slow", "unknown")] == [1.0, 10.0, 5.0]
+
+
 def test_every_default_model_and_load_can_be_planned() -> None:
     """Names are in the list, and most loads fit most contexts."""
     plan = make_plan(
@@ -224,6 +237,7 @@ def test_every_default_model_and_load_can_be_planned() -> None:
         (("--gpus", "0,x"), "expected indices or UUIDs of nvidia-smi"),
         (("--gpus", "0,1"), "with transformers a campaign uses one GPU"),
         (("--gpus", "0", "--repetitions", "0"), "expected at least 1"),
+        (("--minutes", "0"), "--minutes 0: expected more than 0"),
     ],
 )
 def test_wrong_options_are_named(

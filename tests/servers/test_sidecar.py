@@ -504,6 +504,22 @@ def test_the_server_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert "--upstream" in capsys.readouterr().err
 
 
+async def test_a_tick_that_fails_is_counted_and_the_next_one_comes() -> None:
+    """Nothing of the meter ends the clock that cuts steps."""
+    faults, ticked = Faults(), asyncio.Event()
+
+    class Broken:
+        def tick(self) -> None:
+            if faults.counts:
+                ticked.set()
+            raise ValueError("broken")
+
+    ticking = asyncio.create_task(sidecar._tick(Broken(), faults))  # type: ignore[arg-type]
+    await asyncio.wait_for(ticked.wait(), 5)
+    ticking.cancel()
+    assert faults.counts["engine"] >= 1
+
+
 def test_a_port_that_is_taken_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     """Before anything is started."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
