@@ -133,7 +133,7 @@ def _serve_transformers(options: argparse.Namespace) -> int:
 
 def _sidecar(options: argparse.Namespace) -> int:
     try:
-        from llm_carbon_meter.servers.sidecar import serve
+        from llm_carbon_meter.servers.sidecar_serve import serve
     except ImportError as error:
         raise MeterError(f"{error}: pip install 'llm-carbon-meter[sidecar]'") from error
     return serve(options.upstream, options.listen, options.model, options.gpus)

@@ -22,7 +22,7 @@ from llm_carbon_meter.config import Config
 from llm_carbon_meter.demo.server import free_port
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import MeterError
-from llm_carbon_meter.servers import sidecar
+from llm_carbon_meter.servers import sidecar, sidecar_serve
 from llm_carbon_meter.servers.api_server import ApiServer
 from llm_carbon_meter.servers.local_meter import LocalMeter
 from llm_carbon_meter.servers.meter_process import Setup
@@ -538,7 +538,7 @@ def test_it_starts_before_its_server_and_without_a_model(
         started.append(setup)
         raise MeterError("far enough")
 
-    monkeypatch.setattr(sidecar, "LocalMeter", stop_here)
+    monkeypatch.setattr(sidecar_serve, "LocalMeter", stop_here)
     monkeypatch.setenv("LLM_CARBON_METER_CHANNEL_DIR", "/nowhere")
     url = f"http://127.0.0.1:{free_port()}"
     assert command("--upstream", url, "--listen", "127.0.0.1:0", "--gpus", "1,2") == 1
