@@ -11,6 +11,7 @@ from transformers.generation.continuous_batching.requests import FutureRequestSt
 
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.servers.transformers_hooks import HOOKED
 from llm_carbon_meter.servers.transformers_serve import ServeHooks
 
 STEPS = 4000
@@ -49,7 +50,9 @@ def measure(model: Path) -> Mapping[str, float]:
     processor, outputs = type("P", (Processor,), {}), type("O", (Outputs,), {})
     bystander = type("Bystander", (), dict.fromkeys(NAMES, lambda *_: None))
     server = SimpleNamespace(build_server=None)
-    hooks.install(processor, bystander, outputs, bystander, bystander, bystander, bystander, server)
+    # The processor and its outputs are what a step goes through, in the order of HOOKED.
+    owners = [processor, bystander, outputs, *[bystander] * (len(HOOKED) - 4), server]
+    hooks.install(*owners)
     hooks._text_config = Processor.config
     wrapped, bare = processor(outputs()), Processor(Outputs())
     with_hook, without = [], []
@@ -64,7 +67,7 @@ def measure(model: Path) -> Mapping[str, float]:
 
 NAMES = (
     *("add_request", "finish_request", "clear_cancelled_requests", "load_model_and_processor"),
-    *("generate_streaming", "generate_non_streaming", "submit", "async_submit"),
+    *("generate_streaming", "generate_non_streaming", "init_cb", "submit", "async_submit"),
 )
 
 

@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,6 +15,7 @@ from llm_carbon_meter.records import Account, MeterError, Outcome, RequestEnd, S
 from llm_carbon_meter.servers.steps import StepDecoder
 from llm_carbon_meter.servers.transformers_capture import BatchCapture
 from llm_carbon_meter.servers.transformers_serve import ServeHooks
+from tests.bench import batching
 
 pytestmark = pytest.mark.engine
 
@@ -260,3 +262,9 @@ def test_a_meter_that_did_not_start_is_not_started_again() -> None:
         hooks._after_load(None, (object(), None), "tiny@main")
     hooks._after_load(None, (object(), None), "tiny@main")
     assert (len(starts), hooks._model()) == (1, None)
+
+
+def test_the_benchmark_of_the_hook_fits_the_hooks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It wraps what the server's start wraps; its figure is for a quiet machine."""
+    monkeypatch.setattr(batching, "STEPS", 20)
+    assert batching.measure(Path()).keys() == {"batching_hook_us"}
