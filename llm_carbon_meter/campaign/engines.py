@@ -4,6 +4,7 @@ Random weights are normal at the scale of the model's own initialiser: values mo
 matrix products, zeros by a lot.
 """
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, Protocol, TypeVar
 
@@ -169,7 +170,8 @@ class Vllm:
             )
         if not checkpoint:
             scale = float(config.get("initializer_range", DEFAULT_SCALE))
-            self._llm.apply_model(lambda model: _draw_weights(model, scale))
+            # Of several GPUs each has a process of its own: a lambda could not be sent there.
+            self._llm.apply_model(functools.partial(_draw_weights, scale=scale))
 
     def run(self, load: Load) -> None:
         """Greedy, of an exact length."""

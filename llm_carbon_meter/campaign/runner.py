@@ -31,6 +31,8 @@ _WORKER_ENVIRONMENT: Final = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     # Weights are drawn anew in the process that has the engine, and nobody else meters.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # With several GPUs these are vLLM's own, and the function that draws is sent there.
+    "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",
     "LLM_CARBON_METER_ENABLED": "0",
 }
 

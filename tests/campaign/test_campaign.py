@@ -66,10 +66,12 @@ def rows(out: Path) -> list[dict[str, str]]:
 
 @pytest.fixture
 def host(stub: Stub, stub_directory: Path) -> dict[str, str]:
-    """The environment of a process whose GPU draws 300 W."""
-    stub.play(StubScript(1, {0: [(0.0, 300.0)]}, period_ms=20))
+    """The environment of a process whose two GPUs draw 300 and 200 W."""
+    stub.play(StubScript(2, {0: [(0.0, 300.0)], 1: [(0.0, 200.0)]}, period_ms=20))
     return {
         **os.environ,
+        # vLLM's processes of two GPUs share the host's cores.
+        "VLLM_CPU_OMP_THREADS_BIND": "nobind",
         SCRIPT_VARIABLE: str(stub.script_path),
         "LD_LIBRARY_PATH": str(stub_directory),
     }
@@ -262,13 +264,17 @@ def test_the_state_of_a_gpu_is_what_it_says(stub: Stub) -> None:
 
 @pytest.mark.slow
 def test_vllm_is_driven_the_same_way(tmp_path: Path, host: dict[str, str]) -> None:
-    """Its dummy weights are drawn anew; rows of both engines share a file."""
+    """Its dummy weights are drawn anew, on two GPUs too; rows of both engines share a file."""
     out = tmp_path / "m.csv"
-    vllm = [
-        "vllm" if word == "transformers" else word
-        for word in command(out, "--minutes", "4", "--repetitions", "1")
-    ]
-    subprocess.run(vllm, env=host, check=True)
-    subprocess.run(command(out, "--minutes", "2", "--repetitions", "1"), env=host, check=True)
-    good = {(row["engine"], row["source"]) for row in rows(out) if row["status"] == "ok"}
-    assert good == {("vllm", "measured"), ("transformers", "measured")}
+    once = ("--minutes", "4", "--repetitions", "1", "--gpus")
+    for gpus in ("0", "0,1"):
+        whole = command(out, *once, gpus)
+        vllm = ["vllm" if word == "transformers" else word for word in whole]
+        subprocess.run(vllm, env=host, check=True)
+    subprocess.run(command(out, *once, "0"), env=host, check=True)
+    good = Counter(
+        (row["engine"], row["tensor_parallel"])
+        for row in rows(out)
+        if (row["status"], row["source"]) == ("ok", "measured")
+    )
+    assert good == {("vllm", "1"): 8, ("vllm", "2"): 8, ("transformers", "1"): 8}
