@@ -1,5 +1,6 @@
 """Runs a campaign's jobs: a worker per model, its rows kept, its time limited."""
 
+import contextlib
 import importlib.metadata
 import os
 import pickle
@@ -24,6 +25,8 @@ from llm_carbon_meter.specs import model_spec
 LAST_WORDS_S: Final = 3.0
 """Before the end a worker begins nothing; what is under way then is given up at the end."""
 POLL_S: Final = 0.2
+ENDING_S: Final = 12.0
+"""A worker that is done has so long to end what it started; vLLM gives its processes nine."""
 WORKER: Final = "llm_carbon_meter.campaign.worker"
 _WORKER_ENVIRONMENT: Final = {
     "HF_HUB_OFFLINE": "1",
@@ -103,6 +106,8 @@ def _rows(job: Job, until_s: float, out: Path) -> Iterator[Row]:
                 continue
             message = pickle.loads(ours.recv_bytes())
             if isinstance(message, Done):
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    worker.wait(ENDING_S)
                 if message.problem:
                     raise MeterError(message.problem)
                 return

@@ -14,6 +14,7 @@ import pytest
 
 from llm_carbon_meter import cli
 from llm_carbon_meter.campaign import plan as campaign_plan
+from llm_carbon_meter.campaign import runner
 from llm_carbon_meter.campaign.card import write_card
 from llm_carbon_meter.campaign.job import PHASES, Job, Occasion
 from llm_carbon_meter.campaign.plan import LOADS, MODELS, Load, make_plan, repetition_s
@@ -30,6 +31,18 @@ from tests.power.conftest import Stub
 pytestmark = pytest.mark.engine
 
 HEAT, POWER_CAP = 0x40, 0x4
+TIDY = """
+import pickle, sys, time
+from multiprocessing.connection import Connection
+from pathlib import Path
+from llm_carbon_meter.campaign.job import Done
+connection = Connection(int(sys.argv[1]))
+connection.recv_bytes()
+connection.send_bytes(pickle.dumps(Done()))
+time.sleep(0.5)
+Path("tidied").touch()
+"""
+"""A worker that has nothing to measure, and much to end."""
 
 
 def job(*occasions: Occasion, least_s: float = 0.2) -> Job:
@@ -208,6 +221,20 @@ def test_a_worker_that_dies_is_a_row_too(
     (row,) = rows(out)
     assert row["status"] == "failed"
     assert "its process ended with code 0" in row["note"]
+
+
+def test_a_worker_that_is_done_ends_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at once it would leave processes of its own behind, at work on the GPUs."""
+    (tmp_path / "tidy.py").write_text(TIDY)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runner, "WORKER", "tidy")
+    file = Measurements(tmp_path / "m.csv")
+    wanted = job(Occasion(Load(1, 16, 1), PHASES[0], 0, 1))
+    runner.measure([wanted], file, time.monotonic() + 60)
+    file.close()
+    assert (tmp_path / "tidied").exists()
 
 
 def test_a_known_counter_needs_so_many_ticks_and_an_unknown_one_five_seconds(
