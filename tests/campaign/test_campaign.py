@@ -1,5 +1,6 @@
 """A campaign by its command, and its worker on a real engine; the GPU is the stub library's."""
 
+import contextlib
 import csv
 import os
 import signal
@@ -119,6 +120,17 @@ def test_a_gpu_that_throttles_is_recorded_as_such(stub: Stub) -> None:
         row = next(measure(job(Occasion(load, PHASES[0], 0, 1))))
         assert (row["status"], row["slowed_by"]) == (status, named)
         assert row["sm_clock_mhz_lowest"] == 900.0
+
+
+def test_a_repetition_far_from_those_before_is_unstable(stub: Stub) -> None:
+    """The same batch at three times the power; with fewer than three others nothing is said."""
+    stub.steady(300.0)
+    wanted = job(Occasion(Load(1, 16, 1), PHASES[0], 0, 4))
+    with contextlib.closing(measure(wanted)) as repetitions:
+        found = [next(repetitions)["status"] for _ in range(3)]
+        stub.steady(900.0)
+        found.append(next(repetitions)["status"])
+    assert found == [*[Status.OK] * 3, Status.UNSTABLE]
 
 
 def test_a_batch_that_does_not_fit_is_recorded_and_the_next_one_measured(stub: Stub) -> None:
