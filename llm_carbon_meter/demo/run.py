@@ -54,13 +54,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "(default: auto, which is modelled where there is no GPU)",
     )
     parser.add_argument(
-        "--requests", type=int, default=MIN_REQUESTS, help=f"at least {MIN_REQUESTS} (the default)"
+        "--requests",
+        type=_whole,
+        default=MIN_REQUESTS,
+        help=f"at least {MIN_REQUESTS} (the default)",
     )
     parser.add_argument(
         "--pace", type=_positive, default=1.0, help="times the trace's own pace (default: 1)"
     )
     parser.add_argument(
-        "--at-once", type=int, default=AT_ONCE, help=f"requests in flight (default: {AT_ONCE})"
+        "--at-once", type=_whole, default=AT_ONCE, help=f"requests in flight (default: {AT_ONCE})"
     )
     parser.add_argument(
         "--model",
@@ -78,6 +81,12 @@ def _positive(text: str) -> float:
     if not 0.0 < value < float("inf"):
         raise argparse.ArgumentTypeError("expected a number above 0")
     return value
+
+
+def _whole(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError("expected a whole number above 0")
+    return int(text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,21 @@
+"""The demo's options, before anything is made or started."""
+
+import argparse
+
+import pytest
+
+from llm_carbon_meter.demo.run import add_arguments
+
+
+@pytest.mark.parametrize("option", ["--at-once", "--requests"])
+@pytest.mark.parametrize("value", ["0", "-1", "2.5", "many"])
+def test_a_number_of_requests_is_whole_and_above_0(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With none in flight the demo would wait for ever."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert vars(parser.parse_args([option, "3"]))[option.strip("-").replace("-", "_")] == 3
+    with pytest.raises(SystemExit):
+        parser.parse_args([option, value])
+    assert f"argument {option}: expected a whole number above 0" in capsys.readouterr().err
