@@ -387,6 +387,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
             "parallel_attn": True,
             "alibi": False,
             "bias": False,
+            "max_position_embeddings": 2048,
         },
         _falcon,
     ),

@@ -99,12 +99,13 @@ def test_head_dim_of_the_config_wins_over_the_quotient() -> None:
 
 
 def test_missing_fields_have_the_defaults_of_transformers() -> None:
-    """No KV heads means as many as heads; embeddings are tied only where the family ties them."""
+    """No KV heads means as many as heads; ties of embeddings and contexts are as in the family."""
     spec = model_spec(tiny_config(num_key_value_heads=None, tie_word_embeddings=None))
     assert spec.num_kv_heads == spec.num_heads
     assert not spec.tied_head
     assert built_in_model("Gemma2-2b").tied_head
     assert built_in_model("Bloom-560m").tied_head
+    assert built_in_model("Falcon-7b").max_context == 2048
 
 
 @pytest.mark.parametrize(
