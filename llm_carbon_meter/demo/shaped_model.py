@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from llm_carbon_meter.demo.tiny_model import make_tiny_model
-from llm_carbon_meter.predictor.azure import conversation_quantiles
+from llm_carbon_meter.predictor.azure import conversation_quantiles, quantile
 from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.specs import built_in_config, built_in_model
 
@@ -21,7 +21,7 @@ def make_shaped_model(name: str, directory: Path) -> Path:
 
     Raises:
         SpecError: the list has no such model.
-        MeterError: transformers is not installed, or its vocabulary is smaller than ours.
+        MeterError: transformers is not installed.
     """
     config = built_in_config(name)
     if (directory / "config.json").is_file():
@@ -51,5 +51,7 @@ def _random(config: dict[str, Any]) -> Any:
 def longest(name: str) -> tuple[int, int]:
     """The trace's longest prompts and answers but one in a hundred, as far as the context goes."""
     trace, context = conversation_quantiles(), built_in_model(name).max_context
-    prompt, output = trace.prompt_tokens[99], trace.output_tokens[99]
-    return min(int(prompt), context // 2), min(int(output), context // 4)
+    prompt, output = (
+        round(quantile(lengths, 0.99)) for lengths in (trace.prompt_tokens, trace.output_tokens)
+    )
+    return min(prompt, context // 2), min(output, context // 4)
