@@ -13,10 +13,11 @@ from typing import Any, Final
 
 import numpy as np
 
-from llm_carbon_meter.campaign.job import PHASES, Job
+from llm_carbon_meter.campaign.job import Job
 from llm_carbon_meter.campaign.plan import Load, Plan
 from llm_carbon_meter.campaign.rows import Measurements
 from llm_carbon_meter.campaign.runner import installed_version, lacking, measure
+from llm_carbon_meter.campaign_file import PREFILL
 from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.specs import gpu_spec
 from llm_carbon_meter.training import sampling
@@ -126,7 +127,7 @@ def _measured(
     measure(jobs, file, end_s)
     rows: dict[tuple[Any, ...], Row] = {}
     for row in table_of(file.rows).rows:
-        if row.task != PHASES[0]:
+        if row.task != PREFILL:
             rows[_key(Configuration.of(row))] = row
     return {one: rows[_key(one)] for one in configurations if _key(one) in rows}
 

@@ -7,13 +7,11 @@ from typing import Any, Final, Self
 
 from llm_carbon_meter.campaign.plan import Load, Plan, is_checkpoint, repetition_s
 from llm_carbon_meter.campaign.rows import Row
+from llm_carbon_meter.campaign_file import PREFILL, WHOLE
 from llm_carbon_meter.records import Source
 
 RANDOM: Final = "random, normal at the initialiser's scale"
 CHECKPOINT: Final = "checkpoint"
-PREFILL: Final = "prefill"
-"""An answer of one token comes from the prefill."""
-WHOLE: Final = "prefill+decode"
 PHASES: Final = (PREFILL, WHOLE)
 
 

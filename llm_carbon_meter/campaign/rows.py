@@ -9,6 +9,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
+from llm_carbon_meter.campaign_file import OCCASION
 from llm_carbon_meter.records import ConfigError
 
 Row = Mapping[str, Any]
@@ -25,12 +26,6 @@ COLUMNS: Final = (
     *("idle_watts_before", "idle_watts_after", "sm_clock_mhz_lowest", "temperature_c_highest"),
     *("slowed_by", "repetition", "utc", "note"),
 )
-OCCASION: Final = (
-    *("model", "changes", "dtype", "quantisation", "tensor_parallel", "weights"),
-    *("batch", "prompt_tokens", "output_tokens", "phase"),
-    *("gpu", "engine", "engine_version", "source"),
-)
-"""Columns that say what is repeated."""
 
 
 class Status(StrEnum):

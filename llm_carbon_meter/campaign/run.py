@@ -11,15 +11,9 @@ from typing import Any, Final
 from llm_carbon_meter.campaign.card import write_card
 from llm_carbon_meter.campaign.job import Job
 from llm_carbon_meter.campaign.plan import TINY_MODEL, Plan, make_plan
-from llm_carbon_meter.campaign.rows import (
-    OCCASION,
-    Measurements,
-    Row,
-    Status,
-    occasion,
-    write_parquet,
-)
+from llm_carbon_meter.campaign.rows import Measurements, Row, Status, occasion, write_parquet
 from llm_carbon_meter.campaign.runner import installed_version, lacking, measure
+from llm_carbon_meter.campaign_file import OCCASION
 from llm_carbon_meter.columns import aligned
 from llm_carbon_meter.config import cuda_visible_devices
 from llm_carbon_meter.power.nvml_survey import survey

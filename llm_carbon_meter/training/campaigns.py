@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import fmean, median, stdev
 from typing import Final
 
+from llm_carbon_meter.campaign_file import OCCASION, PREFILL
 from llm_carbon_meter.number_formats import with_dtype
 from llm_carbon_meter.records import ConfigError, SpecError
 from llm_carbon_meter.specs import built_in_config, built_in_model, gpu_spec, model_spec
@@ -22,12 +23,6 @@ from llm_carbon_meter.training.withheld import why_withheld
 Raw = Mapping[str, str]
 
 SOURCE: Final = "campaign"
-REPEATED: Final = (
-    *("model", "changes", "dtype", "quantisation", "tensor_parallel", "weights"),
-    *("batch", "prompt_tokens", "output_tokens", "phase"),
-    *("gpu", "engine", "engine_version"),
-)
-PREFILL: Final = "prefill"
 
 
 def read_campaigns(paths: Iterable[Path]) -> Table:
@@ -48,7 +43,7 @@ def table_of(raws: Iterable[Raw]) -> Table:
         if reason:
             reasons[reason] += 1
         else:
-            repeats[tuple(str(raw[name]) for name in REPEATED)].append(raw)
+            repeats[tuple(str(raw[name]) for name in OCCASION)].append(raw)
     refused = [Refused(SOURCE, reason, count) for reason, count in reasons.items()]
     return Table([_row(same) for same in repeats.values()], refused)
 
@@ -65,7 +60,7 @@ def _records(path: Path) -> Sequence[Raw]:
             heading, found = reader.fieldnames or (), list(reader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--campaign {path}: it cannot be read: {error}") from error
-    missing = [name for name in (*REPEATED, "status", "source") if name not in heading]
+    missing = [name for name in (*OCCASION, "status") if name not in heading]
     if missing:
         raise ConfigError(
             f"--campaign {path}: it has no column {missing[0]}; give the file that "
