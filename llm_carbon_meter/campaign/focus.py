@@ -89,11 +89,8 @@ def focus(plan: Plan, file: Measurements, gpu: str, end_s: float) -> None:
         )
     test = _measured(locked.configurations, plan, file, gpu, end_s)
     if test:
-        found = errors(
-            column(rows := list(test.values()), "energy_joules"),
-            done.predict(rows),
-            column(rows, "weight"),
-        )
+        rows = list(test.values())
+        found = errors(column(rows, "energy_joules"), done.predict(rows), column(rows, "weight"))
         print(f"on {len(rows)} of the test set, locked away before: MAPE {found.mape:.1f} %")
 
 
