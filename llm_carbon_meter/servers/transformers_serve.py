@@ -226,10 +226,12 @@ class ServeHooks:
             self._cancelling = _to_cancel(scheduler)
 
     def _after_cancel(self, scheduler: Any, states: Sequence[Any] | None) -> None:
-        if scheduler is self._scheduler:
-            # The oldest versions do not return them.
-            for state in self._cancelling if states is None else states:
-                self._capture.finished(state, cancelled=True)
+        if scheduler is not self._scheduler:
+            return
+        seen, self._cancelling = self._cancelling, ()
+        # The oldest versions do not return them.
+        for state in seen if states is None else states:
+            self._capture.finished(state, cancelled=True)
 
     def _drop(self, _owner: Any, error: Exception) -> None:
         """Stop metering a server whose internals are not what we know."""

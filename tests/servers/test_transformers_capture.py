@@ -195,7 +195,7 @@ def test_making_room_ends_no_request() -> None:
 
 @pytest.mark.parametrize("told", [True, False])
 def test_a_cancelled_request_ends_though_its_scheduler_may_not_say_so(told: bool) -> None:
-    """Old schedulers return nothing: who was to be cancelled is seen before; others stay."""
+    """Old schedulers return nothing: who was to be cancelled is seen before, and not kept."""
     hooked, states = Hooked(), {name: state_of(name) for name in ("runs", "waits", "stays")}
     hooked.prepare(found=False)
     hooked.scheduler.active_requests = {name: states[name] for name in ("runs", "stays")}
@@ -209,6 +209,10 @@ def test_a_cancelled_request_ends_though_its_scheduler_may_not_say_so(told: bool
         ("runs", Outcome.ABORTED),
         ("waits", Outcome.ABORTED),
     ]
+    alive = weakref.ref(states.pop("runs"))
+    hooked.scheduler.active_requests, cancelled = {}, None
+    gc.collect()
+    assert alive() is None
 
 
 def test_another_model_is_not_metered() -> None:
