@@ -65,8 +65,13 @@ class StateReader:
         )
 
     def power_limit_watts(self) -> float | None:
-        """Of one GPU, as it is enforced; None where it does not say."""
-        limit = self._number("nvmlDeviceGetEnforcedPowerLimit", self._handles[0])
+        """Of one GPU, as it is enforced; None where it does not say.
+
+        Raises:
+            PowerError: it is lost.
+        """
+        with explained(self._nvml, "the GPU's power limit was read"):
+            limit = self._number("nvmlDeviceGetEnforcedPowerLimit", self._handles[0])
         return None if limit is None else limit * MILLI
 
     def _number(self, call: str, handle: Any, *arguments: int) -> float | None:

@@ -11,6 +11,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import pynvml
 import pytest
 
 from llm_carbon_meter import cli
@@ -26,6 +27,7 @@ from llm_carbon_meter.demo.nvml_stub import SCRIPT_VARIABLE, StubScript
 from llm_carbon_meter.power.nvml_state import StateReader
 from llm_carbon_meter.power.sensors import Measured
 from llm_carbon_meter.predictor.offline import named_config
+from llm_carbon_meter.records import PowerError
 from llm_carbon_meter.specs import built_in_model
 from tests.power.conftest import Stub
 
@@ -298,6 +300,23 @@ def test_the_state_of_a_gpu_is_what_it_says(stub: Stub) -> None:
     assert state.reasons == {"hw_thermal", "sw_power_cap"}
     assert (state.sm_clock_mhz, state.temperature_c) == (900.0, None)
     assert reader.power_limit_watts() is None
+    reader.close()
+
+
+def test_a_gpu_that_is_lost_is_a_power_error(stub: Stub, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of both questions; anything else would leave the worker without a word."""
+
+    def lost(*_: object) -> None:
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+
+    stub.steady(300.0)
+    reader = StateReader(["0"])
+    for call in ("nvmlDeviceGetClockInfo", "nvmlDeviceGetEnforcedPowerLimit"):
+        monkeypatch.setattr(pynvml, call, lost)
+    with pytest.raises(PowerError, match="the GPUs' clocks were read; NVML says: GPU is lost"):
+        reader.read()
+    with pytest.raises(PowerError, match="the GPU's power limit was read; NVML says: GPU is lost"):
+        reader.power_limit_watts()
     reader.close()
 
 
