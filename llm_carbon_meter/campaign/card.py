@@ -53,7 +53,7 @@ def card(name: str, rows: Sequence[Row]) -> str:
             METHOD,
             *(f"* {flaw}" for flaw in FLAWS),
             "",
-            "Licence: CC-BY-4.0.",
+            "Licence: not stated; that is for whoever measured.",
             "",
         ]
     )
