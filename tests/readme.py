@@ -7,6 +7,7 @@ the table of engines takes minutes and is made by ``tests/versions.py``.
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 from prometheus_client import CollectorRegistry
@@ -14,16 +15,11 @@ from prometheus_client import CollectorRegistry
 from llm_carbon_meter.config import settings_table
 from llm_carbon_meter.exporters.headers import PREFIX, energy_headers, estimate_headers
 from llm_carbon_meter.exporters.prometheus import PrometheusExporter
-from llm_carbon_meter.records import (
-    EnergyEstimate,
-    Outcome,
-    Quality,
-    RequestEnergy,
-    Source,
-    Status,
-)
+from llm_carbon_meter.records import EnergyEstimate, Quality, Source
 from llm_carbon_meter.training.evaluate.names import PLOTS, RESULTS
 from llm_carbon_meter.training.evaluate.report import readme_section
+
+from .energies import ENERGY
 
 README = Path(__file__).parents[1] / "README.md"
 EVALUATION = README.parent / "examples" / "predictor"
@@ -63,18 +59,7 @@ def headers_table() -> str:
     estimate = EnergyEstimate("flop", 1, 1, 1, 1, 1, True, 1)
     names = dict.fromkeys(estimate_headers(estimate))
     for source in (Source.MEASURED, Source.MODELLED):
-        energy = RequestEnergy(
-            "id",
-            0,
-            Status.FINAL,
-            source,
-            Quality.COUNTER,
-            Outcome.FINISHED,
-            *[1.0] * 8,
-            *[1] * 4,
-            *[1.0] * 3,
-        )
-        names |= dict.fromkeys(energy_headers(energy))
+        names |= dict.fromkeys(energy_headers(replace(ENERGY, source=source)))
     rows = ["| header | meaning |", "| --- | --- |"]
     rows += [f"| `{name}` | {MEANINGS[name.removeprefix(PREFIX)]} |" for name in names]
     return "\n".join(rows)

@@ -19,7 +19,6 @@ from llm_carbon_meter.records import (
     Outcome,
     Quality,
     RequestEnergy,
-    Source,
     Status,
 )
 from llm_carbon_meter.registry import (
@@ -34,33 +33,22 @@ from llm_carbon_meter.registry import (
     sum_estimates,
 )
 
+from . import energies
+
 FEATURES = Features(arrived_unix_s=0.0, max_tokens=10, num_sequences=1, concurrency=1)
 
 
 def energy_of(request_id: str, status: Status = Status.FINAL, **changes: Any) -> RequestEnergy:
-    """A figure of an engine."""
-    values: dict[str, Any] = {
-        "engine": 0,
-        "source": Source.MEASURED,
-        "quality": Quality.COUNTER,
-        "outcome": Outcome.FINISHED,
+    """A figure of an engine: every account has its own."""
+    accounts = {
         "prefill_joules": 1.0,
         "decode_joules": 2.0,
         "recompute_joules": 0.25,
         "waste_joules": 0.5,
         "idle_joules": 0.125,
-        "operational_grams": 4.0,
-        "gpu_seconds": 2.5,
-        "embodied_grams": 0.004,
-        "prompt_tokens": 10,
-        "cached_tokens": 3,
-        "output_tokens": 5,
-        "num_steps": 6,
-        "mean_running": 2.0,
-        "first_step_s": 1.0,
-        "last_step_s": 2.0,
     }
-    return RequestEnergy(request_id=request_id, status=status, **{**values, **changes})
+    others = {"operational_grams": 4.0, "cached_tokens": 3, "mean_running": 2.0}
+    return energies.energy_of(request_id, status, **{**accounts, **others, **changes})
 
 
 def estimate_of(joules: float = 1.0) -> EnergyEstimate:

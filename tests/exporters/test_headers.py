@@ -22,36 +22,24 @@ from llm_carbon_meter.exporters.headers import (
 from llm_carbon_meter.records import (
     EnergyEstimate,
     Features,
-    Outcome,
     Quality,
-    RequestEnergy,
     RequestRecord,
     Source,
     Status,
 )
+from tests.energies import energy_of
 
-ENERGY = RequestEnergy(
-    request_id="a",
+ENERGY = energy_of(
+    "a",
     engine=2,
-    status=Status.FINAL,
-    source=Source.MEASURED,
-    quality=Quality.COUNTER,
-    outcome=Outcome.FINISHED,
     prefill_joules=1.0,
     decode_joules=2.0,
     recompute_joules=0.5,
     waste_joules=0.25,
     idle_joules=0.125,
     operational_grams=5.1145833333e-4,
-    gpu_seconds=2.5,
-    embodied_grams=0.004,
-    prompt_tokens=10,
     cached_tokens=4,
-    output_tokens=5,
-    num_steps=6,
     mean_running=1.5,
-    first_step_s=1.0,
-    last_step_s=2.0,
 )
 ESTIMATE = EnergyEstimate("flop", 49.75443148800, 125.3671526400, 100.0, 200.0, 500.0, True, 0.02)
 CONDITIONAL = replace(ESTIMATE, decode_joules=100.0, calibration=0.5, out_of_domain="old GPU")

@@ -18,47 +18,13 @@ from llm_carbon_meter.exporters.otel import (
     estimate_attributes,
     tell_drift,
 )
-from llm_carbon_meter.records import (
-    CarbonIntensity,
-    EnergyEstimate,
-    Outcome,
-    Quality,
-    RequestEnergy,
-    Source,
-    Status,
-)
+from llm_carbon_meter.records import CarbonIntensity, EnergyEstimate, Quality, Source
+from tests.energies import energy_of
 
 GRID = CarbonIntensity(475.0, "world", "static")
 ESTIMATE = EnergyEstimate("flop", 18.0, 18.0, 20.0, 40.0, 5.0, True, 0.02)
 PARENT = SpanContext(0xABCD, 0x1234, is_remote=True, trace_flags=TraceFlags(TraceFlags.SAMPLED))
 START_NS = time.time_ns() - 5_000_000_000
-
-
-def energy_of(request_id: str, decode_joules: float = 7.2) -> RequestEnergy:
-    """A final figure."""
-    return RequestEnergy(
-        request_id=request_id,
-        engine=0,
-        status=Status.FINAL,
-        source=Source.MEASURED,
-        quality=Quality.COUNTER,
-        outcome=Outcome.FINISHED,
-        prefill_joules=3.6,
-        decode_joules=decode_joules,
-        recompute_joules=0.0,
-        waste_joules=0.0,
-        idle_joules=0.0,
-        operational_grams=0.0015,
-        gpu_seconds=2.5,
-        embodied_grams=0.004,
-        prompt_tokens=10,
-        cached_tokens=0,
-        output_tokens=5,
-        num_steps=6,
-        mean_running=1.0,
-        first_step_s=1.0,
-        last_step_s=2.0,
-    )
 
 
 @pytest.fixture

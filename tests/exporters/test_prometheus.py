@@ -24,13 +24,10 @@ from llm_carbon_meter.records import (
     EngineTotals,
     Features,
     GpuTotals,
-    Outcome,
-    Quality,
-    RequestEnergy,
     RequestRecord,
     Source,
-    Status,
 )
+from tests.energies import ENERGY
 
 # Names that others rely on. The parser cuts _total off counters.
 SPINE = {
@@ -68,29 +65,6 @@ TOTALS = EngineTotals(
     errors={"power": 1},
     sampler_gap_s=0.04,
     sampler_read_s=0.0007,
-)
-ENERGY = RequestEnergy(
-    request_id="a",
-    engine=0,
-    status=Status.FINAL,
-    source=Source.MEASURED,
-    quality=Quality.COUNTER,
-    outcome=Outcome.FINISHED,
-    prefill_joules=3.6,
-    decode_joules=7.2,
-    recompute_joules=0.0,
-    waste_joules=0.0,
-    idle_joules=0.0,
-    operational_grams=0.0015,
-    gpu_seconds=2.5,
-    embodied_grams=0.004,
-    prompt_tokens=10,
-    cached_tokens=0,
-    output_tokens=5,
-    num_steps=6,
-    mean_running=1.0,
-    first_step_s=1.0,
-    last_step_s=2.0,
 )
 RECORD = RequestRecord(
     id="a",

@@ -10,6 +10,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -44,29 +45,15 @@ from llm_carbon_meter.servers.channel import (
     engine_name,
     frontend_name,
 )
+from tests.energies import energy_of
 
-ENERGY = RequestEnergy(
-    request_id="chatcmpl-1-8f",
+ENERGY = energy_of(
+    "chatcmpl-1-8f",
     engine=1,
-    status=Status.FINAL,
     source=Source.MODELLED,
     quality=Quality.MODELLED,
     outcome=Outcome.STOPPED,
-    prefill_joules=1.25,
-    decode_joules=2.5,
-    recompute_joules=0.0,
     waste_joules=0.1,
-    idle_joules=0.0,
-    operational_grams=0.3,
-    gpu_seconds=2.5,
-    embodied_grams=0.004,
-    prompt_tokens=10,
-    cached_tokens=0,
-    output_tokens=5,
-    num_steps=6,
-    mean_running=1.5,
-    first_step_s=100.0,
-    last_step_s=101.5,
 )
 TOTALS = EngineTotals(
     session="s",
@@ -339,7 +326,7 @@ class Ear:
 
 def numbered(number: int) -> RequestEnergy:
     """A message that can be told from others."""
-    return RequestEnergy(**{**_fields(ENERGY), "num_steps": number})
+    return replace(ENERGY, num_steps=number)
 
 
 def test_what_is_published_is_heard_in_order(directory: str) -> None:

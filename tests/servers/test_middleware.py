@@ -19,7 +19,7 @@ import llm_carbon_meter
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend import FrontendMeter
-from llm_carbon_meter.records import Outcome, Quality, RequestEnergy, Source, Status
+from llm_carbon_meter.records import Outcome, Quality, Source, Status
 from llm_carbon_meter.registry import Exchange, current_exchange
 from llm_carbon_meter.servers.middleware import (
     STATE_NAME,
@@ -27,6 +27,7 @@ from llm_carbon_meter.servers.middleware import (
     ExchangeMiddleware,
 )
 from llm_carbon_meter.specs import built_in_model
+from tests import energies
 
 Message = dict[str, Any]
 Send = Callable[[Message], Awaitable[None]]
@@ -57,28 +58,8 @@ def front_end(**settings: Any) -> FrontendMeter:
 
 def energy_of(request_id: str, status: Status = Status.PROVISIONAL, **changes: Any) -> Any:
     """An engine's figure of 3.6 J, a milliwatt-hour."""
-    values: dict[str, Any] = {
-        "engine": 0,
-        "source": Source.MEASURED,
-        "quality": Quality.COUNTER,
-        "outcome": Outcome.FINISHED,
-        "prefill_joules": 0.6,
-        "decode_joules": 3.0,
-        "recompute_joules": 0.0,
-        "waste_joules": 0.0,
-        "idle_joules": 0.0,
-        "operational_grams": 0.000475,
-        "gpu_seconds": 2.5,
-        "embodied_grams": 0.004,
-        "prompt_tokens": 10,
-        "cached_tokens": 0,
-        "output_tokens": 5,
-        "num_steps": 6,
-        "mean_running": 1.0,
-        "first_step_s": 1.0,
-        "last_step_s": 2.0,
-    }
-    return RequestEnergy(request_id=request_id, status=status, **{**values, **changes})
+    joules = {"prefill_joules": 0.6, "decode_joules": 3.0, "operational_grams": 0.000475}
+    return energies.energy_of(request_id, status, **{**joules, **changes})
 
 
 def begin(meter: FrontendMeter, internal_id: str = "engine-1", prompt_tokens: int = 10) -> Exchange:
