@@ -42,9 +42,9 @@ from llm_carbon_meter.work import CostModel
 
 SLICE_ROWS: Final = 16_384
 """Requests x steps entered at a time; beyond some thousand, more at once is no quicker."""
-TOTALS_S: Final = 0.1
-"""Totals go out this often, and with every final figure: they are cumulative, and every API server
-reads each one."""
+TOTALS_S: Final = 0.5
+"""Totals go out this often, as often as ticks end, and with every final figure: they are
+cumulative, and every API server reads each one."""
 HEARTBEAT_S: Final = 1.0
 """And at least this often, so that a stalled sampler shows."""
 TICK_S: Final = 0.5
@@ -56,7 +56,7 @@ LAST_TICK_S: Final = 1.0
 TEACHING: Final = (Quality.COUNTER, Quality.POWER)
 """Readings from which prices are learnt: of whole GPUs that are the engine's own."""
 
-Publish = Callable[[RequestEnergy | EngineTotals], None]
+Publish = Callable[[Sequence[RequestEnergy | EngineTotals]], None]
 
 
 class EventSource(Protocol):
@@ -147,7 +147,7 @@ class EngineMeter:
         source: the engine's events.
         model: physics behind the proportions.
         engine: index of the engine (data parallel rank).
-        publish: receives every record, on the meter's thread.
+        publish: receives all records, on the meter's thread, those of a moment together.
         faults: counts of what went wrong.
         engine_pid: the engine's process, to tell others on its GPUs from its own.
         outside: the events are made up by somebody who does not see the engine's steps.
@@ -247,8 +247,7 @@ class EngineMeter:
         windows = self._ledger.observe_steps(batch.steps)
         if isinstance(self._power, ModelledMeter):
             self._power.add_load(windows, batch.known_until_s)
-        for end in batch.ends:
-            self._publish(self._ledger.close(end))
+        self._publish([self._ledger.close(end) for end in batch.ends])
         self._settle(batch.known_until_s)
         return batch.more
 
@@ -257,28 +256,27 @@ class EngineMeter:
             self._ledger.observe_reading(self._readings.popleft())
         self._ledger.grams_per_joule = operational_grams(1.0, self._grid.now, self._pue)
         finals = self._ledger.settle(known_until_s)
-        # Before the finals: whoever sees a final figure finds its joules in the totals.
         if finals or time.monotonic() - self._published_s > TOTALS_S:
             self._published_s = time.monotonic()
-            self._publish(self._totals())
-        for record in finals:
-            self._publish(record)
+            # Totals first: whoever sees a final figure finds its joules in them.
+            self._publish([self._totals(), *finals])
 
     def _settle_the_rest(self) -> None:
         while self._turn():
             pass
         now_s = time.monotonic()
-        for request_id in self._ledger.open_requests():
-            end = RequestEnd(request_id, Outcome.ABORTED, 0, 0, 0, now_s)
-            self._publish(self._ledger.close(end))
+        ends = [
+            RequestEnd(request_id, Outcome.ABORTED, 0, 0, 0, now_s)
+            for request_id in self._ledger.open_requests()
+        ]
+        self._publish([self._ledger.close(end) for end in ends])
         self._ledger.tick_s = 0.0  # the last tick may be a short one
         while self._ledger.num_closed and time.monotonic() < now_s + LAST_TICK_S:
             self._readings.extend(self._power.read())
             self._turn()
             time.sleep(0.02)
-        for record in self._ledger.give_up(time.monotonic()):
-            self._publish(record)
-        self._publish(self._totals())
+        finals = self._ledger.give_up(time.monotonic())
+        self._publish([self._totals(), *finals])
 
     def _totals(self) -> EngineTotals:
         gpus, rate = self._ledger.totals(), self._ledger.embodied_grams_per_gpu_s

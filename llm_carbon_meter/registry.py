@@ -239,7 +239,8 @@ class Registry:
             if energy.status is Status.FINAL:
                 del self._members[energy.request_id]
             finished = self._finished(exchange)
-        exchange.notify()
+        if not exchange.closed:  # else nobody waits any more
+            exchange.notify()
         return exchange, finished
 
     def _finished(self, exchange: Exchange) -> bool:

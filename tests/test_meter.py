@@ -65,7 +65,7 @@ def meter_of(published: Published, counter: Counter, *batches: EventBatch) -> En
     """A meter whose threads are not started."""
     model = CostModel(gpu_spec("H100"), None)
     return EngineMeter(
-        Config(), counter, Engine(*batches), model, 0, published.append, Faults(), os.getpid()
+        Config(), counter, Engine(*batches), model, 0, published.extend, Faults(), os.getpid()
     )
 
 
@@ -116,7 +116,7 @@ def test_joules_of_made_up_steps_are_labelled_outside_and_teach_nothing() -> Non
             engine,
             llama,
             0,
-            published.append,
+            published.extend,
             Faults(),
             os.getpid(),
             outside=outside,

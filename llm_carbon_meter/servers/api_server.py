@@ -76,8 +76,8 @@ class ApiServer:
         )
 
     def _share(self, key: str, ids: Sequence[str], record: Mapping[str, Any]) -> None:
-        if self._publisher is not None:
-            self._publisher.publish(SharedRecord(self._index, key, tuple(ids), record))
+        if self._publisher is not None and self._others:
+            self._publisher.publish([SharedRecord(self._index, key, tuple(ids), record)])
 
     def _receive(self, message: Message) -> None:
         match message:

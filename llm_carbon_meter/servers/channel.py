@@ -206,13 +206,15 @@ class Publisher:
                 "free space there or set LLM_CARBON_METER_CHANNEL_DIR"
             ) from error
 
-    def publish(self, message: Message) -> None:
-        """Send to whoever listens; safe from any thread."""
+    def publish(self, messages: Sequence[Message]) -> None:
+        """Send to whoever listens, all at once; safe from any thread."""
+        if not messages:
+            return
         try:
             with self._lock:
-                self._socket.send(encode(message), zmq.NOBLOCK)
+                self._socket.send_multipart(list(map(encode, messages)), zmq.NOBLOCK)
         except (zmq.ZMQError, TypeError, ValueError) as error:
-            self._faults.note("channel", error, "A record was not published.")
+            self._faults.note("channel", error, f"Records not published: {len(messages)}.")
 
     def close(self) -> None:
         """Send what is waiting, remove the socket, and the directory with the last one."""
@@ -252,13 +254,16 @@ class Subscriber:
 
     def _run(self) -> None:
         while not self._stop.is_set():
-            if not self._socket.poll(200):
-                continue
-            try:
-                self._receive(decode(self._socket.recv()))
-            except Exception as error:  # noqa: BLE001 - boundary: one bad message is one lost message
-                self._faults.note("channel", error)
+            if self._socket.poll(200):
+                for part in self._socket.recv_multipart():
+                    self._take(part)
         self._socket.close(linger=0)
+
+    def _take(self, part: bytes) -> None:
+        try:
+            self._receive(decode(part))
+        except Exception as error:  # noqa: BLE001 - boundary: one bad message is one lost message
+            self._faults.note("channel", error)
 
     def close(self) -> None:
         """Stop hearing."""

@@ -45,11 +45,11 @@ def serve(engine: "Connection[Any, Any]") -> None:
     engine.send_bytes(pickle.dumps(None))
     with contextlib.suppress(EOFError, OSError):  # closed, or the engine was killed
         while True:
-            message = pickle.loads(engine.recv_bytes())
-            if isinstance(message, str):  # a fault on the engine's side, logged there
-                faults.counts[message] += 1
-            else:
-                decoder.feed(message)
+            for message in pickle.loads(engine.recv_bytes()):
+                if isinstance(message, str):  # a fault on the engine's side, logged there
+                    faults.counts[message] += 1
+                else:
+                    decoder.feed(message)
     meter.stop()
     publisher.close()
 

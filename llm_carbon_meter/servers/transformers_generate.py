@@ -102,12 +102,13 @@ class GenerateMeter:
         known = [self._energies.get(name) for name in names]
         return all(one is not None and one.status is Status.FINAL for one in known)
 
-    def _receive(self, message: RequestEnergy | EngineTotals) -> None:
+    def _receive(self, messages: Sequence[RequestEnergy | EngineTotals]) -> None:
         with self._changed:
-            if isinstance(message, EngineTotals):
-                self.totals = message
-            else:
-                self._energies[message.request_id] = message
+            for message in messages:
+                if isinstance(message, EngineTotals):
+                    self.totals = message
+                else:
+                    self._energies[message.request_id] = message
             self._changed.notify_all()
 
     def start(self) -> None:

@@ -318,7 +318,7 @@ class Ear:
     def hear(self, publisher: Publisher, message: Message) -> bool:
         """Publish until it is heard: a subscriber that has just connected misses the first."""
         for _ in range(100):
-            publisher.publish(message)
+            publisher.publish([message])
             if self.wait(lambda heard: message in heard, timeout_s=0.05):
                 return True
         return False
@@ -338,7 +338,7 @@ def test_what_is_published_is_heard_in_order(directory: str) -> None:
         assert ear.hear(engine, TOTALS)
         assert ear.hear(frontend, SHARED)
         for number in range(1000):
-            engine.publish(numbered(number))
+            engine.publish([numbered(number)])
         assert ear.wait(lambda heard: numbered(999) in heard)
         steps = [message.num_steps for message in ear.heard if isinstance(message, RequestEnergy)]
         assert steps == list(range(1000))
@@ -392,7 +392,7 @@ def test_nobody_listening_costs_nothing(directory: str) -> None:
     try:
         began_s = time.monotonic()
         for number in range(5000):
-            publisher.publish(numbered(number))
+            publisher.publish([numbered(number)])
         assert time.monotonic() - began_s < 5
         assert faults.counts == {}
     finally:
@@ -411,11 +411,11 @@ def test_a_receiver_that_never_returns_blocks_nobody(directory: str) -> None:
     subscriber = Subscriber(directory, [engine_name(0)], never, Faults())
     try:
         while not stuck.is_set():
-            publisher.publish(ENERGY)
+            publisher.publish([ENERGY])
             stuck.wait(timeout=0.05)
         began_s = time.monotonic()
         for _ in range(2000):
-            publisher.publish(ENERGY)
+            publisher.publish([ENERGY])
         assert time.monotonic() - began_s < 5
     finally:
         hang.set()
@@ -439,8 +439,7 @@ def test_bad_messages_are_counted_and_the_next_one_is_heard(directory: str) -> N
     try:
         for _ in range(100):
             publisher._socket.send(b"rubbish")
-            publisher.publish(SHARED)
-            publisher.publish(TOTALS)
+            publisher.publish([SHARED, TOTALS])
             if done.wait(timeout=0.05):
                 break
         assert heard[0] == TOTALS
@@ -455,7 +454,7 @@ def test_a_record_that_cannot_be_encoded_is_counted(directory: str) -> None:
     faults = Faults()
     publisher = Publisher(directory, frontend_name(0), faults)
     try:
-        publisher.publish(SharedRecord(0, "key", (), {"not json": object()}))
+        publisher.publish([SharedRecord(0, "key", (), {"not json": object()})])
         assert faults.counts == {"channel": 1}
     finally:
         publisher.close()
