@@ -8,12 +8,11 @@ proportion to expected watts x time, and a step's part among its requests by the
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from itertools import chain, repeat
+from itertools import chain
 from operator import attrgetter
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from llm_carbon_meter.attribution import (
     Prices,
@@ -24,6 +23,8 @@ from llm_carbon_meter.attribution import (
     step_watts,
 )
 from llm_carbon_meter.learning import PriceLearner
+from llm_carbon_meter.open_requests import COLUMNS, IDLE_COLUMN, OpenRequests
+from llm_carbon_meter.open_steps import OpenSteps
 from llm_carbon_meter.records import (
     REQUEST_ACCOUNTS,
     Account,
@@ -51,9 +52,6 @@ AWAKE_S: Final = 0.01
 """In a gap shorter than this a GPU draws what it draws in a step that does nothing."""
 SCALE_MEMORY: Final = 0.9
 """Weight of the past, per tick, in the ratio of counted to expected joules."""
-
-IDLE_COLUMN: Final = len(REQUEST_ACCOUNTS)
-COLUMNS: Final = IDLE_COLUMN + 1
 
 
 class Window(NamedTuple):
@@ -114,60 +112,6 @@ class _Gpu:
         return self.scale_counted / self.scale_expected if self.scale_expected > 0 else 1.0
 
 
-class _Steps(NamedTuple):
-    """Steps not settled on every GPU yet: disjoint, in order; their rows one after another."""
-
-    start: Floats
-    end: Floats
-    watts: Floats
-    loads: Floats
-    """As `attribution.step_loads` has them, shape (steps, 2)."""
-    allreduce: Floats
-    """Share of the step's time."""
-    overhead: npt.NDArray[np.bool_]
-    counts: Ints
-    row_key: Ints
-    """slot x COLUMNS + account"""
-    row_share: Floats
-
-    @classmethod
-    def empty(cls) -> "_Steps":
-        none, whole = np.zeros(0), np.zeros(0, np.intp)
-        idle = np.zeros((0, 2))
-        return cls(none, none, none, idle, none, np.zeros(0, np.bool_), whole, whole, none)
-
-    @property
-    def first_row(self) -> Ints:
-        """First row of each step, and the number of rows behind the last."""
-        return np.concatenate(([0], np.cumsum(self.counts)))
-
-    def rows(self, steps: slice) -> slice:
-        """The rows of a range of steps."""
-        first = int(self.counts[: steps.start].sum())
-        return slice(first, first + int(self.counts[steps].sum()))
-
-    def append(self, other: "_Steps") -> "_Steps":
-        """These steps and later ones."""
-        pairs: Any = zip(self, other, strict=True)
-        return _Steps(*(np.concatenate(pair) for pair in pairs))
-
-    def after(self, time_s: float) -> "_Steps":
-        """Drop the steps that ended by then."""
-        first = int(np.searchsorted(self.end, time_s, side="right"))
-        row = int(self.counts[:first].sum())
-        return _Steps(
-            self.start[first:],
-            self.end[first:],
-            self.watts[first:],
-            self.loads[first:],
-            self.allreduce[first:],
-            self.overhead[first:],
-            self.counts[first:],
-            self.row_key[row:],
-            self.row_share[row:],
-        )
-
-
 class EnergyLedger:
     """Accounts of one engine's GPUs and open requests; one thread at a time.
 
@@ -209,26 +153,14 @@ class EnergyLedger:
         self.tick_s = tick_s
         self._learner = learner
         self._sheet = sheet_prices(model.gpu)
-        self._steps = _Steps.empty()
+        self._steps = OpenSteps.empty()
+        self._requests = OpenRequests()
         self._last_done_s = -np.inf
         self._known_until_s = -np.inf
-        self._slots: dict[str, int] = {}
-        self._free: list[int] = []
-        self._closed: dict[int, RequestEnd] = {}
         self.grams_per_joule = 0.0
         """gCO2eq per joule for what is settled from now on."""
         self.embodied_grams_per_gpu_s: float | None = None
         self.account_grams = np.zeros(len(Account))
-        self._joules = np.zeros(0)
-        self._grams = np.zeros(0)
-        self._gpu_s = np.zeros(0)
-        self._num_steps = np.zeros(0)
-        self._running = np.zeros(0)
-        self._opened_s = np.zeros(0)
-        self._closed_s = np.zeros(0)
-        self._last_step_s = np.zeros(0)
-        self._worst = np.zeros(0, np.intp)
-        """Rank of the worst quality that a request met."""
         self.step_counts = {"prefill": 0, "decode": 0, "mixed": 0}
         self.token_counts = {account.label: 0 for account in REQUEST_ACCOUNTS}
 
@@ -262,12 +194,15 @@ class EnergyLedger:
             watts[serving] = step_watts(loads[serving], prices)
             allreduce[serving] = allreduce_shares(rows, durations, self._model)
             row_shares = shares(self._policy, rows, work, durations, prices)
-            keys = self._enter_rows(events, rows, start[serving], end[serving])
+            accounts = _accounts(events)
+            self._count(rows, accounts)
+            ids = list(chain.from_iterable(event.request_ids for event in events))
+            keys = self._requests.enter(ids, rows, accounts, start[serving], end[serving])
             if self._learner and work:
                 self._learner.see_steps(work, durations)
         overhead = np.array([event.kind is StepKind.OVERHEAD for event in events])
         self._steps = self._steps.append(
-            _Steps(start, end, watts, loads, allreduce, overhead, counts, keys, row_shares)
+            OpenSteps(start, end, watts, loads, allreduce, overhead, counts, keys, row_shares)
         )
         return [
             Window(*row) for row in zip(start.tolist(), end.tolist(), watts.tolist(), strict=True)
@@ -285,26 +220,6 @@ class EnergyLedger:
         self._last_done_s = float(end[-1])
         return start, end
 
-    def _enter_rows(
-        self, events: Sequence[StepEvent], rows: StepRows, start: Floats, end: Floats
-    ) -> Ints:
-        ids = list(chain.from_iterable(event.request_ids for event in events))
-        first_seen = chain.from_iterable(map(repeat, start.tolist(), rows.counts.tolist()))
-        try:
-            slots = list(map(self._slots.__getitem__, ids))
-        except KeyError:
-            slots = [self._slot(name, at) for name, at in zip(ids, first_seen, strict=True)]
-        slot = np.array(slots, np.intp)
-        account = _accounts(events)
-        num_slots = len(self._num_steps)
-        self._num_steps += np.bincount(slot, minlength=num_slots)
-        running = rows.per_row(rows.counts.astype(np.float64))
-        self._running += np.bincount(slot, running, num_slots)
-        self._last_step_s[slot] = rows.per_row(end)
-        self._count(rows, account)
-        keys: Ints = slot * COLUMNS + account
-        return keys
-
     def _count(self, rows: StepRows, account: Ints) -> None:
         filling = ((account == Account.PREFILL) | (account == Account.RECOMPUTE)).astype(np.float64)
         fills = rows.per_step(filling)
@@ -317,44 +232,19 @@ class EnergyLedger:
 
     # Requests
 
-    def _slot(self, request_id: str, at_s: float) -> int:
-        slot = self._slots.get(request_id)
-        if slot is None:
-            if not self._free:
-                self._grow()
-            slot = self._slots[request_id] = self._free.pop()
-            self._joules[slot * COLUMNS : (slot + 1) * COLUMNS] = 0.0
-            self._num_steps[slot] = self._running[slot] = 0.0
-            self._grams[slot] = self._gpu_s[slot] = 0.0
-            self._opened_s[slot], self._closed_s[slot] = at_s, np.inf
-            self._last_step_s[slot] = -np.inf
-            self._worst[slot] = 0
-        return slot
-
-    def _grow(self) -> None:
-        old, new = len(self._num_steps), max(2 * len(self._num_steps), 64)
-        self._free.extend(range(new - 1, old - 1, -1))
-        self._joules = np.resize(self._joules, new * COLUMNS)
-        for name in ("_grams", "_gpu_s", "_num_steps", "_running", "_last_step_s", "_worst"):
-            setattr(self, name, np.resize(getattr(self, name), new))
-        # A free slot was opened at the end of time: it takes no part in anything.
-        grown = np.full(new - old, np.inf)
-        self._opened_s = np.concatenate((self._opened_s, grown))
-        self._closed_s = np.concatenate((self._closed_s, grown))
-
     @property
     def num_open(self) -> int:
         """Requests that have not ended."""
-        return len(self._slots)
+        return self._requests.num_open
 
     @property
     def num_closed(self) -> int:
         """Requests that have ended and wait for their last tick."""
-        return len(self._closed)
+        return len(self._requests.closed)
 
     def open_requests(self) -> list[str]:
         """Ids of the requests that have not ended."""
-        return list(self._slots)
+        return self._requests.names()
 
     def close(self, end: RequestEnd) -> RequestEnergy:
         """A request ended, and every step that it was in has been entered.
@@ -362,19 +252,14 @@ class EnergyLedger:
         Returns:
             Its figure as known now: what is settled, and the rest filled from the power model.
         """
-        slot = self._slot(end.request_id, end.monotonic_s)
-        del self._slots[end.request_id]
-        self._closed[slot] = end
-        self._closed_s[slot] = end.monotonic_s
-        if not end.whole and (self._num_steps[slot] or end.output_tokens):
-            self._worst[slot] = max(self._worst[slot], Quality.RESET.rank)
+        held = self._requests
+        slot = held.close(end)
+        if not end.whole and (held.num_steps[slot] or end.output_tokens):
+            held.worst[slot] = max(held.worst[slot], Quality.RESET.rank)
         unsettled, unsettled_s = self._unsettled(slot)
-        grams = self._grams[slot] + float(unsettled.sum()) * self.grams_per_joule
-        known = self._row(slot) + unsettled, grams, self._gpu_s[slot] + unsettled_s
+        grams = held.grams[slot] + float(unsettled.sum()) * self.grams_per_joule
+        known = held.accounts(slot) + unsettled, grams, held.gpu_s[slot] + unsettled_s
         return self._record(slot, end, *known, Status.PROVISIONAL)
-
-    def _row(self, slot: int) -> Floats:
-        return self._joules[slot * COLUMNS : (slot + 1) * COLUMNS].copy()
 
     def _unsettled(self, slot: int) -> tuple[Floats, float]:
         """Expected joules, by account, and seconds of the request's steps, or parts of steps, that
@@ -395,7 +280,7 @@ class EnergyLedger:
 
     def _label(self, slot: int) -> Quality:
         """The worst that it met; joules that are missing come before the kind of source."""
-        met = list(Quality)[self._worst[slot]]
+        met = list(Quality)[self._requests.worst[slot]]
         return met if met is Quality.RESET or met.rank > self._quality.rank else self._quality
 
     def _record(
@@ -407,7 +292,8 @@ class EnergyLedger:
         gpu_seconds: float,
         status: Status,
     ) -> RequestEnergy:
-        steps, rate = int(self._num_steps[slot]), self.embodied_grams_per_gpu_s
+        held, rate = self._requests, self.embodied_grams_per_gpu_s
+        steps = int(held.num_steps[slot])
         return RequestEnergy(
             request_id=end.request_id,
             engine=self._engine,
@@ -427,9 +313,9 @@ class EnergyLedger:
             cached_tokens=end.cached_tokens,
             output_tokens=end.output_tokens,
             num_steps=steps,
-            mean_running=float(self._running[slot]) / steps if steps else 0.0,
-            first_step_s=float(self._opened_s[slot]),
-            last_step_s=float(self._last_step_s[slot]) if steps else end.monotonic_s,
+            mean_running=float(held.running[slot]) / steps if steps else 0.0,
+            first_step_s=float(held.opened_s[slot]),
+            last_step_s=float(held.last_step_s[slot]) if steps else end.monotonic_s,
         )
 
     # Readings
@@ -516,13 +402,15 @@ class EnergyLedger:
         self._pass(gpu, tick.end_s)
 
     def _divide(self, gpu: _Gpu, tick: _Tick) -> None:
-        steps, part = self._steps, self._within(tick.start_s, tick.end_s)
+        steps = self._steps
+        part = steps.within(tick.start_s, tick.end_s)
         busy_s = np.minimum(steps.end[part], tick.end_s) - np.maximum(
             steps.start[part], tick.start_s
         )
         expected = steps.watts[part] * busy_s
         idle_s = max(tick.end_s - tick.start_s - float(busy_s.sum()), 0.0)
-        awake_s = self._awake_s(part)
+        gaps_s = steps.gaps_s(part)
+        awake_s = float(gaps_s[gaps_s < AWAKE_S].sum())
         idle_expected = self._prices.idle_watts * max(idle_s - awake_s, 0.0)
         idle_expected += self._prices.static_watts * awake_s
         busy_expected = float(expected.sum())
@@ -543,64 +431,34 @@ class EnergyLedger:
         gpu.allreduce_joules += float(step_joules @ steps.allreduce[part])
         rows = steps.rows(part)
         keys = steps.row_key[rows]
-        row_joules = np.repeat(step_joules, steps.counts[part]) * steps.row_share[rows]
-        joules = np.bincount(keys, row_joules, len(self._joules))
-        self._joules += joules
-        row_s = np.repeat(busy_s, steps.counts[part]) * steps.row_share[rows]
-        self._gpu_s += np.bincount(keys // COLUMNS, row_s, len(self._gpu_s))
+        of_rows = steps.row_share[rows]
+        row_joules = np.repeat(step_joules, steps.counts[part]) * of_rows
+        row_s = np.repeat(busy_s, steps.counts[part]) * of_rows
+        self._requests.book(keys, row_joules, row_s, self.grams_per_joule)
         of_requests = len(REQUEST_ACCOUNTS)
         gpu.seconds[:of_requests] += np.bincount(keys % COLUMNS, row_s, of_requests)
         gpu.seconds[Account.OVERHEAD] += busy_s[overhead].sum()
         gpu.seconds[Account.IDLE] += idle_s
-        self._grams += joules.reshape(-1, COLUMNS).sum(axis=1) * self.grams_per_joule
         gpu.accounts[:of_requests] += np.bincount(keys % COLUMNS, row_joules, of_requests)
         idle_joules = tick.joules * idle_expected / total
         gpu.accounts[Account.IDLE] += idle_joules
         if self._idle_by_time:
-            self._spread_idle(tick, idle_joules, idle_s)
-
-    def _awake_s(self, part: slice) -> float:
-        """Seconds between steps that follow each other so closely that clocks stay up."""
-        gaps_s = self._steps.start[part][1:] - self._steps.end[part][:-1]
-        return float(gaps_s[gaps_s < AWAKE_S].sum())
-
-    def _spread_idle(self, tick: _Tick, idle_joules: float, idle_s: float) -> None:
-        present_s = np.minimum(self._closed_s, tick.end_s) - np.maximum(
-            self._opened_s, tick.start_s
-        )
-        present_s = np.maximum(present_s, 0.0)
-        total_s = float(present_s.sum())
-        if total_s > 0:
-            share = present_s / total_s
-            self._joules[IDLE_COLUMN::COLUMNS] += idle_joules * share
-            self._grams += idle_joules * share * self.grams_per_joule
-            self._gpu_s += idle_s * share
-
-    def _within(self, start_s: float, end_s: float) -> slice:
-        """The steps that overlap a span."""
-        first = int(np.searchsorted(self._steps.end, start_s, side="right"))
-        last = int(np.searchsorted(self._steps.start, end_s, side="left"))
-        return slice(first, max(first, last))
+            self._requests.spread_idle(
+                tick.start_s, tick.end_s, idle_joules, idle_s, self.grams_per_joule
+            )
 
     def _lower(self, start_s: float, end_s: float, quality: Quality) -> None:
         """Joules of this span are of no better quality: say so on every request that ran in it."""
-        slots = self._steps.row_key[self._steps.rows(self._within(start_s, end_s))] // COLUMNS
-        self._worst[slots] = np.maximum(self._worst[slots], quality.rank)
+        steps = self._steps
+        rows = steps.rows(steps.within(start_s, end_s))
+        self._requests.lower(steps.row_key[rows], quality.rank)
 
     def _finals(self, settled_s: float) -> list[RequestEnergy]:
-        done = [
-            slot
-            for slot, end in self._closed.items()
-            if self._last_step_s[slot] <= settled_s
-            and (not self._idle_by_time or end.monotonic_s <= settled_s)
-        ]
-        finals = []
-        for slot in done:
-            end = self._closed.pop(slot)
-            known = self._row(slot), self._grams[slot], self._gpu_s[slot]
-            finals.append(self._record(slot, end, *known, Status.FINAL))
-            self._opened_s[slot] = np.inf
-            self._free.append(slot)
+        finals, held = [], self._requests
+        for slot in held.done(settled_s, with_idle=self._idle_by_time):
+            known = held.accounts(slot), held.grams[slot], held.gpu_s[slot]
+            finals.append(self._record(slot, held.closed[slot], *known, Status.FINAL))
+            held.free(slot)
         return finals
 
     def give_up(self, at_s: float) -> list[RequestEnergy]:
