@@ -482,13 +482,17 @@ class StepCosts:
             ops += self.ops_per_windowed_context * windowed_sum(new, cached, self.sliding_window)
         return ops + self.ops_per_sample * sampled
 
-    def own_bytes(self, new: Floats, cached: Floats, sampled: Floats) -> Floats:
-        """Activation and KV bytes of each request of a step; shapes as in `operations`."""
-        total = self.bytes_per_token * new + self.bytes_per_kv * (cached + new)
+    def activation_bytes(self, new: Floats, sampled: Floats) -> Floats:
+        """Of each request of a step; shapes as in `operations`."""
+        return self.bytes_per_token * new + self.bytes_per_sample * sampled
+
+    def kv_bytes(self, new: Floats, cached: Floats) -> Floats:
+        """Of the KV cache, read and written by each request; shapes as in `operations`."""
+        total = self.bytes_per_kv * (cached + new)
         if self.sliding_window:
             seen = np.minimum(cached + new, self.sliding_window + new - 1)
             total = total + self.bytes_per_windowed_kv * seen
-        return total + self.bytes_per_sample * sampled
+        return total
 
     def touched_experts(self, tokens: Floats) -> Floats:
         """Expected distinct experts per layer and step, X(T) = E (1 - (1 - k/E)^T)."""

@@ -72,9 +72,9 @@ class Work:
     """Seconds at the data sheet's peaks."""
 
     own_s: Floats
-    """Of each request, shape (4, rows): streaming its part of the weights that not everybody needs
-    (experts by who touches them, the LM head among the requests that sample), computing (linear
-    kernels and LM head), attention, and moving activations and KV cache."""
+    """Of each request, shape (4, rows): streaming its activations and its part of the weights that
+    not everybody needs (experts by who touches them, the LM head among the requests that sample),
+    computing (linear kernels and LM head), attention, and reading and writing the KV cache."""
     shared_s: float
     """Streaming the weights that every step needs once."""
     basis: Floats
@@ -90,10 +90,12 @@ def step_work(rows: StepRows, model: CostModel) -> Work | None:
         return None
     columns = (rows.new_tokens, rows.cached_tokens, rows.sampled)
     own_s = np.empty((4, len(rows.new_tokens)))
-    own_s[0] = _own_stream_bytes(rows, costs)
+    # Activations pass through the kernels that stream the weights, and hide computing as they do.
+    own_s[0] = _own_weight_bytes(rows, costs)
+    own_s[0] += costs.activation_bytes(rows.new_tokens, rows.sampled)
     own_s[1] = costs.ops_per_token * rows.new_tokens + costs.ops_per_sample * rows.sampled
     own_s[2] = costs.operations(*columns) - own_s[1]
-    own_s[3] = costs.own_bytes(*columns)
+    own_s[3] = costs.kv_bytes(rows.new_tokens, rows.cached_tokens)
     own_s[::3] /= gpu.bandwidth_bytes_per_s
     own_s[1:3] /= gpu.compute_ops_per_s
     basis = np.empty((5 + len(EFFICIENCIES), len(rows.counts)))
@@ -104,7 +106,7 @@ def step_work(rows: StepRows, model: CostModel) -> Work | None:
     return Work(own_s, costs.weight_bytes / gpu.bandwidth_bytes_per_s, basis)
 
 
-def _own_stream_bytes(rows: StepRows, costs: StepCosts) -> Floats:
+def _own_weight_bytes(rows: StepRows, costs: StepCosts) -> Floats:
     samples = rows.sampled > 0
     sampling = np.maximum(np.add.reduceat(samples, rows.starts, dtype=np.float64), 1.0)
     streamed = rows.per_row(costs.head_bytes / sampling) * samples

@@ -156,7 +156,8 @@ def test_mixed_step_of_the_reference_by_shapley() -> None:
     assert costs is not None
     rows = rows_of(MIXED)
     weights = weights_of(rows, 0.02, CostModel(UNITS, costs), BYTES_ONLY)
-    own = costs.own_bytes(rows.new_tokens, rows.cached_tokens, rows.sampled)
+    own = costs.activation_bytes(rows.new_tokens, rows.sampled)
+    own = own + costs.kv_bytes(rows.new_tokens, rows.cached_tokens)
     assert (weights - own).tolist() == pytest.approx([3489794048] + [3840018432] * 3)
 
 

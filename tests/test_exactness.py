@@ -100,7 +100,9 @@ def additive_cost(model: CostModel, prices: Prices, shared_s: float) -> Cost:
             linear = float(costs.ops_per_token * row[0] + costs.ops_per_sample * row[2])
             attended = float(costs.operations(*one)[0]) - linear
             own = compute * linear + attention * attended
-            read_s = memory * float(costs.own_bytes(*one)[0]) / gpu.bandwidth_bytes_per_s
+            passing = stream * float(costs.activation_bytes(one[0], one[2])[0])
+            read_s = passing + memory * float(costs.kv_bytes(*one[:2])[0])
+            read_s /= gpu.bandwidth_bytes_per_s
             computing_s += own / gpu.compute_ops_per_s
             moving_s += read_s
             added_s += own / gpu.compute_ops_per_s + read_s

@@ -75,7 +75,7 @@ def step(costs: StepCosts, rows: Sequence[Row]) -> Work:
     return Work(
         whole(costs.operations(new, cached, sampled).sum()),
         round(weights + (costs.head_bytes if sampled.any() else 0)),
-        whole(costs.own_bytes(new, cached, sampled).sum()),
+        whole((costs.activation_bytes(new, sampled) + costs.kv_bytes(new, cached)).sum()),
         whole(costs.network_per_token * new.sum() + costs.network_per_sample * sampled.sum()),
     )
 

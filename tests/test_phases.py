@@ -123,7 +123,7 @@ def test_closed_forms_are_the_sum_over_steps(
         return (
             batch * float(costs.operations(*row)[0]),
             weights,
-            batch * float(costs.own_bytes(*row)[0]),
+            batch * float(costs.activation_bytes(row[0], row[2])[0] + costs.kv_bytes(*row[:2])[0]),
         )
 
     totals = phase_totals(model, gpus, batch, prompt, output)
