@@ -10,7 +10,7 @@ import numpy.typing as npt
 from llm_carbon_meter.records import Account, Quality, RequestEnergy
 
 from .baselines import BASELINES
-from .playing import Book, Run, ledger_of, play
+from .playing import Book, Run, ledger_of, play, told_ledger
 from .ranges import WARM_UP_S
 from .sensor import resolution_s
 
@@ -26,7 +26,9 @@ LEDGERS: Final[Mapping[str, tuple[str, bool]]] = {
     "equal": ("equal", False),
 }
 """Policy of the ledger, and whether it learns."""
-POLICIES: Final = (*LEDGERS, *BASELINES)
+TOLD: Final = "every step known"
+"""The shipped ledger with the true cost of every step: what is left are the sensors' errors."""
+POLICIES: Final = (*LEDGERS, *BASELINES, TOLD)
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ def judged(run: Run) -> Iterator[Figures]:
         name: play(run, ledger_of(run, policy, learns))
         for name, (policy, learns) in LEDGERS.items()
     }
+    books[TOLD] = play(run, told_ledger(run))
     reference = books[LEARNT].records
     begun = [
         name

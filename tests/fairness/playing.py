@@ -5,15 +5,16 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
 from llm_carbon_meter.kernels import step_costs
 from llm_carbon_meter.learning import PriceLearner
-from llm_carbon_meter.ledger import EnergyLedger
+from llm_carbon_meter.ledger import EnergyLedger, Window
 from llm_carbon_meter.meter import TICK_S
+from llm_carbon_meter.power.sensors import architecture
 from llm_carbon_meter.records import (
     Account,
     EnergyReading,
@@ -21,17 +22,21 @@ from llm_carbon_meter.records import (
     Quality,
     RequestEnergy,
     Source,
+    StepEvent,
 )
 from llm_carbon_meter.specs import built_in_model, gpu_spec
 from llm_carbon_meter.work import CostModel
 
-from .engine import Served, serve
+from .engine import Served, TrueStep, serve
 from .ranges import World
 from .sensor import POLL_S, Drawn, drawn, readings
 from .truth import TrueGpu
 
 Floats = npt.NDArray[np.float64]
 Event = TypeVar("Event")
+
+ARCHITECTURES: Final = {"A100": 7, "L4": 8, "H100": 9, "H200": 9}
+"""NVML's numbers of the GPUs in `ranges.DEPLOYMENTS`."""
 
 
 @dataclass(frozen=True)
@@ -124,17 +129,50 @@ def _until(events: deque[Event], now_s: float, time_of: Callable[[Event], float]
     return happened
 
 
-def ledger_of(run: Run, policy: str, learns: bool = False) -> EnergyLedger:
+def ledger_of(
+    run: Run, policy: str, learns: bool = False, kind: type[EnergyLedger] = EnergyLedger
+) -> EnergyLedger:
     """The book of a meter that knows the names of GPU and model, and nothing else of a world."""
     world = run.world
     costs = step_costs(built_in_model(world.model), world.tensor_parallel)
     model = CostModel(gpu_spec(world.gpu), costs)
-    return EnergyLedger(
+    return kind(
         list(run.seen),
         model,
         Source.MEASURED,
         Quality.COUNTER,
         policy=policy,
+        lag_s=_delay_s(world),
         tick_s=TICK_S,
         learner=PriceLearner(model.gpu) if learns else None,
     )
+
+
+def _delay_s(world: World) -> float:
+    """What NvmlMeter takes off a reading's time: how late such GPUs show an average of power."""
+    if world.sensor != "averaged_power":
+        return 0.0
+    return architecture(ARCHITECTURES[world.gpu], world.gpu).usage_delay_s
+
+
+class _Told(EnergyLedger):
+    truth: Mapping[int, TrueStep]
+
+    def observe_steps(self, events: Sequence[StepEvent]) -> list[Window]:
+        windows = super().observe_steps(events)
+        if events:
+            true, steps = [self.truth[event.step_id] for event in events], self._steps
+            seconds = (steps.end - steps.start)[-len(true) :]
+            steps.watts[-len(true) :] = [step.joules for step in true] / np.maximum(seconds, 1e-9)
+            shares = np.concatenate([step.causes / step.causes.sum() for step in true])
+            steps.row_share[-len(shares) :] = shares
+        return windows
+
+
+def told_ledger(run: Run) -> EnergyLedger:
+    """The same book, told what every step drew and who caused it: the errors that are left come
+    from the sensors, the engine's times and neighbours, and no division can avoid them."""
+    ledger = ledger_of(run, "shapley", learns=True, kind=_Told)
+    assert isinstance(ledger, _Told)
+    ledger.truth = {step.event.step_id: step for step in run.served.steps}
+    return ledger

@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
-from .judging import LEARNT, POLICIES, Figures
+from .judging import LEARNT, POLICIES, TOLD, Figures
 
 Draw = Sequence[Figures]
 """All policies and concurrencies of one world."""
@@ -24,55 +24,64 @@ COLUMNS: Final[Mapping[str, Callable[[Figures], float | None]]] = {
 }
 
 
-def learnt(draw: Draw) -> list[Figures]:
-    """The product as it is shipped."""
-    return [figures for figures in draw if figures.policy == LEARNT]
+def by_policy(draw: Draw, policy: str) -> list[Figures]:
+    """One policy's figures, at every concurrency."""
+    return [figures for figures in draw if figures.policy == policy]
 
 
-def times_better(draw: Draw, rival: str) -> float:
+def times_better(ours: Sequence[Figures], draw: Draw, rival: str) -> float:
     """Rival's median error / ours, at the concurrency where that is least; with company only."""
-    ours = {figures.concurrency: figures.long_median for figures in learnt(draw)}
+    errors = {figures.concurrency: figures.long_median for figures in ours}
     ratios = [
-        figures.long_median / ours[figures.concurrency]
-        for figures in draw
-        if figures.policy == rival and figures.concurrency > 1
+        figures.long_median / errors[figures.concurrency]
+        for figures in by_policy(draw, rival)
+        if figures.concurrency > 1
     ]
     return min((ratio for ratio in ratios if not math.isnan(ratio)), default=math.inf)
 
 
-def short_ratio(draws: Sequence[Draw]) -> float:
+def short_ratio(figures: Sequence[Figures]) -> float:
     """Joules given to short requests / caused by them, all concurrencies together."""
-    figures = [each for draw in draws for each in learnt(draw)]
     true = sum(each.short_true_joules for each in figures)
     return sum(each.short_joules for each in figures) / true if true else 1.0
 
 
-GOALS: Final[Mapping[str, Callable[[Draw], bool]]] = {
-    "median error of long requests <= 5 %, every concurrency": lambda draw: all(
-        not figures.long_median > 0.05 for figures in learnt(draw)
+Goal = Callable[[Sequence[Figures], Draw], bool]
+"""Whether a policy's figures reach it, beside all others' of the draw."""
+GOALS: Final[Mapping[str, Goal]] = {
+    "median error of long requests <= 5 %, every concurrency": lambda ours, draw: all(
+        not figures.long_median > 0.05 for figures in ours
     ),
-    "p95 error of long requests <= 15 %, every concurrency": lambda draw: all(
-        not figures.long_p95 > 0.15 for figures in learnt(draw)
+    "p95 error of long requests <= 15 %, every concurrency": lambda ours, draw: all(
+        not figures.long_p95 > 0.15 for figures in ours
     ),
-    "median error 3 times lower than by tokens, concurrency > 1": lambda draw: (
-        times_better(draw, "tokens") >= 3
+    "median error 3 times lower than by tokens, concurrency > 1": lambda ours, draw: (
+        times_better(ours, draw, "tokens") >= 3
     ),
-    "median error 3 times lower than by time overlap, concurrency > 1": lambda draw: (
-        times_better(draw, "time overlap") >= 3
+    "median error 3 times lower than by time overlap, concurrency > 1": lambda ours, draw: (
+        times_better(ours, draw, "time overlap") >= 3
     ),
-    "no request that ran a step at 0 J": lambda draw: (
-        not any(figures.zeros for figures in learnt(draw))
+    "no request that ran a step at 0 J": lambda ours, draw: (
+        not any(figures.zeros for figures in ours)
     ),
-    "short requests within 1 % in the sum": lambda draw: abs(short_ratio([draw]) - 1) <= 0.01,
-    "conservation to 1e-9, every policy": lambda draw: all(
+    "short requests within 1 % in the sum": lambda ours, draw: abs(short_ratio(ours) - 1) <= 0.01,
+    "conservation to 1e-9, every policy": lambda ours, draw: all(
         figures.conservation is None or figures.conservation <= 1e-9 for figures in draw
     ),
 }
 
 
-def goals(draws: Sequence[Draw]) -> dict[str, int]:
-    """On how many draws each goal holds."""
-    return {text: sum(map(holds, draws)) for text, holds in GOALS.items()}
+def goals(draws: Sequence[Draw], policy: str) -> dict[str, int]:
+    """On how many draws a policy reaches each goal."""
+    return {
+        text: sum(holds(by_policy(draw, policy), draw) for draw in draws)
+        for text, holds in GOALS.items()
+    }
+
+
+def pooled_short_ratio(draws: Sequence[Draw], policy: str) -> float:
+    """`short_ratio` over all draws."""
+    return short_ratio([each for draw in draws for each in by_policy(draw, policy)])
 
 
 def table(draws: Sequence[Draw]) -> list[list[str]]:
@@ -98,12 +107,15 @@ def markdown(draws: Sequence[Draw]) -> str:
     head, *rows = table(draws)
     lines = [f"Medians over {len(draws)} draws; errors are relative.", "", _line(head)]
     lines += [_line(["---"] * len(head)), *map(_line, rows), ""]
-    lines += [_line(["goal", f"draws of {len(draws)}"]), _line(["---", "---"])]
-    lines += [_line([text, str(count)]) for text, count in goals(draws).items()]
+    ours, told = goals(draws, LEARNT), goals(draws, TOLD)
+    lines += [_line(["goal", f"draws of {len(draws)}", f"with {TOLD}"]), _line(["---"] * 3)]
+    lines += [_line([text, str(ours[text]), str(told[text])]) for text in GOALS]
     worst = max(each.truth_error for draw in draws for each in draw)
     lines += [
         "",
-        f"Short requests of all draws together: {short_ratio(draws):.4f} of what they caused.",
+        "Short requests of all draws together: "
+        f"{pooled_short_ratio(draws, LEARNT):.4f} of what they caused; "
+        f"with {TOLD} {pooled_short_ratio(draws, TOLD):.4f}.",
         f"Sampling error of the truth (95 % of requests, worst run): {worst:.4f}.",
         "",
         _line(["draw", "GPU, model, sensor", "median, p95 at each concurrency"]),
@@ -114,7 +126,7 @@ def markdown(draws: Sequence[Draw]) -> str:
 
 
 def _draw_cells(draw: Draw) -> list[str]:
-    ours = learnt(draw)
+    ours = by_policy(draw, LEARNT)
     errors = [f"{each.concurrency}: {each.long_median:.3f}, {each.long_p95:.3f}" for each in ours]
     first = ours[0]
     return [str(first.seed), f"{first.gpu}, {first.model}, {first.sensor}", "; ".join(errors)]
@@ -129,7 +141,11 @@ def save(draws: Sequence[Draw], folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     rows = [_plain(each) for draw in draws for each in draw]
     lines = ",\n  ".join(json.dumps(list(row.values())) for row in rows)
-    summary = {"goals": goals(draws), "short_ratio": short_ratio(draws), "columns": list(rows[0])}
+    summary = {
+        "goals": {policy: goals(draws, policy) for policy in (LEARNT, TOLD)},
+        "short_ratio": {policy: pooled_short_ratio(draws, policy) for policy in (LEARNT, TOLD)},
+        "columns": list(rows[0]),
+    }
     text = json.dumps(summary, indent=1)[:-2] + f',\n "rows": [\n  {lines}\n ]\n}}\n'
     (folder / "results.json").write_text(text, encoding="utf-8")
     (folder / "results.md").write_text(markdown(draws), encoding="utf-8")

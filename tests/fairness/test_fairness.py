@@ -15,8 +15,8 @@ from llm_carbon_meter.records import Account, EnergyReading
 from .__main__ import main
 from .baselines import time_overlap, whole_gpu
 from .engine import serve
-from .judging import LEDGERS, POLICIES
-from .playing import Run, ledger_of, play, simulate
+from .judging import LEARNT, LEDGERS, POLICIES, TOLD
+from .playing import Run, ledger_of, play, simulate, told_ledger
 from .ranges import RANGES, WARM_UP_S, World, draw
 from .report import GOALS
 from .truth import orders
@@ -120,6 +120,24 @@ def test_the_book_balances_in_every_world(policy: str, mishap: str) -> None:
     assert set(book.records) == {end.request_id for end in run.served.ends}
 
 
+def test_a_told_ledger_gives_what_was_caused() -> None:
+    """With an exact counter that is seldom late, and nobody else there, hardly an error is left."""
+    world = world_of(1, async_scheduling=True)
+    exact = {"counter_lag_s": 0.0, "counter_period_s": 0.02, "report_delay_s": 0.0, "drift": 0.0}
+    world = replace(world, sensor="counter", values={**world.values, **exact, "poll_jitter_s": 0.0})
+    run = simulate(world, 16, 20.0)
+    book = play(run, told_ledger(run))
+    assert book.conservation_error < 1e-9
+    errors = [
+        abs(record.joules / run.causes[name].sum() - 1)
+        for name, record in book.records.items()
+        if name in run.causes and record.last_step_s - record.first_step_s > 2
+    ]
+    assert len(errors) > 10
+    assert np.median(errors) < 0.002
+    assert max(errors) < 0.05
+
+
 def test_time_overlap_divides_everything_while_somebody_is_there() -> None:
     """All joules of the span in which requests were present, and no more."""
     run = run_of(1, 16)
@@ -141,8 +159,9 @@ def test_the_report_has_every_policy_and_goal(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "results.json").read_text())
     assert len(results["rows"]) == 2 * len(POLICIES)
     assert len(results["rows"][0]) == len(results["columns"])
-    assert set(results["goals"]) == set(GOALS)
-    assert results["goals"]["conservation to 1e-9, every policy"] == 1
+    for policy in (LEARNT, TOLD):
+        assert set(results["goals"][policy]) == set(GOALS)
+        assert results["goals"][policy]["conservation to 1e-9, every policy"] == 1
     text = (tmp_path / "results.md").read_text()
     assert all(policy in text for policy in POLICIES)
     assert (tmp_path / "errors.png").stat().st_size > 10_000
