@@ -97,19 +97,41 @@ def table(draws: Sequence[Draw]) -> list[list[str]]:
     return rows
 
 
+def overview(draws: Sequence[Draw]) -> list[list[str]]:
+    """Median and 95 % quantile of the errors by policy and concurrency, as percent."""
+    figures = [each for draw in draws for each in draw]
+    levels = sorted({each.concurrency for each in figures})
+    rows = [["requests at once", *map(str, levels)]]
+    for policy in POLICIES:
+        mine = [[f for f in figures if (f.concurrency, f.policy) == (n, policy)] for n in levels]
+        rows.append([policy, *map(_percent, mine)])
+    return rows
+
+
+def _percent(cell: Sequence[Figures]) -> str:
+    middle, high = _middle([f.long_median for f in cell]), _middle([f.long_p95 for f in cell])
+    return f"{100 * middle:.1f}, {100 * high:.1f}"
+
+
 def _typical(values: Sequence[float | None]) -> str:
+    middle = _middle(values)
+    return "-" if math.isnan(middle) else f"{middle:.3f}"
+
+
+def _middle(values: Sequence[float | None]) -> float:
     known = [value for value in values if value is not None and not math.isnan(value)]
-    return f"{median(known):.3f}" if known else "-"
+    return median(known) if known else math.nan
 
 
 def markdown(draws: Sequence[Draw]) -> str:
-    """The report: goals, then the table, then one line per draw."""
-    head, *rows = table(draws)
-    lines = [f"Medians over {len(draws)} draws; errors are relative.", "", _line(head)]
-    lines += [_line(["---"] * len(head)), *map(_line, rows), ""]
+    """The report: an overview, goals, then the whole table, then one line per draw."""
+    seeds = [draw[0].seed for draw in draws]
+    lines = [f"Medians over draws {min(seeds)} to {max(seeds)}; errors are relative.", ""]
+    lines += ["Error of a request in percent, median and p95:", "", *_table(overview(draws)), ""]
     ours, told = goals(draws, LEARNT), goals(draws, TOLD)
-    lines += [_line(["goal", f"draws of {len(draws)}", f"with {TOLD}"]), _line(["---"] * 3)]
-    lines += [_line([text, str(ours[text]), str(told[text])]) for text in GOALS]
+    reached = [[text, str(ours[text]), str(told[text])] for text in GOALS]
+    lines += _table([["goal", f"draws of {len(draws)}", f"with {TOLD}"], *reached])
+    lines += ["", *_table(table(draws))]
     worst = max(each.truth_error for draw in draws for each in draw)
     lines += [
         "",
@@ -118,9 +140,10 @@ def markdown(draws: Sequence[Draw]) -> str:
         f"with {TOLD} {pooled_short_ratio(draws, TOLD):.4f}.",
         f"Sampling error of the truth (95 % of requests, worst run): {worst:.4f}.",
         "",
-        _line(["draw", "GPU, model, sensor", "median, p95 at each concurrency"]),
-        _line(["---"] * 3),
-        *(_line(_draw_cells(draw)) for draw in draws),
+        *_table(
+            [["draw", "GPU, model, sensor", "median, p95 at each concurrency"]]
+            + [_draw_cells(draw) for draw in draws]
+        ),
     ]
     return "\n".join(lines) + "\n"
 
@@ -132,8 +155,10 @@ def _draw_cells(draw: Draw) -> list[str]:
     return [str(first.seed), f"{first.gpu}, {first.model}, {first.sensor}", "; ".join(errors)]
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+    head, *rest = rows
+    lines = (head, ["---"] * len(head), *rest)
+    return ["| " + " | ".join(cells) + " |" for cells in lines]
 
 
 def save(draws: Sequence[Draw], folder: Path) -> None:
