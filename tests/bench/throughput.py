@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from llm_carbon_meter.demo.server import Server, TransformersServer, VllmServer
 
-PAIRS = 120
+STARTS, PAIRS = 6, 20
 AT_ONCE, REQUESTS, TOKENS = 8, 8, 150
 
 
@@ -28,26 +28,38 @@ def measure_transformers(model: Path) -> Mapping[str, float]:
 
 
 def _ratio(kind: type[VllmServer | TransformersServer], model: Path) -> float:
-    """Median of with / without over many short rounds in turn; who goes first alternates.
+    """Median of with / without over short rounds in turn, of servers that were started anew often.
 
-    Short rounds, because the speed of a shared machine drifts within seconds.
+    Short rounds, because the speed of a shared machine drifts within seconds; new servers, because
+    two of the same kind differ by some percent for as long as they live.
     """
+    medians = []
+    for start in tqdm(range(STARTS), desc="throughput", unit="start"):
+        ratios = _ratios(kind, model, metered_first=bool(start % 2))
+        medians.append(statistics.median(ratios))
+    shown = " ".join(f"{each:.3f}" for each in sorted(medians))
+    print(f"with / without, medians of {PAIRS} pairs for each start of two servers: {shown}")
+    return statistics.median(medians)
+
+
+def _ratios(
+    kind: type[VllmServer | TransformersServer], model: Path, *, metered_first: bool
+) -> list[float]:
+    """Of two new servers; who is asked first alternates."""
     with contextlib.ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         servers = {
             metered: stack.enter_context(_server(kind, model, folder, metered))
-            for metered in (True, False)
+            for metered in (metered_first, not metered_first)
         }
         for server in servers.values():
             asyncio.run(_tokens_per_s(server))  # warm-up
         ratios = []
-        for pair in tqdm(range(PAIRS), desc="throughput", unit="pair"):
+        for pair in range(PAIRS):
             order = (True, False) if pair % 2 else (False, True)
             speed = {metered: asyncio.run(_tokens_per_s(servers[metered])) for metered in order}
             ratios.append(speed[True] / speed[False])
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    print(f"with / without over {PAIRS} pairs: quartiles {low:.3f} {middle:.3f} {high:.3f}")
-    return middle
+    return ratios
 
 
 def _server(
