@@ -171,7 +171,7 @@ class _Told(EnergyLedger):
 
 def told_ledger(run: Run) -> EnergyLedger:
     """The same book, told what every step drew and who caused it: the errors that are left come
-    from the sensors, the engine's times and neighbours, and no division can avoid them."""
+    from the sensors, the engine's times and neighbours, not from the division."""
     ledger = ledger_of(run, "shapley", learns=True, kind=_Told)
     assert isinstance(ledger, _Told)
     ledger.truth = {step.event.step_id: step for step in run.served.steps}
