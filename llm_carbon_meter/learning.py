@@ -87,7 +87,7 @@ class _Window:
 
 
 def _awake(prices: Prices) -> Prices:
-    """A part of what memory and computing draw is drawn anyhow: no step's power changes by it."""
+    """A part of what memory and computing draw is drawn anyhow; busy with either, it is as much."""
     watts = AWAKE_LOAD * (prices.board_watts - prices.idle_watts)
     return replace(
         prices,
