@@ -102,6 +102,12 @@ class Config:
         _choice("shapley", "tokens", "flops", "equal"),
         "how a step's joules are divided among its requests",
     )
+    prices_file: str = _setting(
+        "",
+        str,
+        "file that keeps over a restart what a step's work costs in seconds and watts, as learnt "
+        "from the GPUs; of one model on one kind of GPU; empty: not kept",
+    )
     idle: str = _setting(
         "separate",
         _choice("separate", "by_time"),

@@ -1,11 +1,12 @@
 """Prices of a step's work, learnt while serving: seconds from durations, watts from the counters.
 
-Two small least-squares fits that forget slowly and are pulled towards the data sheet, so that what
-the load does not show stays as it was. Only measured joules may come here.
+Two small least-squares fits that are pulled towards the data sheet, and forget only what they see
+anew: what the load does not show stays as it was. Only measured joules may come here.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 
@@ -15,28 +16,42 @@ from llm_carbon_meter.work import Floats, Work
 
 WINDOW_S: Final = 1.0
 """Joules are compared over this long: beside it a counter's period and lag are small."""
-MEMORY_S: Final = 600.0
-"""What was seen this long ago weighs 1/e."""
-SHEET_SECONDS: Final = 0.01
-"""Weight of the data sheet beside the durations seen, in each direction of its own."""
-SHEET_WINDOWS: Final = 1.0
-"""Weight of the data sheet's watts, as windows."""
+MEMORY_S: Final = 100.0
+"""In every direction in which steps can differ this much is remembered, however old it is."""
+SHEET_SECONDS: Final = 1e-4
+"""Squared error of durations that no number of steps takes away: 1 % of them."""
+DOUBTS: Final = np.array((2.0, 0.5, 0.3, 2.0, 1.0, 0.7, 0.5, 0.3))
+"""By how much each of the data sheet's `Prices.seconds` may be wrong: a launch may take some
+milliseconds, weights stream at 0.6 to 0.9 of the peak, the KV cache and attention are slower."""
+SHEET_WINDOWS: Final = 0.1
+"""Weight of the data sheet's watts, as windows: these are known to some 10 %, the data sheet's
+watts to 30 %."""
 AWAKE_LOAD: Final = 0.1
 """Share of the dynamic power that a step is first thought to draw whatever it does, its clocks
 being up. Measured: 0.06 on A100 (decode of Pythia-70M, 74 W where 60 W are idle, in
 danielcregg/llm-energy-framework), 0.09 on H200 (126 W in its lightest kernels, in
 ai-dynamo/aiconfigurator); a CUDA context alone adds 26 to 66 W to H100, A100 and L40S (arXiv
 2605.23918)."""
+USUAL_ERROR: Final = 0.3
+"""Of a window's joules, relative, before any was seen."""
 OUTLIER: Final = 2.5
 """Errors beyond this many times the usual one pull no harder."""
 LEAST: Final = 1e-3
 """Of any price, watts as a share of the board's: nothing is free."""
 TINY: Final = 1e-9
+ROUNDING: Final = 1e-6
+"""How far below 0 an eigenvalue of sums of squares may lie, as a share of their trace."""
+
+State = Mapping[str, Any]
+"""Lists of numbers by name, as JSON has them."""
 
 
 @dataclass(slots=True)
 class Fit:
-    """Least squares y = x z, exponentially forgotten, every coefficient at least `LEAST`.
+    """Least squares y = x z, every coefficient at least `LEAST`.
+
+    What was seen fades as the same is seen again, direction by direction of x. Fading with time
+    alone would take a load that never changes back to the start, wherever it tells nothing.
 
     Args:
         start: what holds before anything was seen.
@@ -51,9 +66,39 @@ class Fit:
         self.products = np.zeros(len(self.start))
 
     def see(self, moments: Floats, products: Floats, kept: float) -> None:
-        """Add sums of x x^T and x y; ``kept`` is the share of the past that is not forgotten."""
-        self.moments = kept * self.moments + moments
-        self.products = kept * self.products + products
+        """Add sums of x x^T and x y; of what was known of the like, the share ``kept`` stays.
+
+        Directional forgetting: R - (1 - kept) R M R / tr(R M) + M for the sums M of new x x^T;
+        of one x it is that of Cao and Schwartz (Automatica 36, 2000). The solution of the past
+        alone is not moved.
+        """
+        overlap = float((self.moments * moments).sum())
+        if overlap > TINY:
+            fading = (1 - kept) / overlap * (self.moments @ moments)
+            self.products = self.products - fading @ self.products
+            self.moments = self.moments - fading @ self.moments
+        self.moments = self.moments + moments
+        self.products = self.products + products
+
+    @property
+    def state(self) -> State:
+        """What was seen."""
+        return {"moments": self.moments.tolist(), "products": self.products.tolist()}
+
+    def restore(self, state: State) -> None:
+        """Go on from what was seen before.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is no such state, or of another number of prices.
+        """
+        moments = np.array(state["moments"], np.float64)
+        products = np.array(state["products"], np.float64)
+        if (moments.shape, products.shape) != (self.moments.shape, self.products.shape):
+            raise ValueError(f"sums of {self.moments.shape} are expected, not of {moments.shape}")
+        sane = np.isfinite(moments).all() and np.isfinite(products).all()
+        if not sane or np.linalg.eigvalsh(moments)[0] < -ROUNDING * moments.trace():
+            raise ValueError("its sums are not those of any observations")
+        self.moments, self.products = moments, products
 
     def solve(self, ridge: Floats) -> Floats:
         """Coefficients; ``ridge`` is the weight of the start for each of them."""
@@ -78,12 +123,12 @@ class _Window:
     """What a GPU did and counted since its last lesson."""
 
     seconds: Floats = field(default_factory=lambda: np.zeros(4))
-    """Awake, moving bytes, computing, idle."""
+    """Awake, moving bytes, computing, all."""
     joules: float = 0.0
 
     @property
     def length_s(self) -> float:
-        return float(self.seconds[0] + self.seconds[3])
+        return float(self.seconds[3])
 
 
 def _awake(prices: Prices) -> Prices:
@@ -102,19 +147,33 @@ class PriceLearner:
 
     Args:
         gpu: data sheet to start from.
+        state: of an earlier learner of the same GPU and model, to go on from.
+
+    Raises:
+        ValueError, KeyError, TypeError: the state is none.
     """
 
-    def __init__(self, gpu: GpuSpec) -> None:
+    def __init__(self, gpu: GpuSpec, state: State | None = None) -> None:
         self.prices = _awake(sheet_prices(gpu))
         self._time = Fit(self.prices.seconds)
         self._power = Fit(self._board_shares())
         self._windows: dict[str, _Window] = {}
-        self._usual_error = 0.3
+        self._usual_error = USUAL_ERROR
+        if state is not None:
+            self._time.restore(state["seconds"])
+            self._power.restore(state["watts"])
+            self._reckon()
+
+    @property
+    def state(self) -> State:
+        """All that was learnt."""
+        return {"seconds": self._time.state, "watts": self._power.state}
 
     def _board_shares(self) -> Floats:
         """Watts as shares of the board's, in the order of a window's seconds."""
         prices = self.prices
-        watts = (prices.static_watts, prices.memory_watts, prices.compute_watts, prices.idle_watts)
+        awake_watts = prices.static_watts - prices.idle_watts
+        watts = (awake_watts, prices.memory_watts, prices.compute_watts, prices.idle_watts)
         return np.array(watts) / prices.board_watts
 
     def see_steps(self, work: Work, durations: Floats) -> None:
@@ -144,7 +203,8 @@ class PriceLearner:
             joules: what the counter grew by.
         """
         window = self._windows.setdefault(gpu, _Window())
-        window.seconds += (busy_s.sum() + awake_s, *(busy_s @ loads), idle_s - awake_s)
+        working_s = float(busy_s.sum())
+        window.seconds += (working_s + awake_s, *(busy_s @ loads), working_s + idle_s)
         window.joules += joules
         if window.length_s >= WINDOW_S:
             self.skip(gpu)
@@ -170,12 +230,14 @@ class PriceLearner:
         self._reckon()
 
     def _reckon(self) -> None:
+        start, moments = self._time.start, self._time.moments
+        doubted = SHEET_SECONDS * float(start @ moments @ start) / DOUBTS**2
         watts = self._power.solve(np.full(4, SHEET_WINDOWS)) * self.prices.board_watts
-        static, memory, compute, idle = watts.tolist()
+        awake, memory, compute, idle = watts.tolist()
         self.prices = replace(
             self.prices,
-            seconds=self._time.solve(SHEET_SECONDS * np.diag(self._time.moments) + TINY),
-            static_watts=static,
+            seconds=self._time.solve(doubted + TINY),
+            static_watts=idle + awake,  # no step draws less than no step
             memory_watts=memory,
             compute_watts=compute,
             idle_watts=idle,

@@ -353,6 +353,10 @@ class EnergyLedger:
         )
         gpu.last = last
 
+    def _lowers(self, tick: _Tick) -> bool:
+        """Whether a tick is worse than the source was at its opening."""
+        return tick.quality not in (Quality.COUNTER, self._quality)
+
     @staticmethod
     def _wait(gpu: _Gpu, tick: _Tick) -> None:
         if len(gpu.ticks) >= MAX_WAITING_TICKS and not (tick.lost or gpu.ticks[-1].lost):
@@ -385,7 +389,7 @@ class EnergyLedger:
 
     def _settle_tick(self, gpu: _Gpu, tick: _Tick) -> None:
         before = gpu.accounts.copy()
-        if tick.quality not in (Quality.COUNTER, self._quality):
+        if self._lowers(tick):
             self._lower(tick.start_s, tick.end_s, tick.quality)
         if self._learner and (tick.lost or tick.start_s < gpu.settled_until_s):
             self._learner.skip(gpu.name)
@@ -422,7 +426,7 @@ class EnergyLedger:
         step_joules = tick.joules * expected / total
         overhead = steps.overhead[part]
         if self._learner:
-            if overhead.any():  # nobody knows what work that was
+            if overhead.any() or self._lowers(tick):  # nobody knows what was done for these joules
                 self._learner.skip(gpu.name)
             else:
                 worked = steps.loads[part], idle_s, awake_s

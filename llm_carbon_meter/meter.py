@@ -16,7 +16,6 @@ from llm_carbon_meter.carbon.grid import open_grid
 from llm_carbon_meter.config import Config, runtime_folder
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.kernels import step_costs
-from llm_carbon_meter.learning import PriceLearner
 from llm_carbon_meter.ledger import EnergyLedger
 from llm_carbon_meter.power.contention import Neighbours, Watch
 from llm_carbon_meter.power.meter import PowerMeter
@@ -24,6 +23,7 @@ from llm_carbon_meter.power.modelled import ModelledMeter
 from llm_carbon_meter.power.nvml import NvmlMeter, open_nvml, worst
 from llm_carbon_meter.power.replay import ReplayMeter
 from llm_carbon_meter.power.sampler import PowerSampler
+from llm_carbon_meter.price_file import PriceFile
 from llm_carbon_meter.records import (
     EnergyReading,
     EngineTotals,
@@ -43,13 +43,13 @@ from llm_carbon_meter.work import CostModel
 SLICE_ROWS: Final = 16_384
 """Requests x steps entered at a time; beyond some thousand, more at once is no quicker."""
 TOTALS_S: Final = 0.5
-"""Totals go out this often, as often as ticks end, and with every final figure: they are
-cumulative, and every API server reads each one."""
+"""Totals go out this often and with every final figure: they are cumulative, and every API server
+reads each one."""
 HEARTBEAT_S: Final = 1.0
 """And at least this often, so that a stalled sampler shows."""
-TICK_S: Final = 0.5
+TICK_S: Final = 1.0
 """Joules are divided over at least this long. A counter's own ticks are as short as its errors of
-time; over half a second these are small beside what the prices of work get wrong."""
+time; over a second these are no larger than what the prices of work get wrong."""
 LAST_TICK_S: Final = 1.0
 """How long a stopping meter waits for the tick that covers the last step."""
 
@@ -132,10 +132,10 @@ def cost_model(gpu: GpuSpec, model: ModelSpec | None, tensor_parallel: int) -> C
     return CostModel(gpu, step_costs(model, tensor_parallel) if model else None)
 
 
-def learner(power: PowerMeter, model: CostModel) -> PriceLearner | None:
-    """Who learns from a source's readings; None where they are modelled or say too little."""
+def teaches(power: PowerMeter, model: CostModel) -> bool:
+    """Whether a source's readings teach prices: not if modelled, or of more than the engine."""
     taught = power.source is Source.MEASURED and power.quality in TEACHING
-    return PriceLearner(model.gpu) if taught and model.costs else None
+    return taught and model.costs is not None
 
 
 class EngineMeter:
@@ -172,6 +172,11 @@ class EngineMeter:
         self._publish = publish
         self._faults = faults
         self._session = uuid.uuid4().hex
+        self._prices: PriceFile | None = None
+        # Steps that are made up teach no prices.
+        if teaches(power, model) and not outside:
+            file = Path(config.prices_file) if config.prices_file else None
+            self._prices = PriceFile(file, model, faults)
         self._ledger = EnergyLedger(
             power.gpus,
             model,
@@ -182,8 +187,7 @@ class EngineMeter:
             idle_by_time=config.idle == "by_time",
             lag_s=config.counter_lag_s,
             tick_s=TICK_S,
-            # Steps that are made up teach no prices.
-            learner=None if outside else learner(power, model),
+            learner=self._prices.learner if self._prices else None,
         )
         self._grid, self._pue = open_grid(config, faults), config.pue
         self._ledger.embodied_grams_per_gpu_s = embodied_rate(
@@ -227,6 +231,8 @@ class EngineMeter:
             self._watch.stop()
         try:
             self._settle_the_rest()
+            if self._prices is not None:
+                self._prices.save()
             self._power.close()
         except MeterError as error:
             self._faults.note("stop", error)
@@ -260,6 +266,8 @@ class EngineMeter:
             self._published_s = time.monotonic()
             # Totals first: whoever sees a final figure finds its joules in them.
             self._publish([self._totals(), *finals])
+        if self._prices is not None:
+            self._prices.save_at_times()
 
     def _settle_the_rest(self) -> None:
         while self._turn():

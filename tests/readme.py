@@ -74,7 +74,7 @@ def evaluation() -> str:
 def attribution() -> str:
     """Errors by policy, and how many draws of the committed comparison reach each goal."""
     parts = (ATTRIBUTION / "results.md").read_text("utf-8").split("\n\n")
-    heads = "| requests at once |", "| goal |", "Short requests"
+    heads = "| requests at once |", "| goal:", "Short requests"
     return "\n\n".join(part for part in parts if part.startswith(heads))
 
 

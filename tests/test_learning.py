@@ -1,19 +1,22 @@
 """Prices of work are learnt from steps and ticks, stay sane, and are used for power and shares."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 
 from llm_carbon_meter.attribution import Prices, sheet_prices, step_loads
 from llm_carbon_meter.kernels import step_costs
-from llm_carbon_meter.learning import MEMORY_S, WINDOW_S, Fit, PriceLearner
+from llm_carbon_meter.learning import DOUBTS, MEMORY_S, WINDOW_S, Fit, PriceLearner, State
 from llm_carbon_meter.ledger import EnergyLedger
-from llm_carbon_meter.meter import learner
+from llm_carbon_meter.meter import teaches
 from llm_carbon_meter.power.modelled import ModelledMeter
 from llm_carbon_meter.records import (
     Account,
@@ -24,12 +27,14 @@ from llm_carbon_meter.records import (
     StepKind,
 )
 from llm_carbon_meter.specs import built_in_model, gpu_spec
-from llm_carbon_meter.work import CostModel, StepRows, Work, step_work
+from llm_carbon_meter.work import CostModel, Floats, StepRows, Work, step_work
 
 H100 = gpu_spec("H100")
 LLAMA = CostModel(H100, step_costs(built_in_model("Llama-3.1-8B")))
 TRUE = Prices(np.array([1.0, 1.3, 0.2, 2.5, 1.6, 1.2, 0.1, 0.1]), 140.0, 250.0, 420.0, 95.0, 700.0)
 """A GPU slower than its data sheet, that draws less while it works and more while it does not."""
+KINDS = [(0, 1), (0, 64), (512, 16), (2048, 1)]
+"""Prefill chunk and decodes of a step."""
 
 
 def work_of(chunks: Sequence[int], decodes: Sequence[int]) -> tuple[StepRows, Work]:
@@ -48,30 +53,34 @@ def work_of(chunks: Sequence[int], decodes: Sequence[int]) -> tuple[StepRows, Wo
 
 
 def teach(
-    pupil: PriceLearner, seconds: float, chunks: Sequence[int], decodes: Sequence[int]
+    pupil: PriceLearner,
+    seconds: float,
+    chunks: Sequence[int],
+    decodes: Sequence[int],
+    gpu: Prices = TRUE,
 ) -> None:
     """Serve the same steps again and again on the true GPU, with a moment of idleness after."""
     rows, work = work_of(chunks, decodes)
-    durations = TRUE.seconds @ work.basis
+    durations = gpu.seconds @ work.basis
     idle_s = 0.1 * float(durations.sum())
-    true_loads = step_loads(rows, work, TRUE)
-    watts = TRUE.static_watts + true_loads @ np.array((TRUE.memory_watts, TRUE.compute_watts))
-    joules = float(durations @ watts) + idle_s * TRUE.idle_watts
+    true_loads = step_loads(rows, work, gpu)
+    watts = gpu.static_watts + true_loads @ np.array((gpu.memory_watts, gpu.compute_watts))
+    joules = float(durations @ watts) + idle_s * gpu.idle_watts
     for _ in range(round(seconds / float(durations.sum() * 1.1))):
         loads = step_loads(rows, work, pupil.prices)
         pupil.see_steps(work, durations)
         pupil.see_tick("gpu", durations, loads, idle_s, 0.0, joules)
 
 
-def vary(pupil: PriceLearner, seconds: float) -> None:
+def vary(pupil: PriceLearner, seconds: float, gpu: Prices = TRUE) -> None:
     """Serve loads of every kind, and none at times."""
     random = np.random.default_rng(0)
     for _ in range(round(seconds / 2)):
         odds = random.dirichlet(np.ones(4))
         chunks = random.choice([0, 64, 512, 2048], 20, p=odds)
-        teach(pupil, 1.5, chunks.tolist(), random.integers(1, 65, 20).tolist())
+        teach(pupil, 1.5, chunks.tolist(), random.integers(1, 65, 20).tolist(), gpu)
         nothing = np.zeros(0), np.zeros((0, 2))
-        pupil.see_tick("gpu", *nothing, 0.5, 0.0, 0.5 * TRUE.idle_watts)
+        pupil.see_tick("gpu", *nothing, 0.5, 0.0, 0.5 * gpu.idle_watts)
 
 
 def expected_joules(prices: Prices, chunk: int, running: int) -> float:
@@ -95,7 +104,7 @@ def test_nothing_seen_is_the_data_sheet() -> None:
     assert (prices.idle_watts, prices.board_watts) == (sheet.idle_watts, sheet.board_watts)
 
 
-@pytest.mark.parametrize(("chunk", "running"), [(0, 1), (0, 64), (512, 16), (2048, 1)])
+@pytest.mark.parametrize(("chunk", "running"), KINDS)
 def test_a_varied_load_teaches_what_steps_cost(chunk: int, running: int) -> None:
     """After some minutes of mixed load every kind of step costs what it truly costs, to a tenth."""
     pupil = PriceLearner(H100)
@@ -115,7 +124,30 @@ def test_a_load_that_never_changes_moves_no_proportions() -> None:
     moved = prices.static_watts - first.static_watts, prices.memory_watts - first.memory_watts
     assert abs(moved[0]) < 70
     assert abs(moved[1]) < 140
+    # What is but a small part of the time is not blamed for what is missing of the whole.
+    assert (np.abs(prices.seconds - first.seconds) <= DOUBTS).all()
     assert expected_joules(prices, 0, 8) == pytest.approx(expected_joules(TRUE, 0, 8), rel=0.03)
+
+
+def test_what_a_varied_load_taught_outlives_hours_of_one_that_never_changes() -> None:
+    """A server whose every step has the same tokens still knows what the other kinds cost."""
+    pupil = PriceLearner(H100)
+    vary(pupil, 400.0)
+    taught = [expected_joules(pupil.prices, *kind) for kind in KINDS]
+    teach(pupil, 7200.0, [480] * 20, [32] * 20)
+    for kind, joules in zip(KINDS, taught, strict=True):
+        assert expected_joules(pupil.prices, *kind) == pytest.approx(joules, rel=0.05)
+
+
+def test_a_gpu_that_changes_is_learnt_anew() -> None:
+    """Under a lower power limit: after two hours of mixed load the new costs hold, to a tenth."""
+    capped = replace(TRUE, seconds=1.3 * TRUE.seconds, memory_watts=180.0, compute_watts=290.0)
+    pupil = PriceLearner(H100)
+    vary(pupil, 1200.0)
+    vary(pupil, 7200.0, capped)
+    for kind in KINDS:
+        expected = expected_joules(capped, *kind)
+        assert expected_joules(pupil.prices, *kind) == pytest.approx(expected, rel=0.1)
 
 
 def test_readings_that_agree_with_the_prices_change_nothing() -> None:
@@ -174,7 +206,68 @@ def test_the_past_fades() -> None:
     for _ in range(10):
         fit.see(100 * one, np.array([500.0]), float(np.exp(-1)))
     assert fit.solve(np.zeros(1)) == pytest.approx([5.0], rel=0.001)
-    assert MEMORY_S > 100 * WINDOW_S
+    assert MEMORY_S >= 100 * WINDOW_S
+
+
+def test_only_what_is_seen_anew_fades() -> None:
+    """A thousand lessons of one kind leave what is known of the others."""
+    fit = Fit(np.ones(3))
+    fit.see(10 * np.eye(3), np.array([10.0, 20.0, 30.0]), 0.5)
+    one = np.diag([1.0, 0.0, 0.0])
+    for _ in range(1000):
+        fit.see(one, np.array([5.0, 0.0, 0.0]), 0.5)
+    assert np.diag(fit.moments).tolist() == pytest.approx([2, 10, 10])
+    assert fit.solve(np.zeros(3)) == pytest.approx([5, 2, 3])
+
+
+@given(st.lists(arrays(np.float64, (2, 3), elements=st.floats(0, 10)), min_size=1, max_size=30))
+def test_lessons_that_agree_move_nothing(lessons: list[Floats]) -> None:
+    """Whatever is forgotten meanwhile, the answer stays, and so does the sums' being of squares."""
+    answer = np.array([1.0, 2.0, 3.0])
+    fit = Fit(answer)
+    for rows in lessons:
+        fit.see(rows.T @ rows, rows.T @ rows @ answer, 0.5)
+        assert fit.solve(np.full(3, 1e-3)) == pytest.approx(answer, rel=1e-6)
+        assert np.linalg.eigvalsh(fit.moments)[0] > -1e-9 * max(float(fit.moments.trace()), 1.0)
+
+
+def damaged(**changes: Any) -> State:
+    """A state, but for some of its numbers."""
+    state = PriceLearner(H100).state
+    return {**state, "watts": {**state["watts"], **changes}}
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"seconds": 1, "watts": 2},
+        damaged(moments=[[1.0]]),
+        damaged(products=[1.0, 2.0]),
+        damaged(products=[1.0, 2.0, None, 4.0]),
+        damaged(products=["a", "b", "c", "d"]),
+        damaged(products=[np.inf] * 4),
+        damaged(moments=np.full((4, 4), np.nan).tolist()),
+        damaged(moments=(-np.eye(4)).tolist()),
+    ],
+)
+def test_a_damaged_state_is_refused(state: State) -> None:
+    """Whatever is wrong with it, before any price comes of it."""
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        PriceLearner(H100, state)
+
+
+def test_what_was_learnt_can_be_kept() -> None:
+    """By way of JSON: the next learner has the same prices, and learns on from them."""
+    pupil = PriceLearner(H100)
+    vary(pupil, 100.0)
+    heir = PriceLearner(H100, json.loads(json.dumps(pupil.state)))
+    for one, other in zip(astuple(pupil.prices), astuple(heir.prices), strict=True):
+        assert other == pytest.approx(one, rel=0.01)  # durations came after the last joules
+    vary(heir, 300.0)
+    assert expected_joules(heir.prices, 512, 16) == pytest.approx(
+        expected_joules(TRUE, 512, 16), rel=0.1
+    )
 
 
 class Sensor:
@@ -192,13 +285,13 @@ class Sensor:
 
 
 def test_modelled_joules_teach_nothing() -> None:
-    """Only measured joules of GPUs that are wholly the engine's own have a learner."""
-    assert learner(ModelledMeter(H100, 1, 0.0), LLAMA) is None
-    assert learner(Sensor(Source.MODELLED, Quality.COUNTER), LLAMA) is None
-    assert learner(Sensor(Source.MEASURED, Quality.CONTENDED), LLAMA) is None
-    assert learner(Sensor(Source.MEASURED, Quality.MIG_PARENT), LLAMA) is None
-    assert learner(Sensor(Source.MEASURED, Quality.COUNTER), CostModel(H100, None)) is None
-    assert learner(Sensor(Source.MEASURED, Quality.COUNTER), LLAMA) is not None
+    """Only measured joules of GPUs that are wholly the engine's own teach."""
+    assert not teaches(ModelledMeter(H100, 1, 0.0), LLAMA)
+    assert not teaches(Sensor(Source.MODELLED, Quality.COUNTER), LLAMA)
+    assert not teaches(Sensor(Source.MEASURED, Quality.CONTENDED), LLAMA)
+    assert not teaches(Sensor(Source.MEASURED, Quality.MIG_PARENT), LLAMA)
+    assert not teaches(Sensor(Source.MEASURED, Quality.COUNTER), CostModel(H100, None))
+    assert teaches(Sensor(Source.MEASURED, Quality.COUNTER), LLAMA)
 
 
 def decode(start_s: float, end_s: float) -> StepEvent:
@@ -242,9 +335,9 @@ def test_clocks_stay_up_between_steps_that_follow_closely(gap_s: float, watts: f
     assert idle == pytest.approx(300 * expected / (expected + busy.watts * (1 - gap_s)))
 
 
-@pytest.mark.parametrize("spoilt", ["overhead", "reset"])
+@pytest.mark.parametrize("spoilt", ["overhead", "reset", "neighbour"])
 def test_ticks_of_unknown_content_teach_nothing(spoilt: str) -> None:
-    """Neither a tick with a dummy batch in it nor one over a reset changes a price."""
+    """A dummy batch in it, a reset or a neighbour: from such a tick no price moves."""
     pupil = PriceLearner(H100)
     ledger = book_of(pupil)
     ledger.observe_reading(EnergyReading(0.0, "gpu", 1e6))
@@ -253,6 +346,8 @@ def test_ticks_of_unknown_content_teach_nothing(spoilt: str) -> None:
         first = half if spoilt == "overhead" else decode(second - 1, second - 0.5)
         ledger.observe_steps([first, decode(second - 0.5, second)])
         falls = -1000.0 if spoilt == "reset" else 1000.0
-        ledger.observe_reading(EnergyReading(second, "gpu", 1e6 + falls * second))
+        quality = Quality.CONTENDED if spoilt == "neighbour" else Quality.COUNTER
+        joules = 1e6 + falls * second
+        ledger.observe_reading(EnergyReading(second, "gpu", joules, quality=quality))
         ledger.settle(second)
     assert pupil.prices.memory_watts == PriceLearner(H100).prices.memory_watts

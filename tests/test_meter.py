@@ -3,6 +3,7 @@
 import os
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
 
@@ -132,7 +133,7 @@ def test_joules_of_made_up_steps_are_labelled_outside_and_teach_nothing() -> Non
 
 
 def test_short_ticks_wait_for_each_other() -> None:
-    """Joules are divided over at least half a second, so a figure is final by then."""
+    """Joules are divided over at least a second, so a figure is final by then."""
     published: Published = []
     counter = Counter(["gpu"])
     turns = [EventBatch([STEP], [END], 1.0, False), *[EventBatch([], [], 2.0, False)] * 3]
@@ -143,3 +144,30 @@ def test_short_ticks_wait_for_each_other() -> None:
     records = [record for record in published if isinstance(record, RequestEnergy)]
     assert [record.status for record in records] == [Status.PROVISIONAL, Status.FINAL]
     assert len([record for record in published if isinstance(record, EngineTotals)]) >= 1
+
+
+def test_prices_are_kept_for_the_next_meter(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one meter learns while it serves, the next one of any engine begins with."""
+    monkeypatch.setattr("llm_carbon_meter.price_file.SAVE_S", 0.0)
+    config = Config(prices_file=str(tmp_path / "prices.json"))
+    llama = CostModel(gpu_spec("H100"), step_costs(built_in_model("Llama-3.1-8B")))
+    columns = ["a"], [Account.DECODE], [1], [10], [1]
+    steps = [StepEvent(second, second, second + 1, *columns) for second in range(60)]
+
+    def first_watts(engine: int) -> float:
+        """Expected of the first step; 300 are then counted in every second."""
+        counter, faults = Counter(["gpu"]), Faults()
+        turns = Engine(*(EventBatch([step], [], step.done_s, False) for step in steps))
+        meter = EngineMeter(config, counter, turns, llama, engine, [].extend, faults, os.getpid())
+        for second in range(60):
+            meter._readings.extend(counter.at(second))
+            meter._turn()
+            if second == 0:
+                watts = float(meter._ledger._steps.watts[0])
+        assert not faults.counts
+        return watts
+
+    assert first_watts(1) == pytest.approx(448, rel=0.02)
+    assert first_watts(0) == pytest.approx(300, rel=0.03)

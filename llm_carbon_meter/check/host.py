@@ -73,7 +73,7 @@ def _vllm() -> Finding:
     problem = _unplugged()
     if problem:
         return Finding("vllm", Verdict.FAILS, problem)
-    return _fit("vllm", installed_fit("vllm"), VLLM_HOOKED, "vLLM 0.32")
+    return _fit("vllm", installed_fit("vllm"), VLLM_HOOKED, "vLLM 0.27 to 0.32")
 
 
 def _unplugged() -> str:

@@ -38,7 +38,7 @@ MAX_OUTPUT: Final = 480
 CHAT_TOKENS: Final = 32
 """Of the chat template around a prompt."""
 MIDDLEWARE: Final = "llm_carbon_meter.CarbonHeadersMiddleware"
-SETTLING_S: Final = 1.5
+SETTLING_S: Final = 2.0
 """After the end: the last counter ticks have been settled by then."""
 
 
@@ -71,7 +71,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="NAME",
         help="of the built-in list: its true shape with random weights (default: a toy)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the traffic (default: 0)")
+    parser.add_argument("--seed", type=_seed, default=0, help="of the traffic (default: 0)")
     parser.add_argument("--out", type=Path, default=Path("demo-out"), help="folder of the results")
     parser.add_argument("--keep", action="store_true", help="leave the server running until Ctrl-C")
 
@@ -86,6 +86,12 @@ def _positive(text: str) -> float:
 def _whole(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
         raise argparse.ArgumentTypeError("expected a whole number above 0")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError("expected a whole number, 0 or above")
     return int(text)
 
 

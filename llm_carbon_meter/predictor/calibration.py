@@ -5,9 +5,7 @@ and company. A facility figure (the FLOP formula) is not calibrated: it counts w
 sees, so that a factor on it would mean nothing.
 """
 
-import json
 import math
-import os
 import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
@@ -17,9 +15,10 @@ from typing import Any, Final
 
 import numpy as np
 
+from llm_carbon_meter import kept_file
+from llm_carbon_meter.kept_file import Identity
 from llm_carbon_meter.predictor.estimator import Deployment
 from llm_carbon_meter.records import (
-    MeterError,
     Outcome,
     Quality,
     RequestRecord,
@@ -88,9 +87,6 @@ def learnable_log_ratio(record: Mapping[str, Any]) -> float | None:
         return None
     estimated = record["conditional"]["energy_joules"]
     return math.log(measured / estimated) if estimated > 0 else None
-
-
-Identity = Mapping[str, str | int]
 
 
 def identity(deployment: Deployment, method: str) -> Identity:
@@ -166,40 +162,27 @@ def load_state(path: Path, holds_for: Identity) -> State | None:
     Raises:
         MeterError: the file is damaged or cannot be read.
     """
-    try:
-        kept = json.loads(path.read_text("utf-8"))
-        if kept["deployment"] != dict(holds_for):
-            return None
-        state = State([float(ratio) for ratio in kept["log_ratios"]], float(kept["log_factor"]))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise MeterError(f"the calibration file {path} cannot be used: {error!r}") from error
+    return kept_file.load(path, holds_for, _state)
+
+
+def _state(kept: Mapping[str, Any]) -> State:
+    state = State([float(ratio) for ratio in kept["log_ratios"]], float(kept["log_factor"]))
     if not all(map(math.isfinite, state.log_ratios)) or not abs(state.log_factor) <= MAX_LOG_FACTOR:
-        raise MeterError(
-            f"the calibration file {path} cannot be used: its factor is "
-            f"exp({state.log_factor}), or one of its ratios is no number"
+        raise ValueError(
+            f"its factor is exp({state.log_factor}), or one of its ratios is no number"
         )
     return state
 
 
 def save_state(path: Path, holds_for: Identity, state: State) -> None:
-    """Write a correction so that a crash leaves the old file or the new one.
+    """Keep a correction.
 
     Raises:
-        OSError: the disk is full or gone.
+        MeterError: it cannot be written.
     """
-    kept = {
-        "deployment": dict(holds_for),
-        "log_factor": state.log_factor,
-        "log_ratios": list(state.log_ratios),
-    }
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        beside.write_text(json.dumps(kept), "utf-8")
-        beside.replace(path)
-    finally:
-        beside.unlink(missing_ok=True)
+    kept_file.save(
+        path, holds_for, {"log_factor": state.log_factor, "log_ratios": list(state.log_ratios)}
+    )
 
 
 def error_ratios(record: RequestRecord) -> Mapping[tuple[str, str], float]:

@@ -121,5 +121,5 @@ class LiveEstimator:
             return
         try:
             save_state(self._file, self._identity, self._calibration.state)
-        except OSError as error:
+        except MeterError as error:
             self._faults.note("calibration", error, "The correction is not kept.")

@@ -208,13 +208,21 @@ class Publisher:
 
     def publish(self, messages: Sequence[Message]) -> None:
         """Send to whoever listens, all at once; safe from any thread."""
-        if not messages:
+        parts = [part for part in map(self._encoded, messages) if part]
+        if not parts:
             return
         try:
             with self._lock:
-                self._socket.send_multipart(list(map(encode, messages)), zmq.NOBLOCK)
-        except (zmq.ZMQError, TypeError, ValueError) as error:
-            self._faults.note("channel", error, f"Records not published: {len(messages)}.")
+                self._socket.send_multipart(parts, zmq.NOBLOCK)
+        except zmq.ZMQError as error:
+            self._faults.note("channel", error, f"Records not published: {len(parts)}.")
+
+    def _encoded(self, message: Message) -> bytes:
+        try:
+            return encode(message)
+        except (TypeError, ValueError) as error:
+            self._faults.note("channel", error, "A record is not published.")
+            return b""
 
     def close(self) -> None:
         """Send what is waiting, remove the socket, and the directory with the last one."""

@@ -158,7 +158,11 @@ class MeterProcess:
         if self._stop.wait(RESTART_S):
             return
         self._begin(dataclasses.replace(self._setup, start_s=time.monotonic()))
-        self.ready()
+        try:
+            self.ready()
+        except MeterError:
+            self._end()
+            raise
         self._forget()  # no counter covers what happened meanwhile
 
     def _forget(self) -> None:

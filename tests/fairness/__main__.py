@@ -1,14 +1,13 @@
 """Draw worlds, serve them, divide their joules by every policy, and compare with the truth."""
 
 import argparse
-from collections.abc import Sequence
-from itertools import product
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
 
 from .judging import Figures, judged
-from .playing import simulate
+from .playing import Run, simulate
 from .ranges import CONCURRENCIES, SIMULATED_S, draw
 from .report import markdown, save
 
@@ -18,12 +17,15 @@ OUTPUT = Path(__file__).parents[2] / "examples" / "attribution"
 def judge(
     seeds: Sequence[int], concurrencies: Sequence[int], seconds: float
 ) -> list[list[Figures]]:
-    """All figures of every seed."""
-    draws: dict[int, list[Figures]] = {seed: [] for seed in seeds}
-    runs = list(product(seeds, concurrencies))
-    for seed, concurrency in tqdm(runs, desc="runs", unit="run"):
-        draws[seed] += judged(simulate(draw(seed), concurrency, seconds))
-    return list(draws.values())
+    """All figures of every seed; its meter lives through the concurrencies in their order."""
+    with tqdm(total=len(seeds) * len(concurrencies), desc="runs", unit="run") as bar:
+
+        def lives(seed: int) -> Iterator[Run]:
+            for concurrency in concurrencies:
+                yield simulate(draw(seed), concurrency, seconds)
+                bar.update()
+
+        return [list(judged(lives(seed))) for seed in seeds]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

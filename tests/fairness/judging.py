@@ -1,6 +1,6 @@
 """Judges every policy on a run: what each request was given against what it truly caused."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -10,25 +10,27 @@ import numpy.typing as npt
 from llm_carbon_meter.records import Account, Quality, RequestEnergy
 
 from .baselines import BASELINES
-from .playing import Book, Run, ledger_of, play, told_ledger
+from .playing import Book, Run, learner_of, ledger_of, play, told_ledger
 from .ranges import WARM_UP_S
 from .sensor import resolution_s
 
 Floats = npt.NDArray[np.float64]
 
 LEARNT: Final = "shapley, learnt"
-SHEET: Final = "shapley, data sheet"
-LEDGERS: Final[Mapping[str, tuple[str, bool]]] = {
-    LEARNT: ("shapley", True),
-    SHEET: ("shapley", False),
-    "tokens": ("tokens", False),
-    "flops": ("flops", False),
-    "equal": ("equal", False),
+"""Goes on from the prices that it kept, run after run."""
+STARTED: Final = "shapley, just started"
+"""Learns in each run from the data sheet on, as where nothing was kept."""
+LEDGERS: Final[Mapping[str, str]] = {
+    "shapley, data sheet": "shapley",
+    "tokens": "tokens",
+    "flops": "flops",
+    "equal": "equal",
 }
-"""Policy of the ledger, and whether it learns."""
+"""Policy of the ledgers that learn nothing."""
 TOLD: Final = "every step known"
 """The shipped ledger with the true cost of every step: what is left are the sensors' errors."""
-POLICIES: Final = (*LEDGERS, *BASELINES, TOLD)
+SHAPLEYS: Final = (LEARNT, STARTED, TOLD)
+POLICIES: Final = (LEARNT, STARTED, *LEDGERS, *BASELINES, TOLD)
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,8 @@ class Figures:
     gpu: str
     model: str
     sensor: str
+    neighbour: bool
+    """Whether another process drew power, too; NVML lists it, and the meter would label for it."""
     concurrency: int
     policy: str
     requests: int
@@ -66,13 +70,23 @@ class Figures:
     """95 % of the requests' true joules are known better than this, relative."""
 
 
-def judged(run: Run) -> Iterator[Figures]:
-    """Every policy on a run, unless no request can be judged; the learning ledger says which."""
-    books = {
-        name: play(run, ledger_of(run, policy, learns))
-        for name, (policy, learns) in LEDGERS.items()
-    }
-    books[TOLD] = play(run, told_ledger(run))
+def judged(runs: Iterable[Run]) -> Iterator[Figures]:
+    """Every policy on the runs of one world, in the order in which its meter lives through them."""
+    kept = None
+    for run in runs:
+        world, learner = run.world, learner_of(run.world, kept)
+        books = {
+            LEARNT: play(run, ledger_of(run, "shapley", learner)),
+            STARTED: play(run, ledger_of(run, "shapley", learner_of(world))),
+            TOLD: play(run, told_ledger(run, learner_of(world, kept))),
+        }
+        books |= {name: play(run, ledger_of(run, policy)) for name, policy in LEDGERS.items()}
+        kept = learner.state
+        yield from _compared(run, books)
+
+
+def _compared(run: Run, books: Mapping[str, Book]) -> Iterator[Figures]:
+    """Nothing where no request can be judged; the learning ledger says which can."""
     reference = books[LEARNT].records
     begun = [
         name
@@ -121,6 +135,7 @@ class _Sample:
             world.gpu,
             world.model,
             world.sensor,
+            world.happens["foreign_process"],
             self.run.concurrency,
             policy,
             len(true),

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_carbon_meter.kernels import step_costs
-from llm_carbon_meter.learning import PriceLearner
+from llm_carbon_meter.learning import PriceLearner, State
 from llm_carbon_meter.ledger import EnergyLedger, Window
 from llm_carbon_meter.meter import TICK_S
 from llm_carbon_meter.power.sensors import architecture
@@ -129,22 +129,33 @@ def _until(events: deque[Event], now_s: float, time_of: Callable[[Event], float]
     return happened
 
 
-def ledger_of(
-    run: Run, policy: str, learns: bool = False, kind: type[EnergyLedger] = EnergyLedger
-) -> EnergyLedger:
-    """The book of a meter that knows the names of GPU and model, and nothing else of a world."""
-    world = run.world
+def model_of(world: World) -> CostModel:
+    """What a meter knows of a world: the names of GPU and model, and nothing else."""
     costs = step_costs(built_in_model(world.model), world.tensor_parallel)
-    model = CostModel(gpu_spec(world.gpu), costs)
+    return CostModel(gpu_spec(world.gpu), costs)
+
+
+def learner_of(world: World, state: State | None = None) -> PriceLearner:
+    """Of a meter that has just started, or goes on from what it had kept."""
+    return PriceLearner(model_of(world).gpu, state)
+
+
+def ledger_of(
+    run: Run,
+    policy: str,
+    learner: PriceLearner | None = None,
+    kind: type[EnergyLedger] = EnergyLedger,
+) -> EnergyLedger:
+    """The book of a meter; without a learner the data sheet holds."""
     return kind(
         list(run.seen),
-        model,
+        model_of(run.world),
         Source.MEASURED,
         Quality.COUNTER,
         policy=policy,
-        lag_s=_delay_s(world),
+        lag_s=_delay_s(run.world),
         tick_s=TICK_S,
-        learner=PriceLearner(model.gpu) if learns else None,
+        learner=learner,
     )
 
 
@@ -169,10 +180,10 @@ class _Told(EnergyLedger):
         return windows
 
 
-def told_ledger(run: Run) -> EnergyLedger:
+def told_ledger(run: Run, learner: PriceLearner) -> EnergyLedger:
     """The same book, told what every step drew and who caused it: the errors that are left come
     from the sensors, the engine's times and neighbours, not from the division."""
-    ledger = ledger_of(run, "shapley", learns=True, kind=_Told)
+    ledger = ledger_of(run, "shapley", learner, _Told)
     assert isinstance(ledger, _Told)
     ledger.truth = {step.event.step_id: step for step in run.served.steps}
     return ledger

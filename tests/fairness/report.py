@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Final
 
-from .judging import LEARNT, POLICIES, TOLD, Figures
+from .judging import LEARNT, POLICIES, SHAPLEYS, Figures
 
 Draw = Sequence[Figures]
 """All policies and concurrencies of one world."""
@@ -128,16 +128,14 @@ def markdown(draws: Sequence[Draw]) -> str:
     seeds = [draw[0].seed for draw in draws]
     lines = [f"Medians over draws {min(seeds)} to {max(seeds)}; errors are relative.", ""]
     lines += ["Error of a request in percent, median and p95:", "", *_table(overview(draws)), ""]
-    ours, told = goals(draws, LEARNT), goals(draws, TOLD)
-    reached = [[text, str(ours[text]), str(told[text])] for text in GOALS]
-    lines += _table([["goal", f"draws of {len(draws)}", f"with {TOLD}"], *reached])
-    lines += ["", *_table(table(draws))]
+    alone = [draw for draw in draws if not draw[0].neighbour]
+    lines += [*_goals(draws, "draws"), "", *_goals(alone, "draws without a neighbour"), ""]
+    lines += _table(table(draws))
     worst = max(each.truth_error for draw in draws for each in draw)
     lines += [
         "",
-        "Short requests of all draws together: "
-        f"{pooled_short_ratio(draws, LEARNT):.4f} of what they caused; "
-        f"with {TOLD} {pooled_short_ratio(draws, TOLD):.4f}.",
+        _short_requests("Short requests of all draws together", draws),
+        _short_requests("Of those without a neighbour on the GPU", alone),
         f"Sampling error of the truth (95 % of requests, worst run): {worst:.4f}.",
         "",
         *_table(
@@ -148,11 +146,23 @@ def markdown(draws: Sequence[Draw]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _goals(draws: Sequence[Draw], which: str) -> list[str]:
+    reached = [goals(draws, policy) for policy in SHAPLEYS]
+    rows = [[text, *(str(each[text]) for each in reached)] for text in GOALS]
+    return _table([[f"goal: of {len(draws)} {which}", *SHAPLEYS], *rows])
+
+
+def _short_requests(which: str, draws: Sequence[Draw]) -> str:
+    ratios = [f"{policy}: {pooled_short_ratio(draws, policy):.4f}" for policy in SHAPLEYS]
+    return f"{which}, given / caused: {'; '.join(ratios)}."
+
+
 def _draw_cells(draw: Draw) -> list[str]:
     ours = by_policy(draw, LEARNT)
     errors = [f"{each.concurrency}: {each.long_median:.3f}, {each.long_p95:.3f}" for each in ours]
     first = ours[0]
-    return [str(first.seed), f"{first.gpu}, {first.model}, {first.sensor}", "; ".join(errors)]
+    world = f"{first.gpu}, {first.model}, {first.sensor}{', neighbour' * first.neighbour}"
+    return [str(first.seed), world, "; ".join(errors)]
 
 
 def _table(rows: Sequence[Sequence[str]]) -> list[str]:
@@ -167,8 +177,8 @@ def save(draws: Sequence[Draw], folder: Path) -> None:
     rows = [_plain(each) for draw in draws for each in draw]
     lines = ",\n  ".join(json.dumps(list(row.values())) for row in rows)
     summary = {
-        "goals": {policy: goals(draws, policy) for policy in (LEARNT, TOLD)},
-        "short_ratio": {policy: pooled_short_ratio(draws, policy) for policy in (LEARNT, TOLD)},
+        "goals": {policy: goals(draws, policy) for policy in SHAPLEYS},
+        "short_ratio": {policy: pooled_short_ratio(draws, policy) for policy in SHAPLEYS},
         "columns": list(rows[0]),
     }
     text = json.dumps(summary, indent=1)[:-2] + f',\n "rows": [\n  {lines}\n ]\n}}\n'

@@ -15,8 +15,8 @@ from llm_carbon_meter.records import Account, EnergyReading
 from .__main__ import main
 from .baselines import time_overlap, whole_gpu
 from .engine import serve
-from .judging import LEARNT, LEDGERS, POLICIES, TOLD
-from .playing import Run, ledger_of, play, simulate, told_ledger
+from .judging import LEARNT, LEDGERS, POLICIES, SHAPLEYS, STARTED
+from .playing import Run, learner_of, ledger_of, play, simulate, told_ledger
 from .ranges import RANGES, WARM_UP_S, World, draw
 from .report import GOALS
 from .truth import orders
@@ -111,11 +111,13 @@ def test_sensors_see_the_whole_in_the_end(sensor: str) -> None:
 
 
 @pytest.mark.parametrize("mishap", ["", "reset", "dead", "foreign_process"])
-@pytest.mark.parametrize("policy", LEDGERS)
-def test_the_book_balances_in_every_world(policy: str, mishap: str) -> None:
+@pytest.mark.parametrize(
+    ("policy", "learns"), [("shapley", True), *((policy, False) for policy in LEDGERS.values())]
+)
+def test_the_book_balances_in_every_world(policy: str, learns: bool, mishap: str) -> None:
     """Requests, idle and unattributed are the counter's increments to nine digits."""
     run = run_of(5, 8, mishap=mishap)
-    book = play(run, ledger_of(run, *LEDGERS[policy]))
+    book = play(run, ledger_of(run, policy, learner_of(run.world) if learns else None))
     assert book.conservation_error < 1e-9
     assert set(book.records) == {end.request_id for end in run.served.ends}
 
@@ -126,7 +128,7 @@ def test_a_told_ledger_gives_what_was_caused() -> None:
     exact = {"counter_lag_s": 0.0, "counter_period_s": 0.02, "report_delay_s": 0.0, "drift": 0.0}
     world = replace(world, sensor="counter", values={**world.values, **exact, "poll_jitter_s": 0.0})
     run = simulate(world, 16, 20.0)
-    book = play(run, told_ledger(run))
+    book = play(run, told_ledger(run, learner_of(world)))
     assert book.conservation_error < 1e-9
     errors = [
         abs(record.joules / run.causes[name].sum() - 1)
@@ -159,9 +161,13 @@ def test_the_report_has_every_policy_and_goal(tmp_path: Path) -> None:
     results = json.loads((tmp_path / "results.json").read_text())
     assert len(results["rows"]) == 2 * len(POLICIES)
     assert len(results["rows"][0]) == len(results["columns"])
-    for policy in (LEARNT, TOLD):
+    for policy in SHAPLEYS:
         assert set(results["goals"][policy]) == set(GOALS)
         assert results["goals"][policy]["conservation to 1e-9, every policy"] == 1
+    rows = [dict(zip(results["columns"], row, strict=True)) for row in results["rows"]]
+    medians = {(row["policy"], row["concurrency"]): row["long_median"] for row in rows}
+    assert medians[LEARNT, 4] == medians[STARTED, 4]
+    assert medians[LEARNT, 8] != medians[STARTED, 8]  # goes on with the prices of the first load
     text = (tmp_path / "results.md").read_text()
     assert all(policy in text for policy in POLICIES)
     assert (tmp_path / "errors.png").stat().st_size > 10_000

@@ -450,13 +450,17 @@ def test_bad_messages_are_counted_and_the_next_one_is_heard(directory: str) -> N
 
 
 def test_a_record_that_cannot_be_encoded_is_counted(directory: str) -> None:
-    """Publishing never raises into the meter's thread."""
-    faults = Faults()
+    """Publishing never raises into the meter's thread, and the records beside it arrive."""
+    faults, ear = Faults(), Ear(directory, frontend_name(0))
     publisher = Publisher(directory, frontend_name(0), faults)
+    bad = SharedRecord(0, "key", (), {"not json": object()})
     try:
-        publisher.publish([SharedRecord(0, "key", (), {"not json": object()})])
+        assert ear.hear(publisher, SHARED)
+        publisher.publish([bad, TOTALS])
+        assert ear.wait(lambda heard: TOTALS in heard)
         assert faults.counts == {"channel": 1}
     finally:
+        ear.subscriber.close()
         publisher.close()
 
 

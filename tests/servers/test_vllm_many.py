@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 
@@ -156,9 +157,12 @@ def test_a_killed_worker_ends_the_server_as_without_us(
         assert complete(again, "after the end", 5)["quality"] == "counter"
 
 
-def test_sigterm_settles_the_last_tick(start_server: StartServer) -> None:
-    """Where vLLM gives its engine time to drain, the request that still ran is in the log."""
-    with start_server("--shutdown-timeout", "20") as metered:
+def test_sigterm_settles_the_last_tick(start_server: StartServer, tmp_path: Path) -> None:
+    """Where vLLM gives its engine time to drain, the request that still ran is in the log, and
+    what steps cost is kept for the next start."""
+    prices = tmp_path / "prices.json"
+    kept = {"LLM_CARBON_METER_PRICES_FILE": str(prices)}
+    with start_server("--shutdown-timeout", "20", environment=kept) as metered:
         body = {"model": MODEL_NAME, "prompt": "x", "max_tokens": 1000, "ignore_eos": True}
         with ThreadPoolExecutor(1) as pool:
             pool.submit(_ignore_errors, metered, body)
@@ -168,6 +172,10 @@ def test_sigterm_settles_the_last_tick(start_server: StartServer) -> None:
         (record,) = metered.logged()
         assert record["status"] == "final"
         assert record["energy_joules"] > 0
+    assert np.any(json.loads(prices.read_text("utf-8"))["prices"]["watts"]["products"])
+    with start_server(environment=kept) as again:
+        assert complete(again, "on with the same prices", 5)["quality"] == "counter"
+        assert not again.metric("llm_carbon_meter_errors_total")
 
 
 def _ignore_errors(metered: Metered, body: dict[str, Any]) -> None:
