@@ -9,15 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from llm_carbon_meter.servers.middleware import CarbonHeadersMiddleware
-    from llm_carbon_meter.servers.transformers_generate import meter_generate
+    from llm_carbon_meter.servers.shared.middleware import CarbonHeadersMiddleware
+    from llm_carbon_meter.servers.transformers.generate import meter_generate
 
 __all__ = ["CarbonHeadersMiddleware", "meter_generate"]
 __version__ = "0.1.0"
 
 _PLACES = {
-    "CarbonHeadersMiddleware": "llm_carbon_meter.servers.middleware",
-    "meter_generate": "llm_carbon_meter.servers.transformers_generate",
+    "CarbonHeadersMiddleware": "llm_carbon_meter.servers.shared.middleware",
+    "meter_generate": "llm_carbon_meter.servers.transformers.generate",
 }
 
 

@@ -6,19 +6,20 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llm_carbon_meter import __version__
-from llm_carbon_meter.campaign.run import add_arguments as add_campaign_arguments
-from llm_carbon_meter.campaign.run import run_campaign
+from llm_carbon_meter.campaign.command import add_arguments as add_campaign_arguments
+from llm_carbon_meter.campaign.command import run_campaign
 from llm_carbon_meter.carbon.grid import open_grid
 from llm_carbon_meter.config import DATA_VARIABLE, Config, data_folder
-from llm_carbon_meter.demo.run import add_arguments, run_demo
+from llm_carbon_meter.demo.command import add_arguments, run_demo
+from llm_carbon_meter.estimate.one_request import OfflineEstimate, make_deployment
+from llm_carbon_meter.estimate.table import INPUT_COLUMNS, estimate_file
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.predictor.batch import INPUT_COLUMNS, estimate_file
-from llm_carbon_meter.predictor.estimator import ENERGY_MODELS, EnergyModel, energy_model
-from llm_carbon_meter.predictor.offline import OfflineEstimate, make_deployment
+from llm_carbon_meter.frontend.request_log import ledger_table, read
+from llm_carbon_meter.predictor.energy_model import EnergyModel
+from llm_carbon_meter.predictor.models import ENERGY_MODELS, energy_model
 from llm_carbon_meter.records import EstimateQuery, MeterError
-from llm_carbon_meter.report.run import add_arguments as add_report_arguments
-from llm_carbon_meter.report.run import run_report
-from llm_carbon_meter.request_log import ledger_table, read
+from llm_carbon_meter.report.command import add_arguments as add_report_arguments
+from llm_carbon_meter.report.command import run_report
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -126,14 +127,14 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _serve_transformers(options: argparse.Namespace) -> int:
-    from llm_carbon_meter.servers.transformers_serve import serve
+    from llm_carbon_meter.servers.transformers.serve import serve
 
     return serve(options.arguments)
 
 
 def _sidecar(options: argparse.Namespace) -> int:
     try:
-        from llm_carbon_meter.servers.sidecar_serve import serve
+        from llm_carbon_meter.servers.sidecar.serve import serve
     except ImportError as error:
         raise MeterError(f"{error}: pip install 'llm-carbon-meter[sidecar]'") from error
     return serve(options.upstream, options.listen, options.model, options.gpus)
@@ -234,14 +235,14 @@ def _replay(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from llm_carbon_meter.training.ship import train
+    from llm_carbon_meter.training.fit.ship import train
 
     print(train(data_folder(options.data), options.output, options.seed, options.campaign))
     return 0
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from llm_carbon_meter.training.evaluate.run import evaluate
+    from llm_carbon_meter.training.study.evaluate.evaluation import evaluate
 
     print(evaluate(data_folder(options.data), options.output, options.quick))
     return 0

@@ -15,16 +15,24 @@ from llm_carbon_meter.carbon.emissions import embodied_rate, operational_grams
 from llm_carbon_meter.carbon.grid import open_grid
 from llm_carbon_meter.config import Config, runtime_folder
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.kernels import step_costs
-from llm_carbon_meter.ledger import EnergyLedger
+from llm_carbon_meter.ledger.kept_coefficients import KeptCoefficients
+from llm_carbon_meter.ledger.ledger import EnergyLedger
+from llm_carbon_meter.physics.gpu_specs import GpuSpec, gpu_spec
+from llm_carbon_meter.physics.kernels import step_costs
+from llm_carbon_meter.physics.model_specs import ModelSpec
+from llm_carbon_meter.physics.step_work import CostModel
 from llm_carbon_meter.power.contention import Neighbours, Watch
-from llm_carbon_meter.power.meter import PowerMeter
 from llm_carbon_meter.power.modelled import ModelledMeter
-from llm_carbon_meter.power.nvml import NvmlMeter, open_nvml, worst
+from llm_carbon_meter.power.nvml.nvml_meter import (
+    NvmlMeter,
+    open_nvml,
+    worst,
+)
+from llm_carbon_meter.power.power_meter import PowerMeter
 from llm_carbon_meter.power.replay import ReplayMeter
 from llm_carbon_meter.power.sampler import PowerSampler
-from llm_carbon_meter.price_file import PriceFile
 from llm_carbon_meter.records import (
+    HEARTBEAT_S,
     EnergyReading,
     EngineTotals,
     EventBatch,
@@ -37,24 +45,20 @@ from llm_carbon_meter.records import (
     Source,
     SpecError,
 )
-from llm_carbon_meter.specs import GpuSpec, ModelSpec, gpu_spec
-from llm_carbon_meter.work import CostModel
 
 SLICE_ROWS: Final = 16_384
 """Requests x steps entered at a time; beyond some thousand, more at once is no quicker."""
 TOTALS_S: Final = 0.5
 """Totals go out this often and with every final figure: they are cumulative, and every API server
 reads each one."""
-HEARTBEAT_S: Final = 1.0
-"""And at least this often, so that a stalled sampler shows."""
 TICK_S: Final = 1.0
 """Joules are divided over at least this long. A counter's own ticks are as short as its errors of
-time; over a second these are no larger than what the prices of work get wrong."""
+time; over a second these are no larger than what the coefficients of work get wrong."""
 LAST_TICK_S: Final = 1.0
 """How long a stopping meter waits for the tick that covers the last step."""
 
 TEACHING: Final = (Quality.COUNTER, Quality.POWER)
-"""Readings from which prices are learnt: of whole GPUs that are the engine's own."""
+"""Readings from which coefficients are learnt: of whole GPUs that are the engine's own."""
 
 Publish = Callable[[Sequence[RequestEnergy | EngineTotals]], None]
 
@@ -103,22 +107,6 @@ def open_power(
     return ModelledMeter(assumed, count, start_s)
 
 
-def assumed_gpu(config: Config, faults: Faults) -> GpuSpec:
-    """The data sheet of the settings; the default's where the settings name no known GPU.
-
-    Raises:
-        SpecError: not known, and the settings are strict.
-    """
-    try:
-        return gpu_spec(config.assume_gpu)
-    except SpecError as error:
-        if config.strict:
-            raise
-        default = Config().assume_gpu
-        faults.note("settings", error, f"{default} is assumed instead.")
-        return gpu_spec(default)
-
-
 def physics_gpu(gpu_name: str, assumed: GpuSpec) -> GpuSpec:
     """The data sheet for proportions: the host's GPU if the table has it, else the assumed."""
     try:
@@ -133,7 +121,7 @@ def cost_model(gpu: GpuSpec, model: ModelSpec | None, tensor_parallel: int) -> C
 
 
 def teaches(power: PowerMeter, model: CostModel) -> bool:
-    """Whether a source's readings teach prices: not if modelled, or of more than the engine."""
+    """Whether readings teach coefficients: not if modelled, or of more than the engine."""
     taught = power.source is Source.MEASURED and power.quality in TEACHING
     return taught and model.costs is not None
 
@@ -172,11 +160,11 @@ class EngineMeter:
         self._publish = publish
         self._faults = faults
         self._session = uuid.uuid4().hex
-        self._prices: PriceFile | None = None
-        # Steps that are made up teach no prices.
+        self._coefficients: KeptCoefficients | None = None
+        # Steps that are made up teach no coefficients.
         if teaches(power, model) and not outside:
             file = Path(config.prices_file) if config.prices_file else None
-            self._prices = PriceFile(file, model, faults)
+            self._coefficients = KeptCoefficients(file, model, faults)
         self._ledger = EnergyLedger(
             power.gpus,
             model,
@@ -187,7 +175,7 @@ class EngineMeter:
             idle_by_time=config.idle == "by_time",
             lag_s=config.counter_lag_s,
             tick_s=TICK_S,
-            learner=self._prices.learner if self._prices else None,
+            learner=self._coefficients.learner if self._coefficients else None,
         )
         self._grid, self._pue = open_grid(config, faults), config.pue
         self._ledger.embodied_grams_per_gpu_s = embodied_rate(
@@ -231,8 +219,8 @@ class EngineMeter:
             self._watch.stop()
         try:
             self._settle_the_rest()
-            if self._prices is not None:
-                self._prices.save()
+            if self._coefficients is not None:
+                self._coefficients.save()
             self._power.close()
         except MeterError as error:
             self._faults.note("stop", error)
@@ -266,8 +254,8 @@ class EngineMeter:
             self._published_s = time.monotonic()
             # Totals first: whoever sees a final figure finds its joules in them.
             self._publish([self._totals(), *finals])
-        if self._prices is not None:
-            self._prices.save_at_times()
+        if self._coefficients is not None:
+            self._coefficients.save_at_times()
 
     def _settle_the_rest(self) -> None:
         while self._turn():

@@ -9,7 +9,7 @@ Joules, watts, seconds of the monotonic clock. Nobody changes a record after it 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import IntEnum, StrEnum
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 class MeterError(Exception):
@@ -263,6 +263,10 @@ class CarbonIntensity:
     def age_s(self, now_s: float) -> float:
         """Seconds since its time; 0 for a constant."""
         return 0.0 if self.valid_since_s is None else max(now_s - self.valid_since_s, 0.0)
+
+
+HEARTBEAT_S: Final = 1.0
+"""Engines tell their totals at least this often, so that a stalled sampler shows."""
 
 
 @dataclass(frozen=True, slots=True)

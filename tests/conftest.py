@@ -8,7 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 if all(map(find_spec, ("grpc", "hypothesis", "openai"))):
-    from .metered import start_server, stub_library, tiny_model
+    from tests.support.metered import start_server, stub_library, tiny_model
 
     __all__ = ["start_server", "stub_library", "tiny_model"]
 else:

@@ -4,14 +4,13 @@ import re
 
 from llm_carbon_meter import cli
 from llm_carbon_meter.config import DATA_VARIABLE
-
-from .readme import README, rendered
+from tests.support.documents import README, rendered
 
 TEXT = README.read_text("utf-8")
 
 
 def test_the_tables_are_those_of_the_code() -> None:
-    """Metrics, headers and settings; ``python -m tests.readme`` mends a difference."""
+    """Metrics, headers and settings; ``python -m tests.support.documents`` mends a difference."""
     assert rendered(TEXT) == TEXT
 
 

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_carbon_meter.kernels import step_costs
-from llm_carbon_meter.power.nvml import open_nvml
-from llm_carbon_meter.specs import built_in_model, gpu_spec
-from llm_carbon_meter.work import CostModel
-
-from .gpu.findings import row, write
-from .gpu.loads import Decoder, Load, Row, bursts, decode_like, prefill_like
-from .gpu.measuring import repeated
-from .gpu.subsets import exact_shares, modelled_shares, subsets
-from .power.conftest import stub, stub_directory, stub_library
+from llm_carbon_meter.physics.gpu_specs import gpu_spec
+from llm_carbon_meter.physics.kernels import step_costs
+from llm_carbon_meter.physics.model_list import built_in_model
+from llm_carbon_meter.physics.step_work import CostModel
+from llm_carbon_meter.power.nvml.nvml_meter import open_nvml
+from tests.gpu.findings import row, write
+from tests.gpu.loads import Decoder, Load, Row, bursts, decode_like, prefill_like
+from tests.gpu.measuring import repeated
+from tests.gpu.subsets import exact_shares, modelled_shares, subsets
+from tests.power.conftest import stub, stub_directory, stub_library
 
 __all__ = ["stub", "stub_directory", "stub_library"]
 

@@ -9,10 +9,13 @@ import pytest
 
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.kernels import step_costs
 from llm_carbon_meter.meter import TICK_S, EngineMeter
-from llm_carbon_meter.power.meter import PowerMeter
+from llm_carbon_meter.physics.gpu_specs import gpu_spec
+from llm_carbon_meter.physics.kernels import step_costs
+from llm_carbon_meter.physics.model_list import built_in_model
+from llm_carbon_meter.physics.step_work import CostModel
 from llm_carbon_meter.power.modelled import ModelledMeter
+from llm_carbon_meter.power.power_meter import PowerMeter
 from llm_carbon_meter.records import (
     Account,
     EnergyReading,
@@ -26,8 +29,6 @@ from llm_carbon_meter.records import (
     Status,
     StepEvent,
 )
-from llm_carbon_meter.specs import built_in_model, gpu_spec
-from llm_carbon_meter.work import CostModel
 
 
 class Counter:
@@ -148,11 +149,11 @@ def test_short_ticks_wait_for_each_other() -> None:
     assert seen == [Status.PROVISIONAL] * 3 + [Status.FINAL]
 
 
-def test_prices_are_kept_for_the_next_meter(
+def test_step_coefficients_are_kept_for_the_next_meter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What one meter learns while it serves, the next one of any engine begins with."""
-    monkeypatch.setattr("llm_carbon_meter.price_file.SAVE_S", 0.0)
+    monkeypatch.setattr("llm_carbon_meter.ledger.kept_coefficients.SAVE_S", 0.0)
     config = Config(prices_file=str(tmp_path / "prices.json"))
     llama = CostModel(gpu_spec("H100"), step_costs(built_in_model("Llama-3.1-8B")))
     columns = ["a"], [Account.DECODE], [1], [10], [1]

@@ -10,10 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from llm_carbon_meter.demo.server import MODEL_NAME, entry_point
-
-from .environments import build_wheel
-from .metered import Metered, StartServer
+from llm_carbon_meter.testing.servers import MODEL_NAME, entry_point
+from tests.support.environments import build_wheel
+from tests.support.metered import Metered, StartServer
 
 
 @pytest.fixture(scope="session")
@@ -26,12 +25,12 @@ def test_the_wheel_has_types_data_and_entry_points(wheel: Path) -> None:
     """Everything that serving reads is inside, and nothing of the tests."""
     names = zipfile.ZipFile(wheel).namelist()
     tables = ("gpus.toml", "models.json", "azure_conversation.json", "azure_code.json")
-    others = ("py.typed", "demo/nvml_stub.c", "training/manifest.json")
+    others = ("py.typed", "testing/nvml_stub.c", "training/data/manifest.json")
     for name in (*others, *(f"data/{table}" for table in tables)):
         assert f"llm_carbon_meter/{name}" in names
     assert not any(name.startswith("tests/") for name in names)
     (points,) = (name for name in names if name.endswith("entry_points.txt"))
-    assert "vllm_plugin:register" in zipfile.ZipFile(wheel).read(points).decode()
+    assert "servers.vllm.plugin:register" in zipfile.ZipFile(wheel).read(points).decode()
 
 
 def test_importing_the_package_loads_nothing_heavy() -> None:

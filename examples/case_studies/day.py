@@ -24,9 +24,10 @@ from studies import (
 
 from llm_carbon_meter.carbon.emissions import operational_grams
 from llm_carbon_meter.carbon.intensity import annual
+from llm_carbon_meter.physics.gpu_specs import GpuSpec, gpu_specs
+from llm_carbon_meter.physics.kernels import weight_memory_bytes
+from llm_carbon_meter.physics.model_specs import ModelSpec
 from llm_carbon_meter.predictor.azure import conversation_quantiles, quantile
-from llm_carbon_meter.predictor.offline import weight_memory_bytes
-from llm_carbon_meter.specs import GpuSpec, ModelSpec, gpu_specs
 from llm_carbon_meter.units import JOULES_PER_KILOWATT_HOUR
 
 MODEL = "Llama-3.1-8B"

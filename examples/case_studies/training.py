@@ -23,9 +23,9 @@ from studies import (
 )
 
 from llm_carbon_meter.carbon.intensity import WORLD, annual
+from llm_carbon_meter.physics.gpu_specs import GpuSpec
+from llm_carbon_meter.predictor.fitted_physics import TERMS
 from llm_carbon_meter.predictor.gnn import shipped_weights
-from llm_carbon_meter.predictor.physics import TERMS
-from llm_carbon_meter.specs import GpuSpec
 from llm_carbon_meter.units import JOULES_PER_KILOWATT_HOUR
 
 UTILISATION = 0.5

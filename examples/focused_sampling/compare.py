@@ -20,11 +20,11 @@ from matplotlib.figure import Figure
 
 from llm_carbon_meter.columns import aligned
 from llm_carbon_meter.config import data_folder
-from llm_carbon_meter.training.dataset import read_table
-from llm_carbon_meter.training.evaluate.jobs import PROCESSES
-from llm_carbon_meter.training.examples import merge_repeats
-from llm_carbon_meter.training.metrics import Interval
-from llm_carbon_meter.training.recorded import (
+from llm_carbon_meter.training.data.dataset import read_table
+from llm_carbon_meter.training.fit.examples import merge_repeats
+from llm_carbon_meter.training.fit.metrics import Interval
+from llm_carbon_meter.training.study.evaluate.jobs import PROCESSES
+from llm_carbon_meter.training.study.recorded import (
     GATE,
     STRATEGIES,
     TEST_SHARE,
@@ -33,7 +33,7 @@ from llm_carbon_meter.training.recorded import (
     mape,
     paired,
 )
-from llm_carbon_meter.training.sampling import Plan
+from llm_carbon_meter.training.study.sampling import Plan
 
 PLAN = Plan(first=40, per_round=60, per_point=5, budget=340)
 """Half of what is not locked away; the paper's A = 50000 and B = 100 brought to its size."""

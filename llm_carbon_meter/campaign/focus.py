@@ -17,18 +17,22 @@ from llm_carbon_meter.campaign.job import Job
 from llm_carbon_meter.campaign.plan import Load, Plan
 from llm_carbon_meter.campaign.rows import Measurements
 from llm_carbon_meter.campaign.runner import installed_version, lacking, measure
-from llm_carbon_meter.campaign_file import PREFILL
+from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.records import MeterError
-from llm_carbon_meter.specs import gpu_spec
-from llm_carbon_meter.training import sampling
-from llm_carbon_meter.training.campaigns import table_of
-from llm_carbon_meter.training.configurations import PAPER_RADIUS, Configuration, lock
-from llm_carbon_meter.training.metrics import errors
-from llm_carbon_meter.training.physics_features import column
-from llm_carbon_meter.training.priors import TracePrior
-from llm_carbon_meter.training.recorded import fit_predictor
-from llm_carbon_meter.training.rows import Row
-from llm_carbon_meter.training.withheld import why_withheld
+from llm_carbon_meter.training.data.campaign_columns import PREFILL
+from llm_carbon_meter.training.data.campaigns import table_of
+from llm_carbon_meter.training.data.configurations import (
+    PAPER_RADIUS,
+    Configuration,
+    lock,
+)
+from llm_carbon_meter.training.data.physics_features import column
+from llm_carbon_meter.training.data.priors import TracePrior
+from llm_carbon_meter.training.data.rows import Row
+from llm_carbon_meter.training.data.withheld import why_withheld
+from llm_carbon_meter.training.fit.metrics import errors
+from llm_carbon_meter.training.study import sampling
+from llm_carbon_meter.training.study.recorded import fit_predictor
 
 SEED: Final = 0
 DRAWN: Final = 200

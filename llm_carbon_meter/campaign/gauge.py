@@ -4,10 +4,10 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
-from llm_carbon_meter.power.meter import PowerMeter
-from llm_carbon_meter.power.nvml import open_nvml
+from llm_carbon_meter.physics.gpu_specs import GpuSpec
+from llm_carbon_meter.power.nvml.nvml_meter import open_nvml
+from llm_carbon_meter.power.power_meter import PowerMeter
 from llm_carbon_meter.records import EnergyReading, PowerError, Quality, Source
-from llm_carbon_meter.specs import GpuSpec
 
 TICK_S: Final = 2.0
 """No counter is slower than that."""

@@ -7,8 +7,8 @@ from typing import Any, Final, Self
 
 from llm_carbon_meter.campaign.plan import Load, Plan, is_checkpoint, repetition_s
 from llm_carbon_meter.campaign.rows import Row
-from llm_carbon_meter.campaign_file import PREFILL, WHOLE
 from llm_carbon_meter.records import Source
+from llm_carbon_meter.training.data.campaign_columns import PREFILL, WHOLE
 
 RANDOM: Final = "random, normal at the initialiser's scale"
 CHECKPOINT: Final = "checkpoint"

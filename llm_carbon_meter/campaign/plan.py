@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from llm_carbon_meter.power.nvml_devices import listed_devices
-from llm_carbon_meter.power.sensors import measured
+from llm_carbon_meter.physics.model_list import built_in_model
+from llm_carbon_meter.power.nvml.architectures import measured
+from llm_carbon_meter.power.nvml.devices import listed_devices
 from llm_carbon_meter.records import ConfigError, SpecError
-from llm_carbon_meter.specs import built_in_model
 
 
 class Load(NamedTuple):

@@ -9,8 +9,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final
 
-from llm_carbon_meter.campaign_file import OCCASION
 from llm_carbon_meter.records import ConfigError
+from llm_carbon_meter.training.data.campaign_columns import OCCASION
 
 Row = Mapping[str, Any]
 """By column; as text where it was read or written."""

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from llm_carbon_meter.campaign.job import PHASES, Done, Job, Occasion
 from llm_carbon_meter.campaign.plan import Load, fits
 from llm_carbon_meter.campaign.rows import Measurements, Row, Status, occasion
+from llm_carbon_meter.physics.model_specs import model_spec
 from llm_carbon_meter.records import MeterError
-from llm_carbon_meter.specs import model_spec
 
 LAST_WORDS_S: Final = 3.0
 """Before the end a worker begins nothing; what is under way then is given up at the end."""

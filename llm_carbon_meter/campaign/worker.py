@@ -20,10 +20,14 @@ from llm_carbon_meter.campaign.gauge import Gauge, SheetGauge, Span, open_counte
 from llm_carbon_meter.campaign.job import Done, Job, Occasion
 from llm_carbon_meter.campaign.plan import Load
 from llm_carbon_meter.campaign.rows import Row, Status
-from llm_carbon_meter.power.nvml_state import THROTTLED, State, StateReader
-from llm_carbon_meter.power.nvml_survey import survey
+from llm_carbon_meter.physics.gpu_specs import gpu_spec
+from llm_carbon_meter.power.nvml.state import (
+    THROTTLED,
+    State,
+    StateReader,
+)
+from llm_carbon_meter.power.nvml.survey import survey
 from llm_carbon_meter.records import MeterError
-from llm_carbon_meter.specs import gpu_spec
 
 IDLE_S: Final = 0.5
 """Idle power is measured so long before and after a repetition; after one is before the next."""

@@ -10,8 +10,8 @@ from importlib import resources
 from typing import Any, Final
 
 from llm_carbon_meter.config import Config
+from llm_carbon_meter.physics.gpu_specs import GpuSpec
 from llm_carbon_meter.records import CarbonIntensity
-from llm_carbon_meter.specs import GpuSpec
 from llm_carbon_meter.units import JOULES_PER_KILOWATT_HOUR
 
 GRAMS_PER_KILOGRAM: Final = 1000.0

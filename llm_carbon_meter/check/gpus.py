@@ -11,7 +11,7 @@ import numpy as np
 from llm_carbon_meter.check.findings import Finding, Verdict
 from llm_carbon_meter.config import Config, cuda_visible_devices
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.meter import assumed_gpu
+from llm_carbon_meter.physics.gpu_specs import assumed_gpu
 from llm_carbon_meter.power.characterise import (
     Floats,
     Polled,
@@ -27,11 +27,15 @@ from llm_carbon_meter.power.contention import (
     sees_host_numbers,
     sharing,
 )
-from llm_carbon_meter.power.nvml import open_nvml, worst
-from llm_carbon_meter.power.nvml_devices import listed_devices
-from llm_carbon_meter.power.nvml_survey import GpuFacts, Survey, survey
+from llm_carbon_meter.power.nvml.architectures import measured
+from llm_carbon_meter.power.nvml.devices import listed_devices
+from llm_carbon_meter.power.nvml.nvml_meter import open_nvml, worst
+from llm_carbon_meter.power.nvml.survey import (
+    GpuFacts,
+    Survey,
+    survey,
+)
 from llm_carbon_meter.power.replay import read_trace
-from llm_carbon_meter.power.sensors import measured
 from llm_carbon_meter.records import MeterError, PowerError, Quality
 
 Found = tuple[list[Finding], Quality]

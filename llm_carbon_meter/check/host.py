@@ -10,10 +10,14 @@ from llm_carbon_meter.check.gpus import check_power
 from llm_carbon_meter.config import PREFIX, Config, shown_value, vllm_plugins
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import ConfigError, MeterError
-from llm_carbon_meter.servers.channel import Publisher, choose_directory
-from llm_carbon_meter.servers.hooks import Fit, HookTable, installed_fit
-from llm_carbon_meter.servers.transformers_hooks import HOOKED as TRANSFORMERS_HOOKED
-from llm_carbon_meter.servers.vllm_hooks import HOOKED as VLLM_HOOKED
+from llm_carbon_meter.servers.shared.channel import Publisher, choose_directory
+from llm_carbon_meter.servers.shared.hooks import (
+    Fit,
+    HookTable,
+    installed_fit,
+)
+from llm_carbon_meter.servers.transformers.hooks import HOOKED as TRANSFORMERS_HOOKED
+from llm_carbon_meter.servers.vllm.hooks import HOOKED as VLLM_HOOKED
 
 PLUGIN: Final = "llm_carbon_meter"
 POLL_S: Final = 2.0

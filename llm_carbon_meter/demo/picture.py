@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llm_carbon_meter.demo.replay import Answer
-from llm_carbon_meter.demo.scrape import Scrape
+from llm_carbon_meter.testing.scrape import Scrape
 
 # Bottom of the stack first.
 LAYERS: Final[Mapping[str, tuple[tuple[str, ...], str]]] = {

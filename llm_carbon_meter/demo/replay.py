@@ -9,8 +9,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from llm_carbon_meter.demo.server import Server
 from llm_carbon_meter.demo.trace import TraceRequest
+from llm_carbon_meter.testing.servers import Server
 
 HEADER_PREFIX: Final = "llm-carbon-"
 _TIMEOUT_S: Final = 120.0

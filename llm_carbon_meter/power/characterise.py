@@ -12,7 +12,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from llm_carbon_meter.power.meter import PowerMeter
+from llm_carbon_meter.power.power_meter import PowerMeter
 from llm_carbon_meter.records import EnergyReading, Quality
 
 Floats = npt.NDArray[np.floating[Any]]

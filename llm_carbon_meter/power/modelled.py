@@ -3,8 +3,8 @@
 import threading
 from collections.abc import Sequence
 
+from llm_carbon_meter.physics.gpu_specs import GpuSpec
 from llm_carbon_meter.records import EnergyReading, Quality, Source
-from llm_carbon_meter.specs import GpuSpec
 
 
 class ModelledMeter:

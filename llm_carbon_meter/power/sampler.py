@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Final
 
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.power.meter import PowerMeter
+from llm_carbon_meter.power.power_meter import PowerMeter
 from llm_carbon_meter.records import EnergyReading
 
 MAX_READ_SHARE: Final = 0.05

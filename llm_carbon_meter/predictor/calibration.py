@@ -15,9 +15,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from llm_carbon_meter import kept_file
-from llm_carbon_meter.kept_file import Identity
-from llm_carbon_meter.predictor.estimator import Deployment
+from llm_carbon_meter import kept_state
+from llm_carbon_meter.kept_state import Identity
+from llm_carbon_meter.predictor.energy_model import Deployment
 from llm_carbon_meter.records import (
     Outcome,
     Quality,
@@ -162,7 +162,7 @@ def load_state(path: Path, holds_for: Identity) -> State | None:
     Raises:
         MeterError: the file is damaged or cannot be read.
     """
-    return kept_file.load(path, holds_for, _state)
+    return kept_state.load(path, holds_for, _state)
 
 
 def _state(kept: Mapping[str, Any]) -> State:
@@ -180,7 +180,7 @@ def save_state(path: Path, holds_for: Identity, state: State) -> None:
     Raises:
         MeterError: it cannot be written.
     """
-    kept_file.save(
+    kept_state.save(
         path, holds_for, {"log_factor": state.log_factor, "log_ratios": list(state.log_ratios)}
     )
 

@@ -1,91 +1,11 @@
-"""The seam between energy models and whoever asks for an estimate.
+"""An estimate of a request on one deployment, while the length of its answer is not known."""
 
-A new energy model is a class with `bind` in a file of its own, and a name in `ENERGY_MODELS`.
-"""
-
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from math import exp, hypot, log
-from typing import Any, NamedTuple, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
 
 from llm_carbon_meter.carbon.emissions import operational_grams
+from llm_carbon_meter.predictor.energy_model import Deployment, EnergyModel
 from llm_carbon_meter.predictor.lengths import LengthForecast
 from llm_carbon_meter.records import CarbonIntensity, EnergyEstimate, EstimateQuery, MeterError
-from llm_carbon_meter.specs import GpuSpec, ModelSpec
-
-Floats = NDArray[np.float64]
-Numbers = float | Floats
-"""Of one request, or of many: shape (requests,)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Deployment:
-    """Everything a request's energy depends on beside itself and its company."""
-
-    model: ModelSpec
-    """Its number formats included."""
-    gpu: GpuSpec
-    num_gpus: int
-    """Of the tensor-parallel group."""
-    engine: str = ""
-    """vllm, transformers, tensorrt-llm, …; empty where unknown."""
-    engine_version: str = ""
-
-
-class PhaseEnergy(NamedTuple):
-    """Joules per request, all GPUs of the group together."""
-
-    prefill_joules: Any
-    """A number, or shape (requests,), as was asked."""
-    decode_joules: Any
-    gpu_seconds: Any = None
-    """Of all GPUs together; None where the model knows no time."""
-
-
-class BoundModel(Protocol):
-    """An energy model that has prepared itself for one deployment."""
-
-    @property
-    def out_of_domain(self) -> str:
-        """Why the deployment is outside what the model was made for; empty inside."""
-        ...
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Factors that 10 % and 90 % of measured / estimated stay below, given the lengths."""
-        ...
-
-    def phases(
-        self, concurrency: Numbers, prompt_tokens: Numbers, output_tokens: Numbers
-    ) -> PhaseEnergy:
-        """Energy of requests that each share the GPUs with ``concurrency`` like themselves.
-
-        Args:
-            concurrency: requests at once, itself included, at least 1.
-            prompt_tokens: at least 1.
-            output_tokens: at least 1, an expectation or a whole number.
-        """
-        ...
-
-
-class EnergyModel(Protocol):
-    """A way to predict energy, for any deployment."""
-
-    name: str
-    """flop, gnn"""
-    facility: bool
-    """Its figures already contain the data centre's overhead."""
-
-    def bind(self, deployment: Deployment) -> BoundModel:
-        """Prepare for one deployment.
-
-        Raises:
-            SpecError: the model cannot run there at all.
-        """
-        ...
 
 
 class DeploymentEstimator:
@@ -172,30 +92,3 @@ def _check(query: EstimateQuery) -> None:
             f"prompt_tokens is {query.prompt_tokens}, n is {query.num_sequences} and concurrency "
             f"is {query.concurrency}; each must be at least 1"
         )
-
-
-def _flop() -> EnergyModel:
-    from llm_carbon_meter.predictor.flop import FlopModel
-
-    return FlopModel()
-
-
-# A model's file is imported when it is asked for: not every one needs what another one needs.
-def _gnn() -> EnergyModel:
-    from llm_carbon_meter.predictor.gnn import GnnModel
-
-    return GnnModel()
-
-
-ENERGY_MODELS: Mapping[str, Callable[[], EnergyModel]] = {"gnn": _gnn, "flop": _flop}
-
-
-def energy_model(name: str) -> EnergyModel:
-    """An energy model by its name.
-
-    Raises:
-        MeterError: there is none of that name.
-    """
-    if name not in ENERGY_MODELS:
-        raise MeterError(f"no energy model {name!r}; known: {', '.join(ENERGY_MODELS)}")
-    return ENERGY_MODELS[name]()

@@ -13,16 +13,24 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load
 
-from llm_carbon_meter.predictor.engines import engine_key
-from llm_carbon_meter.predictor.estimator import Deployment, Numbers, PhaseEnergy
-from llm_carbon_meter.predictor.graph import (
+from llm_carbon_meter.predictor.energy_model import (
+    Deployment,
+    Numbers,
+    PhaseEnergy,
+)
+from llm_carbon_meter.predictor.features import (
     EXPAND,
     DeploymentGraph,
     Inputs,
     neighbours,
     static_nodes,
 )
-from llm_carbon_meter.predictor.physics import FittedPhysics, seconds_and_energy, throttled
+from llm_carbon_meter.predictor.fitted_physics import (
+    FittedPhysics,
+    seconds_and_energy,
+    throttled,
+)
+from llm_carbon_meter.predictor.measured_engines import engine_key
 from llm_carbon_meter.records import MeterError
 
 Floats = NDArray[np.float64]
@@ -162,7 +170,7 @@ class BoundGnn:
         )
 
     def _parts(self, inputs: Inputs) -> Floats:
-        """What `physics.seconds_and_energy` takes of a step, shape (batches, 2, 4)."""
+        """What `fitted_physics.seconds_and_energy` takes of a step, shape (batches, 2, 4)."""
         return np.asarray((inputs.terms[..., None, :] @ self._rates)[..., 0, :])
 
     def residual(self, inputs: Inputs) -> Floats:

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from llm_carbon_meter.frontend.request_log import ACCOUNTS, parse
 from llm_carbon_meter.records import MeterError
-from llm_carbon_meter.request_log import ACCOUNTS, parse
 
 NOT_SAID: Final = "not said"
 """Stands where an older version logged nothing."""

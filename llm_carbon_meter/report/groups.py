@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from statistics import median
 from typing import Final
 
+from llm_carbon_meter.frontend.request_log import ACCOUNTS
 from llm_carbon_meter.report.entries import Entry
-from llm_carbon_meter.request_log import ACCOUNTS
 from llm_carbon_meter.units import watt_hours
 
 Value = float | int | str | None

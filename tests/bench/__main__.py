@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from llm_carbon_meter.demo.tiny_model import make_tiny_model
+from llm_carbon_meter.testing.tiny_model import make_tiny_model
 
 from . import batching, book, estimate, hook, latency, throughput
 

@@ -11,8 +11,8 @@ from transformers.generation.continuous_batching.requests import FutureRequestSt
 
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.servers.transformers_hooks import HOOKED
-from llm_carbon_meter.servers.transformers_serve import ServeHooks
+from llm_carbon_meter.servers.transformers.hooks import HOOKED
+from llm_carbon_meter.servers.transformers.serve import ServeHooks
 
 STEPS = 4000
 REQUESTS = 32

@@ -11,11 +11,15 @@ from tqdm import tqdm
 
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.frontend import FrontendMeter
-from llm_carbon_meter.kernels import step_costs
-from llm_carbon_meter.learning import PriceLearner
-from llm_carbon_meter.ledger import EnergyLedger
+from llm_carbon_meter.frontend.exchanges import Exchange
+from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
+from llm_carbon_meter.ledger.coefficient_learner import CoefficientLearner
+from llm_carbon_meter.ledger.ledger import EnergyLedger
 from llm_carbon_meter.meter import TICK_S
+from llm_carbon_meter.physics.gpu_specs import gpu_spec
+from llm_carbon_meter.physics.kernels import step_costs
+from llm_carbon_meter.physics.model_list import built_in_model
+from llm_carbon_meter.physics.step_work import CostModel
 from llm_carbon_meter.records import (
     Account,
     EnergyReading,
@@ -25,9 +29,6 @@ from llm_carbon_meter.records import (
     Source,
     StepEvent,
 )
-from llm_carbon_meter.registry import Exchange
-from llm_carbon_meter.specs import built_in_model, gpu_spec
-from llm_carbon_meter.work import CostModel
 
 MILLION = 1_000_000
 TOGETHER = 64
@@ -46,7 +47,7 @@ def measure(model: Path) -> Mapping[str, float]:
 
 def _ledger() -> EnergyLedger:
     physics = CostModel(gpu_spec("H100"), step_costs(built_in_model("Llama-3.1-8B")))
-    learner = PriceLearner(physics.gpu)
+    learner = CoefficientLearner(physics.gpu)
     return EnergyLedger(
         ["gpu"], physics, Source.MEASURED, Quality.COUNTER, tick_s=TICK_S, learner=learner
     )

@@ -14,10 +14,13 @@ from llm_carbon_meter.carbon.grid import constant
 from llm_carbon_meter.cli import main
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.predictor.estimator import Deployment, DeploymentEstimator, energy_model
+from llm_carbon_meter.physics.gpu_specs import gpu_spec
+from llm_carbon_meter.physics.model_list import built_in_model
+from llm_carbon_meter.predictor.energy_model import Deployment
+from llm_carbon_meter.predictor.estimator import DeploymentEstimator
 from llm_carbon_meter.predictor.lengths import LengthForecast
+from llm_carbon_meter.predictor.models import energy_model
 from llm_carbon_meter.records import EstimateQuery
-from llm_carbon_meter.specs import built_in_model, gpu_spec
 
 ESTIMATES = 5000
 NEW_MODELS = ("Qwen3-8B", "Llama-3.1-70B", "gpt-oss-20b", "Mixtral-8x7B", "Gemma2-9b")

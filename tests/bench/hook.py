@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
 
-from tests.servers.driving import BareHooks, bare_hooks
+from tests.support.driving import BareHooks, bare_hooks
 
 STEPS = 4000
 SIZES = (256, 512, 1024)

@@ -13,12 +13,12 @@ from tqdm import tqdm
 
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.servers.meter_process import MeterProcess, Setup
-from llm_carbon_meter.servers.steps import StepDecoder
-from llm_carbon_meter.servers.vllm_capture import StepCapture
-from llm_carbon_meter.servers.vllm_engine import _Engine
-from llm_carbon_meter.specs import built_in_model
-from tests.servers.driving import (
+from llm_carbon_meter.physics.model_list import built_in_model
+from llm_carbon_meter.servers.shared.meter_process import MeterProcess, Setup
+from llm_carbon_meter.servers.shared.steps import StepDecoder
+from llm_carbon_meter.servers.vllm.capture import StepCapture
+from llm_carbon_meter.servers.vllm.engine_hooks import _Engine
+from tests.support.driving import (
     BareHooks,
     Drive,
     bare_hooks,

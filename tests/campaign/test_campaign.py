@@ -18,17 +18,16 @@ from llm_carbon_meter import cli
 from llm_carbon_meter.campaign import plan as campaign_plan
 from llm_carbon_meter.campaign import runner
 from llm_carbon_meter.campaign.card import write_card
+from llm_carbon_meter.campaign.command import TINY_CONFIG
 from llm_carbon_meter.campaign.job import PHASES, Job, Occasion
 from llm_carbon_meter.campaign.plan import LOADS, MODELS, Load, make_plan, repetition_s
 from llm_carbon_meter.campaign.rows import Measurements, Status, occasion
-from llm_carbon_meter.campaign.run import TINY_CONFIG
 from llm_carbon_meter.campaign.worker import measure
-from llm_carbon_meter.demo.nvml_stub import SCRIPT_VARIABLE, StubScript
-from llm_carbon_meter.power.nvml_state import StateReader
-from llm_carbon_meter.power.sensors import Measured
-from llm_carbon_meter.predictor.offline import named_config
+from llm_carbon_meter.physics.model_list import built_in_model, named_config
+from llm_carbon_meter.power.nvml.architectures import Measured
+from llm_carbon_meter.power.nvml.state import StateReader
 from llm_carbon_meter.records import PowerError
-from llm_carbon_meter.specs import built_in_model
+from llm_carbon_meter.testing.nvml_stub import SCRIPT_VARIABLE, StubScript
 from tests.power.conftest import Stub
 
 pytestmark = pytest.mark.engine

@@ -13,8 +13,8 @@ from llm_carbon_meter.campaign.job import PHASES, Job
 from llm_carbon_meter.campaign.plan import Plan, make_plan
 from llm_carbon_meter.campaign.rows import Measurements, Status
 from llm_carbon_meter.records import MeterError
-from llm_carbon_meter.training.campaigns import read_campaigns
-from llm_carbon_meter.training.rows import architecture_group
+from llm_carbon_meter.training.data.campaigns import read_campaigns
+from llm_carbon_meter.training.data.rows import architecture_group
 
 SEARCH_S = 25.0
 GPU = "NVIDIA H100 80GB HBM3"

@@ -6,11 +6,11 @@ import time
 import pytest
 
 from llm_carbon_meter.campaign.gauge import CounterGauge, SheetGauge, open_counter
-from llm_carbon_meter.demo.nvml_stub import StubScript
-from llm_carbon_meter.power.meter import PowerMeter
-from llm_carbon_meter.power.nvml import open_nvml
+from llm_carbon_meter.physics.gpu_specs import gpu_spec
+from llm_carbon_meter.power.nvml.nvml_meter import open_nvml
+from llm_carbon_meter.power.power_meter import PowerMeter
 from llm_carbon_meter.records import EnergyReading, PowerError, Source
-from llm_carbon_meter.specs import gpu_spec
+from llm_carbon_meter.testing.nvml_stub import StubScript
 from tests.power.conftest import Stub
 
 BUSY_W, IDLE_W, WORK_S, LAG_S = 400.0, 100.0, 0.4, 0.2

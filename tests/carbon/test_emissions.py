@@ -4,8 +4,8 @@ import pytest
 
 from llm_carbon_meter.carbon.emissions import coverage, embodied_rate, operational_grams
 from llm_carbon_meter.config import Config
+from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.records import CarbonIntensity
-from llm_carbon_meter.specs import gpu_spec
 
 
 def test_example_of_the_reference() -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from llm_carbon_meter.servers import transformers_hooks, vllm_hooks
+from llm_carbon_meter.servers.transformers import hooks as transformers_hooks
+from llm_carbon_meter.servers.vllm import hooks as vllm_hooks
 from tests.power.conftest import stub, stub_directory, stub_library
 
 __all__ = ["make_vllm", "stub", "stub_directory", "stub_library"]

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from llm_carbon_meter.demo.nvml_stub import SCRIPT_VARIABLE, StubScript
+from llm_carbon_meter.testing.nvml_stub import SCRIPT_VARIABLE, StubScript
 
 from .conftest import MakeVllm
 

@@ -9,7 +9,7 @@ from llm_carbon_meter.check import gpus
 from llm_carbon_meter.check.findings import Finding, Verdict
 from llm_carbon_meter.check.gpus import check_power
 from llm_carbon_meter.config import Config
-from llm_carbon_meter.power.sensors import Measured
+from llm_carbon_meter.power.nvml.architectures import Measured
 from llm_carbon_meter.records import Quality
 
 ALWAYS = "0 9e9"

@@ -27,7 +27,7 @@ from llm_carbon_meter.records import (
     Source,
     Status,
 )
-from tests.energies import energy_of
+from tests.support.energies import energy_of
 
 ENERGY = energy_of(
     "a",

@@ -27,7 +27,7 @@ from llm_carbon_meter.records import (
     RequestRecord,
     Source,
 )
-from tests.energies import ENERGY
+from tests.support.energies import ENERGY
 
 # Names that others rely on. The parser cuts _total off counters.
 SPINE = {

@@ -11,8 +11,7 @@ import pytest
 
 from llm_carbon_meter.exporters.webhook import Webhook
 from llm_carbon_meter.faults import Faults
-
-from ..receiver import Receiver
+from tests.support.receiver import Receiver
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_carbon_meter.records import Account, Outcome, RequestEnd, StepEvent
-from llm_carbon_meter.servers.steps import phase
+from llm_carbon_meter.servers.shared.steps import phase
 
 from .ranges import World
 from .traffic import Arrival, arrivals

@@ -17,7 +17,7 @@ from .sensor import resolution_s
 Floats = npt.NDArray[np.float64]
 
 LEARNT: Final = "shapley, learnt"
-"""Goes on from the prices that it kept, run after run."""
+"""Goes on from the coefficients that it kept, run after run."""
 STARTED: Final = "shapley, just started"
 """Learns in each run from the data sheet on, as where nothing was kept."""
 LEDGERS: Final[Mapping[str, str]] = {

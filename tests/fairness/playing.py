@@ -10,11 +10,14 @@ from typing import Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from llm_carbon_meter.kernels import step_costs
-from llm_carbon_meter.learning import PriceLearner, State
-from llm_carbon_meter.ledger import EnergyLedger, Window
+from llm_carbon_meter.ledger.coefficient_learner import CoefficientLearner, State
+from llm_carbon_meter.ledger.ledger import EnergyLedger, Window
 from llm_carbon_meter.meter import TICK_S
-from llm_carbon_meter.power.sensors import architecture
+from llm_carbon_meter.physics.gpu_specs import gpu_spec
+from llm_carbon_meter.physics.kernels import step_costs
+from llm_carbon_meter.physics.model_list import built_in_model
+from llm_carbon_meter.physics.step_work import CostModel
+from llm_carbon_meter.power.nvml.architectures import architecture
 from llm_carbon_meter.records import (
     Account,
     EnergyReading,
@@ -24,8 +27,6 @@ from llm_carbon_meter.records import (
     Source,
     StepEvent,
 )
-from llm_carbon_meter.specs import built_in_model, gpu_spec
-from llm_carbon_meter.work import CostModel
 
 from .engine import Served, TrueStep, serve
 from .ranges import World
@@ -135,15 +136,15 @@ def model_of(world: World) -> CostModel:
     return CostModel(gpu_spec(world.gpu), costs)
 
 
-def learner_of(world: World, state: State | None = None) -> PriceLearner:
+def learner_of(world: World, state: State | None = None) -> CoefficientLearner:
     """Of a meter that has just started, or goes on from what it had kept."""
-    return PriceLearner(model_of(world).gpu, state)
+    return CoefficientLearner(model_of(world).gpu, state)
 
 
 def ledger_of(
     run: Run,
     policy: str,
-    learner: PriceLearner | None = None,
+    learner: CoefficientLearner | None = None,
     kind: type[EnergyLedger] = EnergyLedger,
 ) -> EnergyLedger:
     """The book of a meter; without a learner the data sheet holds."""
@@ -180,7 +181,7 @@ class _Told(EnergyLedger):
         return windows
 
 
-def told_ledger(run: Run, learner: PriceLearner) -> EnergyLedger:
+def told_ledger(run: Run, learner: CoefficientLearner) -> EnergyLedger:
     """The same book, told what every step drew and who caused it: the errors that are left come
     from the sensors, the engine's times and neighbours, not from the division."""
     ledger = ledger_of(run, "shapley", learner, _Told)

@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from llm_carbon_meter.power.nvml import PowerIntegral
+from llm_carbon_meter.power.nvml.nvml_meter import PowerIntegral
 from llm_carbon_meter.records import EnergyReading
 
 from .engine import TrueStep

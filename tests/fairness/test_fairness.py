@@ -167,7 +167,9 @@ def test_the_report_has_every_policy_and_goal(tmp_path: Path) -> None:
     rows = [dict(zip(results["columns"], row, strict=True)) for row in results["rows"]]
     medians = {(row["policy"], row["concurrency"]): row["long_median"] for row in rows}
     assert medians[LEARNT, 4] == medians[STARTED, 4]
-    assert medians[LEARNT, 8] != medians[STARTED, 8]  # goes on with the prices of the first load
+    assert (
+        medians[LEARNT, 8] != medians[STARTED, 8]
+    )  # goes on with the coefficients of the first load
     text = (tmp_path / "results.md").read_text()
     assert all(policy in text for policy in POLICIES)
     assert (tmp_path / "errors.png").stat().st_size > 10_000

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from llm_carbon_meter.power.nvml import NvmlMeter, open_nvml
-from llm_carbon_meter.power.nvml_survey import GpuFacts, survey
+from llm_carbon_meter.power.nvml.nvml_meter import NvmlMeter, open_nvml
+from llm_carbon_meter.power.nvml.survey import GpuFacts, survey
 
 from .findings import write
 

@@ -12,7 +12,7 @@ from typing import NamedTuple, Self
 
 import torch
 
-from llm_carbon_meter.specs import ModelSpec
+from llm_carbon_meter.physics.model_specs import ModelSpec
 
 STEPS_IN_FLIGHT = 4
 

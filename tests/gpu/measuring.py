@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from llm_carbon_meter.power.characterise import Polled, poll
-from llm_carbon_meter.power.meter import PowerMeter
+from llm_carbon_meter.power.power_meter import PowerMeter
 from tests.gpu.loads import Load
 
 WARM_UP_S = 0.5

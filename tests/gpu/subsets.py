@@ -6,8 +6,13 @@ from math import comb
 
 import numpy as np
 
-from llm_carbon_meter.attribution import shares, sheet_prices
-from llm_carbon_meter.work import CostModel, StepRows, step_work
+from llm_carbon_meter.ledger.attribution import shares
+from llm_carbon_meter.physics.step_coefficients import sheet_coefficients
+from llm_carbon_meter.physics.step_work import (
+    CostModel,
+    StepRows,
+    step_work,
+)
 from tests.gpu.loads import Row
 
 Subset = tuple[int, ...]
@@ -52,6 +57,6 @@ def modelled_shares(
         np.array([row.cached for row in rows], np.float64),
         np.ones(len(rows)),
     )
-    work, prices = step_work(columns, model), sheet_prices(model.gpu)
-    found: list[float] = shares(policy, columns, work, np.array([step_s]), prices).tolist()
+    work, coefficients = step_work(columns, model), sheet_coefficients(model.gpu)
+    found: list[float] = shares(policy, columns, work, np.array([step_s]), coefficients).tolist()
     return found

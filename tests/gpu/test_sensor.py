@@ -14,7 +14,7 @@ from llm_carbon_meter.power.characterise import (
     onset_lag_s,
     poll,
 )
-from llm_carbon_meter.power.nvml import NvmlMeter
+from llm_carbon_meter.power.nvml.nvml_meter import NvmlMeter
 from llm_carbon_meter.records import Quality
 
 pytestmark = [

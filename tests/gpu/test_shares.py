@@ -7,13 +7,16 @@ from typing import Any
 
 import pytest
 
-from llm_carbon_meter.attribution import POLICIES
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.kernels import step_costs
-from llm_carbon_meter.ledger import EnergyLedger
+from llm_carbon_meter.ledger.attribution import POLICIES
+from llm_carbon_meter.ledger.ledger import EnergyLedger
 from llm_carbon_meter.meter import physics_gpu
-from llm_carbon_meter.power.nvml import NvmlMeter
-from llm_carbon_meter.power.nvml_survey import GpuFacts
+from llm_carbon_meter.physics.gpu_specs import gpu_spec
+from llm_carbon_meter.physics.kernels import step_costs
+from llm_carbon_meter.physics.model_list import built_in_model
+from llm_carbon_meter.physics.step_work import CostModel
+from llm_carbon_meter.power.nvml.nvml_meter import NvmlMeter
+from llm_carbon_meter.power.nvml.survey import GpuFacts
 from llm_carbon_meter.power.sampler import PowerSampler
 from llm_carbon_meter.records import (
     Account,
@@ -23,8 +26,6 @@ from llm_carbon_meter.records import (
     Source,
     StepEvent,
 )
-from llm_carbon_meter.specs import built_in_model, gpu_spec
-from llm_carbon_meter.work import CostModel
 
 from .subsets import exact_shares, modelled_shares, subsets
 

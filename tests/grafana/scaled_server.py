@@ -6,9 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from llm_carbon_meter.demo.server import entry_point
 from llm_carbon_meter.predictor import estimator
-from llm_carbon_meter.predictor.estimator import Deployment, EnergyModel, Numbers, PhaseEnergy
+from llm_carbon_meter.predictor.energy_model import (
+    Deployment,
+    EnergyModel,
+    Numbers,
+    PhaseEnergy,
+)
+from llm_carbon_meter.testing.servers import entry_point
 
 FILE_VARIABLE: Final = "TEST_JOULES_PER_TOKEN_FILE"
 

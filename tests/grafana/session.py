@@ -15,10 +15,10 @@ from typing import Any
 import yaml
 
 from grafana.dashboards import FOLDER
-from llm_carbon_meter.demo.server import MODEL_NAME
+from llm_carbon_meter.testing.servers import MODEL_NAME
+from tests.support.metered import Metered, eventually
+from tests.support.receiver import Receiver
 
-from ..metered import Metered, eventually
-from ..receiver import Receiver
 from .tools import Prometheus, Tools, dashboards
 
 CLIENTS = 2

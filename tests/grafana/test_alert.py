@@ -15,10 +15,10 @@ import yaml
 
 from grafana.dashboards import FOLDER
 from llm_carbon_meter.cli import main
-from llm_carbon_meter.demo.server import MODEL_NAME
+from llm_carbon_meter.testing.servers import MODEL_NAME
+from tests.support.metered import StartServer, eventually
+from tests.support.receiver import Receiver
 
-from ..metered import StartServer, eventually
-from ..receiver import Receiver
 from .draw import draw
 from .scaled_server import FILE_VARIABLE
 from .session import (
@@ -194,7 +194,7 @@ def check_exposition(text: str, tools: Tools) -> None:
 class TestTwoApiServers:
     """Multi-process mode, where the scrape is put together from files."""
 
-    PROGRAM = (sys.executable, str(Path(__file__).parents[1] / "servers" / "vllm_serve.py"))
+    PROGRAM = (sys.executable, str(Path(__file__).parents[1] / "support" / "vllm_serve.py"))
 
     def test_the_exposition_is_as_good_and_drift_has_one_owner(
         self, start_server: StartServer, prometheus_tools: Tools

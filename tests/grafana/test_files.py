@@ -12,8 +12,8 @@ from prometheus_client import CollectorRegistry
 
 from grafana.dashboards import FOLDER, files
 from llm_carbon_meter.exporters.prometheus import PREFIX, PrometheusExporter
+from tests.support.documents import README
 
-from ..readme import README
 from .tools import Tools
 from .tools import dashboards as read_dashboards
 

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from llm_carbon_meter.demo.server import free_port
-from tests.debian import provide
+from llm_carbon_meter.testing.servers import free_port
+from tests.support.debian import provide
 
 DASHBOARD_FOLDER = Path(__file__).parents[2] / "grafana" / "dashboards"
 ALERTMANAGER_NAMES = ("prometheus-alertmanager", "alertmanager")

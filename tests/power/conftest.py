@@ -7,7 +7,7 @@ from pathlib import Path
 import pynvml
 import pytest
 
-from llm_carbon_meter.demo.nvml_stub import (
+from llm_carbon_meter.testing.nvml_stub import (
     LIBRARY,
     LOG_VARIABLE,
     SCRIPT_VARIABLE,

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.power.characterise import (
     Floats,
     Polled,
@@ -20,7 +21,6 @@ from llm_carbon_meter.power.characterise import (
 )
 from llm_carbon_meter.power.modelled import ModelledMeter
 from llm_carbon_meter.records import Quality
-from llm_carbon_meter.specs import gpu_spec
 
 POLL_S = 0.001
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from llm_carbon_meter.attribution import CostModel
-from llm_carbon_meter.demo.nvml_stub import StubScript
-from llm_carbon_meter.ledger import EnergyLedger
+from llm_carbon_meter.ledger.attribution import CostModel
+from llm_carbon_meter.ledger.ledger import EnergyLedger
+from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.power.contention import Sharing
-from llm_carbon_meter.power.nvml import NvmlMeter, open_nvml
+from llm_carbon_meter.power.nvml.nvml_meter import NvmlMeter, open_nvml
 from llm_carbon_meter.records import (
     Account,
     Outcome,
@@ -22,7 +22,7 @@ from llm_carbon_meter.records import (
     RequestEnergy,
     StepEvent,
 )
-from llm_carbon_meter.specs import gpu_spec
+from llm_carbon_meter.testing.nvml_stub import StubScript
 
 WATTS = 300.0
 PIECE_S = 0.4

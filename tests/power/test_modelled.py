@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.power.modelled import ModelledMeter
 from llm_carbon_meter.records import Quality, Source
-from llm_carbon_meter.specs import gpu_spec
 
 H100 = gpu_spec("H100")
 IDLE = H100.idle_watts

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_carbon_meter.physics.gpu_specs import gpu_spec
+from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.predictor.calibration import (
     MAX_LOG_FACTOR,
     MAX_LOG_STEP,
@@ -26,11 +28,9 @@ from llm_carbon_meter.predictor.calibration import (
     load_state,
     save_state,
 )
-from llm_carbon_meter.predictor.estimator import Deployment
+from llm_carbon_meter.predictor.energy_model import Deployment
 from llm_carbon_meter.records import MeterError, Outcome, Source
-from llm_carbon_meter.specs import built_in_model, gpu_spec
-
-from ..exporters.test_headers import ESTIMATE, RECORD
+from tests.exporters.test_headers import ESTIMATE, RECORD
 
 DEPLOYMENT = Deployment(built_in_model("Llama-3.1-8B"), gpu_spec("H100"), 1, "vllm", "0.32.0")
 WHO = identity(DEPLOYMENT, "gnn")

@@ -7,19 +7,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_carbon_meter.physics.gpu_specs import gpu_spec
+from llm_carbon_meter.physics.model_list import built_in_config, built_in_model
+from llm_carbon_meter.physics.model_specs import model_spec
 from llm_carbon_meter.predictor.azure import conversation_quantiles
-from llm_carbon_meter.predictor.estimator import (
-    ENERGY_MODELS,
+from llm_carbon_meter.predictor.energy_model import (
     Deployment,
-    DeploymentEstimator,
     Numbers,
     PhaseEnergy,
-    energy_model,
 )
+from llm_carbon_meter.predictor.estimator import DeploymentEstimator
 from llm_carbon_meter.predictor.flop import NOTE_CONSTANTS, FlopConstants, FlopModel, note_flop
 from llm_carbon_meter.predictor.lengths import LengthForecast, OutputLengths, exact_length
+from llm_carbon_meter.predictor.models import ENERGY_MODELS, energy_model
 from llm_carbon_meter.records import CarbonIntensity, EstimateQuery, MeterError
-from llm_carbon_meter.specs import built_in_config, built_in_model, gpu_spec, model_spec
 from llm_carbon_meter.units import watt_hours
 
 LLAMA = built_in_model("Llama-3.1-8B")

@@ -11,7 +11,15 @@ from safetensors.numpy import load
 from torch_geometric.nn import SAGEConv
 from torch_geometric.utils import dense_to_sparse
 
-from llm_carbon_meter.predictor.estimator import Deployment
+from llm_carbon_meter.physics.gpu_specs import gpu_spec
+from llm_carbon_meter.physics.model_list import built_in_model
+from llm_carbon_meter.predictor.energy_model import Deployment
+from llm_carbon_meter.predictor.features import (
+    EXPAND,
+    Inputs,
+    neighbours,
+    static_nodes,
+)
 from llm_carbon_meter.predictor.gnn import (
     CARD,
     WEIGHTS,
@@ -20,10 +28,8 @@ from llm_carbon_meter.predictor.gnn import (
     read_weights,
     shipped_weights,
 )
-from llm_carbon_meter.predictor.graph import EXPAND, Inputs, neighbours, static_nodes
-from llm_carbon_meter.predictor.network import PhaseNetwork
 from llm_carbon_meter.records import MeterError, SpecError
-from llm_carbon_meter.specs import built_in_model, gpu_spec
+from llm_carbon_meter.training.fit.network import PhaseNetwork
 
 CASES = [
     ("Llama-3.1-8B", 1),

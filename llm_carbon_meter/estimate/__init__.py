@@ -1,0 +1,1 @@
+"""`llm-carbon-meter estimate`: what a request costs, without a server."""

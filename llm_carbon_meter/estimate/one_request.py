@@ -1,0 +1,201 @@
+"""``llm-carbon-meter estimate`` of one request: an estimate without a server."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+from llm_carbon_meter.physics.gpu_specs import GpuSpec, gpu_spec, gpu_specs
+from llm_carbon_meter.physics.kernels import weight_memory_bytes
+from llm_carbon_meter.physics.model_list import named_config
+from llm_carbon_meter.physics.model_specs import ModelSpec, model_spec
+from llm_carbon_meter.physics.number_formats import with_dtype
+from llm_carbon_meter.predictor.energy_model import Deployment, EnergyModel
+from llm_carbon_meter.predictor.estimator import DeploymentEstimator
+from llm_carbon_meter.predictor.flop import FlopModel, note_flop
+from llm_carbon_meter.predictor.lengths import exact_length
+from llm_carbon_meter.records import (
+    CarbonIntensity,
+    EnergyEstimate,
+    EstimateQuery,
+    MeterError,
+    SpecError,
+)
+from llm_carbon_meter.units import watt_hours
+
+
+def make_deployment(
+    model: str,
+    gpu: str,
+    num_gpus: int,
+    dtype: str = "",
+    engine: str = "",
+    engine_version: str = "",
+    *,
+    folder: Path | None = None,
+    approximate: bool = False,
+) -> Deployment:
+    """A deployment by the names of its parts.
+
+    Args:
+        model: see `named_config`.
+        gpu: of data/gpus.toml.
+        num_gpus: of the tensor-parallel group.
+        dtype: number format; empty for what the configuration says.
+        engine: empty where unknown.
+        engine_version: empty where unknown.
+        folder: see `named_config`.
+        approximate: count an unknown architecture as Llama.
+
+    Raises:
+        SpecError: one of them is not known, or the heads cannot be divided among the GPUs.
+    """
+    config = with_dtype(named_config(model, folder), dtype)
+    spec = model_spec(config, model, approximate=approximate)
+    if num_gpus < 1 or spec.num_heads % num_gpus:
+        raise SpecError(f"num_gpus is {num_gpus}; it must divide {spec.num_heads} heads")
+    return Deployment(spec, gpu_spec(gpu), num_gpus, engine, engine_version)
+
+
+def check_request(
+    model: ModelSpec, concurrency: float, prompt_tokens: float, output_tokens: float
+) -> None:
+    """Refuse what no energy model can answer.
+
+    Raises:
+        MeterError: a number below 1, or more tokens than the context holds.
+    """
+    numbers = {
+        "concurrency": concurrency,
+        "prompt_tokens": prompt_tokens,
+        "output_tokens": output_tokens,
+    }
+    for name, value in numbers.items():
+        if not value >= 1:  # also refuses nan
+            raise MeterError(f"{name} is {value:g}; it must be at least 1")
+    if model.max_context and prompt_tokens + output_tokens > model.max_context:
+        raise MeterError(
+            f"prompt_tokens and output_tokens are {prompt_tokens + output_tokens:g} together; "
+            f"the context of {model.name} holds {model.max_context}"
+        )
+
+
+_METHODS: Mapping[str, str] = {"flop": "the FLOP formula of the LLM-BENCH note", "gnn": "the GNN"}
+
+
+@cache
+def _gpus() -> Sequence[GpuSpec]:
+    """Every GPU of the table once."""
+    return list({spec.name: spec for spec in gpu_specs().values()}.values())
+
+
+class OfflineEstimate:
+    """One request on one deployment, and as text.
+
+    Args:
+        model: predicts the energy.
+        deployment: where the request would run.
+        query: with its prompt, its company and exactly as many output tokens.
+        intensity: of the grid.
+        pue: on top of figures that do not contain it.
+
+    Raises:
+        MeterError: the request makes no sense, or the model cannot run there.
+    """
+
+    def __init__(
+        self,
+        model: EnergyModel,
+        deployment: Deployment,
+        query: EstimateQuery,
+        intensity: CarbonIntensity,
+        pue: float,
+    ) -> None:
+        self._output_tokens = query.output_tokens or 0
+        check_request(deployment.model, query.concurrency, query.prompt_tokens, self._output_tokens)
+        self._model = model
+        self._deployment = deployment
+        self._query = query
+        self._intensity = intensity
+        self._pue = pue
+        self._estimate = self._on(deployment)
+
+    def _on(self, deployment: Deployment) -> EnergyEstimate:
+        estimator = DeploymentEstimator(self._model, deployment, self._intensity, self._pue)
+        return estimator.estimate(self._query, exact_length(self._output_tokens))
+
+    def table(self) -> str:
+        """Both phases and the total."""
+        estimate = self._estimate
+        grams = estimate.operational_grams / estimate.joules
+        rows = {
+            "prefill": estimate.prefill_joules,
+            "decode": estimate.decode_joules,
+            "total": estimate.joules,
+        }
+        flop = self._flop()
+        heading = f"{'phase':<8} " + (f"{'FLOP':>22} " if flop else "")
+        lines = [self._title(), f"{heading}{'Wh':>14} {'gCO2eq':>14}"]
+        lines += [
+            f"{phase:<8} "
+            + (f"{flop[phase]:>22.0f} " if flop else "")
+            + f"{watt_hours(joules):>14.10f} {joules * grams:>14.10f}"
+            for phase, joules in rows.items()
+        ]
+        return "\n".join([*lines, *self._remarks()])
+
+    def _title(self) -> str:
+        deployment, query = self._deployment, self._query
+        return (
+            f"{deployment.model.name} on {deployment.num_gpus} x {deployment.gpu.name}, "
+            f"{query.prompt_tokens} prompt and {query.output_tokens} output tokens, "
+            f"{query.concurrency:g} at once; estimated by {_METHODS[self._model.name]}"
+        )
+
+    def _flop(self) -> Mapping[str, float]:
+        """Operations by phase, where it is these that were counted; else nothing."""
+        if not isinstance(self._model, FlopModel):
+            return {}
+        flop = note_flop(
+            self._deployment.model,
+            np.array(self._query.prompt_tokens, np.float64),
+            np.array(self._output_tokens, np.float64),
+        )
+        prefill, decode = float(flop.prefill), float(flop.decode)
+        return {"prefill": prefill, "decode": decode, "total": prefill + decode}
+
+    def _remarks(self) -> list[str]:
+        estimate, grid = self._estimate, self._intensity
+        low, high = watt_hours(estimate.low_joules), watt_hours(estimate.high_joules)
+        overhead = "a facility figure, no PUE on top" if estimate.facility else f"PUE {self._pue:g}"
+        lines = [f"10 % to 90 %: {low:.10f} to {high:.10f} Wh"] if low < high else []
+        lines.append(f"at {grid.grams_per_kwh:g} gCO2eq/kWh ({grid.zone}); {overhead}")
+        if estimate.out_of_domain:
+            lines.append(f"less certain than that: {estimate.out_of_domain}")
+        return lines
+
+    def comparison(self) -> str:
+        """The same on every other GPU of the table that holds the weights, cheapest first."""
+        model, num_gpus = self._deployment.model, self._deployment.num_gpus
+        need_bytes = weight_memory_bytes(model, num_gpus)
+        others = [gpu for gpu in _gpus() if gpu.name != self._deployment.gpu.name]
+        fitting = [gpu for gpu in others if gpu.memory_bytes > need_bytes]
+        rows = [(self._estimate, self._deployment.gpu.name + " *")]
+        rows += [(self._on(replace(self._deployment, gpu=gpu)), gpu.name) for gpu in fitting]
+        rows.sort(key=lambda row: row[0].joules)
+        lines = [f"{'GPU':<20} {'Wh':>14} {'low Wh':>14} {'high Wh':>14} {'gCO2eq':>14}"]
+        lines += [
+            f"{name:<20} {watt_hours(estimate.joules):>14.10f} "
+            f"{watt_hours(estimate.low_joules):>14.10f} "
+            f"{watt_hours(estimate.high_joules):>14.10f} {estimate.operational_grams:>14.10f}"
+            for estimate, name in rows
+        ]
+        small = [gpu.name for gpu in others if gpu not in fitting]
+        if small:
+            lines.append(
+                f"too small for {need_bytes / 1e9:.1f} GB of weights on each of {num_gpus}: "
+                + ", ".join(small)
+            )
+        return "\n".join(lines)

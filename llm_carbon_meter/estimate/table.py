@@ -1,0 +1,244 @@
+"""``llm-carbon-meter estimate --input``: a table of requests in, the same with their energy out.
+
+Rows of one deployment are evaluated together. A bad row gets its reason and stops no other.
+"""
+
+import csv
+import math
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from llm_carbon_meter.estimate.one_request import check_request, make_deployment
+from llm_carbon_meter.physics.model_specs import ModelSpec
+from llm_carbon_meter.predictor.energy_model import (
+    BoundModel,
+    Deployment,
+    EnergyModel,
+    Floats,
+)
+from llm_carbon_meter.records import MeterError
+from llm_carbon_meter.units import JOULES_PER_WATT_HOUR
+
+DEPLOYMENT_COLUMNS: Final = ("model_config", "gpu", "num_gpus", "dtype", "engine", "engine_version")
+REQUEST_COLUMNS: Final = ("concurrency", "prompt_tokens", "output_tokens")
+INPUT_COLUMNS: Final = (*DEPLOYMENT_COLUMNS, *REQUEST_COLUMNS)
+ENERGY_COLUMNS: Final = ("prefill_wh", "decode_wh", "energy_wh", "low_wh", "high_wh")
+ERROR_COLUMN: Final = "error"
+
+_PROGRESS_AFTER_S: Final = 1.0
+
+
+class Table(NamedTuple):
+    """A CSV file."""
+
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def read_table(path: Path) -> Table:
+    """Read a file of requests.
+
+    Raises:
+        MeterError: it cannot be read, is no table, or lacks columns.
+    """
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as lines:
+            rows = [row for row in csv.reader(lines, strict=True) if row]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise MeterError(f"{path} cannot be read as CSV: {error}") from error
+    if not rows:
+        raise MeterError(f"{path} is empty; expected the columns {_listed(INPUT_COLUMNS)}")
+    columns = [name.strip() for name in rows[0]]
+    missing = [name for name in INPUT_COLUMNS if name not in columns]
+    if missing:
+        raise MeterError(f"{path} lacks the columns {_listed(missing)}; it has {_listed(columns)}")
+    twice = sorted({name for name in columns if columns.count(name) > 1})
+    if twice:
+        raise MeterError(f"{path} has columns of the same name: {_listed(twice)}")
+    return Table(columns, rows[1:])
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(names)
+
+
+@dataclass(slots=True)
+class _Group:
+    """The good rows of one deployment."""
+
+    bound: BoundModel
+    rows: list[int] = field(default_factory=list)
+    requests: list[tuple[float, float, float]] = field(default_factory=list)
+    """Concurrency, prompt and output tokens."""
+
+
+class _Key(NamedTuple):
+    """The cells that name a deployment."""
+
+    model_config: str
+    gpu: str
+    num_gpus: str
+    dtype: str
+    engine: str
+    engine_version: str
+
+
+class BatchEstimator:
+    """Estimates of many rows; every distinct deployment is prepared once.
+
+    Args:
+        model: predicts the energy.
+        folder: where relative paths of configurations are looked for after the working directory.
+        note: told once of every model that is only counted approximately.
+    """
+
+    def __init__(self, model: EnergyModel, folder: Path, note: Callable[[str], None]) -> None:
+        self._model = model
+        self._folder = folder
+        self._note = note
+        self._deployments: dict[_Key, tuple[ModelSpec, _Group] | str] = {}
+        """Or why there is none."""
+
+    def run(self, table: Table) -> Table:
+        """The table with energies or errors; columns of these names that it had are replaced."""
+        at = {name: place for place, name in enumerate(table.columns)}
+        keys = [at[name] for name in DEPLOYMENT_COLUMNS]
+        numbers = [at[name] for name in REQUEST_COLUMNS]
+        errors: dict[int, str] = {}
+        rows = tqdm(table.rows, disable=None, delay=_PROGRESS_AFTER_S, unit=" rows")
+        for number, row in enumerate(rows):
+            try:
+                self._enter(number, row, len(table.columns), keys, numbers)
+            except MeterError as error:
+                errors[number] = str(error)
+        return self._with_answers(table, self._energies(), errors)
+
+    def _enter(
+        self,
+        number: int,
+        row: Sequence[str],
+        width: int,
+        keys: Sequence[int],
+        numbers: Sequence[int],
+    ) -> None:
+        """Put a row with those of its deployment."""
+        if len(row) != width:
+            raise MeterError(f"the row has {len(row)} cells, the header {width}")
+        spec, group = self._group(_Key._make([row[place].strip() for place in keys]))
+        values = [
+            _number(name, row[place]) for name, place in zip(REQUEST_COLUMNS, numbers, strict=True)
+        ]
+        check_request(spec, *values)
+        group.rows.append(number)
+        group.requests.append((values[0], values[1], values[2]))
+
+    def _group(self, key: _Key) -> tuple[ModelSpec, _Group]:
+        known = self._deployments.get(key)
+        if known is None:
+            try:
+                deployment = self._deployment(key)
+                known = deployment.model, _Group(self._model.bind(deployment))
+            except MeterError as error:
+                known = str(error)
+            self._deployments[key] = known
+        if isinstance(known, str):
+            raise MeterError(known)
+        return known
+
+    def _deployment(self, key: _Key) -> Deployment:
+        deployment = make_deployment(
+            key.model_config,
+            key.gpu,
+            _whole("num_gpus", key.num_gpus),
+            key.dtype.lower(),
+            key.engine,
+            key.engine_version,
+            folder=self._folder,
+            approximate=True,
+        )
+        if deployment.model.approximation:
+            self._note(f"{key.model_config}: {deployment.model.approximation}")
+        return deployment
+
+    def _energies(self) -> Mapping[int, Sequence[float]]:
+        """`ENERGY_COLUMNS` of every good row."""
+        answers: dict[int, Sequence[float]] = {}
+        for group in self._deployments.values():
+            if isinstance(group, tuple) and group[1].rows:
+                answers.update(zip(group[1].rows, _watt_hours(group[1]).tolist(), strict=True))
+        return answers
+
+    def _with_answers(
+        self, table: Table, energies: Mapping[int, Sequence[float]], errors: Mapping[int, str]
+    ) -> Table:
+        ours = (*ENERGY_COLUMNS, ERROR_COLUMN)
+        kept = [place for place, name in enumerate(table.columns) if name not in ours]
+        empty = [""] * len(ENERGY_COLUMNS)
+        rows = [
+            [
+                *(row[place] if place < len(row) else "" for place in kept),
+                *([f"{value:.10g}" for value in energies[n]] if n in energies else empty),
+                errors.get(n, ""),
+            ]
+            for n, row in enumerate(table.rows)
+        ]
+        return Table([*(table.columns[place] for place in kept), *ours], rows)
+
+
+def _watt_hours(group: _Group) -> Floats:
+    """Shape (requests, 5), as `ENERGY_COLUMNS` names them."""
+    prefill, decode, _ = group.bound.phases(*np.array(group.requests, np.float64).T.copy())
+    total, (low, high) = prefill + decode, group.bound.interval
+    joules = (prefill, decode, total, low * total, high * total)
+    return np.stack(joules, axis=1) / JOULES_PER_WATT_HOUR
+
+
+def _number(name: str, text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        raise MeterError(f"{name} is {text!r}; expected a number") from None
+    if not math.isfinite(value):
+        raise MeterError(f"{name} is {text!r}; expected a finite number")
+    return value
+
+
+def _whole(name: str, text: str) -> int:
+    value = _number(name, text)
+    if value != int(value):
+        raise MeterError(f"{name} is {text!r}; expected a whole number")
+    return int(value)
+
+
+def estimate_file(model: EnergyModel, source: Path, target: Path) -> int:
+    """Answer a file of requests with another one.
+
+    Returns:
+        How many rows have an error.
+
+    Raises:
+        MeterError: a file cannot be read or written, or is no table of requests.
+    """
+    table = read_table(source)
+    if target.is_dir() or not target.parent.is_dir():
+        found = "is a folder" if target.is_dir() else "is in no folder that exists"
+        raise MeterError(f"the output {target} {found}; give the name of a file")
+
+    def note(text: str) -> None:
+        print(f"llm-carbon-meter: {text}", file=sys.stderr)
+
+    answered = BatchEstimator(model, source.parent, note).run(table)
+    try:
+        with target.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerow(answered.columns)
+            writer.writerows(answered.rows)
+    except OSError as error:
+        raise MeterError(f"the output {target} cannot be written: {error}") from error
+    return sum(bool(row[-1]) for row in answered.rows)

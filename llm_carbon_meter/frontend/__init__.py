@@ -1,0 +1,1 @@
+"""What one API server needs: estimates before a request, records after it."""

@@ -1,0 +1,71 @@
+"""The ledger's steps as columns: those that some GPU's counter has not covered yet."""
+
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_carbon_meter.physics.step_work import Floats, Ints
+
+
+class OpenSteps(NamedTuple):
+    """Disjoint and in order; their rows, one per scheduled request, one after another."""
+
+    start: Floats
+    """Seconds, as are all times."""
+    end: Floats
+    watts: Floats
+    """Expected, of each GPU."""
+    loads: Floats
+    """As `attribution.step_loads` has them, shape (steps, 2)."""
+    allreduce: Floats
+    """Share of the step's time."""
+    overhead: npt.NDArray[np.bool_]
+    counts: Ints
+    """Rows of each step."""
+    row_key: Ints
+    """Of `open_requests`: whose, and on which account."""
+    row_share: Floats
+    """Of the step's joules."""
+
+    @classmethod
+    def empty(cls) -> Self:
+        """No steps."""
+        none, whole = np.zeros(0), np.zeros(0, np.intp)
+        return cls(
+            none, none, none, np.zeros((0, 2)), none, np.zeros(0, np.bool_), whole, whole, none
+        )
+
+    @property
+    def first_row(self) -> Ints:
+        """First row of each step, and the number of rows behind the last."""
+        return np.concatenate(([0], np.cumsum(self.counts)))
+
+    def rows(self, steps: slice) -> slice:
+        """The rows of a range of steps."""
+        first = int(self.counts[: steps.start].sum())
+        return slice(first, first + int(self.counts[steps].sum()))
+
+    def append(self, other: Self) -> Self:
+        """These steps and later ones."""
+        pairs: Any = zip(self, other, strict=True)
+        return type(self)(*(np.concatenate(pair) for pair in pairs))
+
+    def after(self, time_s: float) -> Self:
+        """Drop the steps that ended by then."""
+        first = int(np.searchsorted(self.end, time_s, side="right"))
+        row = int(self.counts[:first].sum())
+        of_rows = 2
+        begins = [first] * (len(self) - of_rows) + [row] * of_rows
+        pairs: Any = zip(self, begins, strict=True)
+        return type(self)(*(column[begin:] for column, begin in pairs))
+
+    def within(self, start_s: float, end_s: float) -> slice:
+        """The steps that overlap a span."""
+        first = int(np.searchsorted(self.end, start_s, side="right"))
+        last = int(np.searchsorted(self.start, end_s, side="left"))
+        return slice(first, max(first, last))
+
+    def gaps_s(self, steps: slice) -> Floats:
+        """Seconds between each two steps of a range, shape (steps - 1,)."""
+        return np.asarray(self.start[steps][1:] - self.end[steps][:-1])

@@ -1,0 +1,289 @@
+"""What the physics needs of a model: its shape, from a Hugging Face ``config.json``."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from llm_carbon_meter.physics.families import (
+    ALIASES,
+    FAMILIES,
+    SILU_OPS,
+    SOFTMAX_OPS,
+    Family,
+    LatentAttention,
+    experts,
+    first,
+    num_layers,
+    whole,
+    window,
+)
+from llm_carbon_meter.physics.number_formats import weight_format
+from llm_carbon_meter.records import SpecError
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """A decoder-only model; the usual symbols are in brackets."""
+
+    name: str
+    hidden_size: int
+    """[h]"""
+    intermediate_size: int
+    """[f] of a dense MLP"""
+    num_layers: int
+    num_heads: int
+    """[n_h]"""
+    num_kv_heads: int
+    """[n_kv]"""
+    head_dim: int
+    """[d]"""
+    vocab_size: int
+    """[V]"""
+    tied_head: bool
+    attention_layers: int
+    """The others are recurrent or have an MLP alone."""
+    dense_layers: int
+    """Layers with one MLP for every token."""
+    expert_layers: int = 0
+    recurrent_layers: int = 0
+    approximation: str = ""
+    """What is not counted as the model computes it; empty where it is."""
+    gated_mlp: bool = True
+    activation_ops: float = SILU_OPS
+    """[c_act] operations per element"""
+    layer_norm: bool = False
+    """LayerNorm with bias instead of RMSNorm"""
+    norms_per_layer: int = 2
+    parallel_attention: bool = False
+    """Attention and MLP read the same layer input."""
+    embedding_norm: bool = False
+    final_norm: bool = True
+    qk_norm: bool = False
+    """Each head of query and key is normalised."""
+    query_gate: bool = False
+    """The query projection also makes a gate of its width."""
+    rotary_fraction: float = 1.0
+    """Share of a head that RoPE turns; 0 without RoPE."""
+    softmax_ops: float = SOFTMAX_OPS
+    """[c_soft]"""
+    logit_softcap: bool = False
+    sinks: bool = False
+    """One learned logit per head."""
+    qkv_bias: bool = False
+    out_bias: bool = False
+    mlp_bias: bool = False
+    router_bias: bool = False
+    sliding_window: int | None = None
+    """[W]"""
+    windowed_layers: int = 0
+    latent: LatentAttention | None = None
+    num_experts: int = 0
+    """[E]"""
+    experts_per_token: int = 0
+    """[k]"""
+    expert_size: int = 0
+    """[f] of one expert"""
+    shared_size: int = 0
+    """[f] of all shared experts together"""
+    shared_gate: bool = False
+    recurrent_in: int = 0
+    """Width of a recurrent layer's input projection."""
+    recurrent_out: int = 0
+    """What its output projection reads."""
+    recurrent_state: int = 0
+    """Elements of one request's state in one recurrent layer."""
+    embedding_size: int = 0
+    """Width of an embedding that is projected to the hidden size; 0 where it has that size."""
+    position_rows: int = 0
+    """Learned positions."""
+    max_context: int = 0
+    weight_bytes: float = 2.0
+    """[D_W] per element of a linear kernel"""
+    expert_weight_bytes: float = 2.0
+    """The same of an expert."""
+    plain_weight_bytes: float = 2.0
+    """[D_W,emb, D_W,head] embedding, LM head, router, norms and biases"""
+    compute: str = "bfloat16"
+    """Type of the linear kernels' products, a key of `GpuSpec.peak`."""
+    activation_bytes: float = 2.0
+    """[D_A]"""
+    kv_bytes: float = 2.0
+    """[D_KV]"""
+
+    @property
+    def parameters(self) -> int:
+        """All weights, biases and embeddings."""
+        return self._count(self.num_experts, embeddings=1 if self.tied_head else 2)
+
+    @property
+    def active_parameters(self) -> int:
+        """Parameters that a token meets, both embeddings counted, as the LLM-BENCH note does."""
+        return self._count(self.experts_per_token, embeddings=2)
+
+    def _count(self, experts: int, embeddings: int) -> int:
+        norm = self.hidden_size * (2 if self.layer_norm else 1)
+        norms = self.num_layers * self.norms_per_layer + self.embedding_norm + self.final_norm
+        return (
+            self.attention_layers * self._attention_parameters
+            + self.dense_layers * self._mlp_parameters(self.intermediate_size)
+            + self.expert_layers * self._expert_parameters(experts)
+            + self.recurrent_layers * self.hidden_size * (self.recurrent_in + self.recurrent_out)
+            + norms * norm
+            + self._embedding_parameters(embeddings)
+        )
+
+    @property
+    def _attention_parameters(self) -> int:
+        if self.latent:
+            return self._latent_parameters(self.latent)
+        h, heads = self.hidden_size, self.num_heads
+        query, key = heads * self.head_dim, self.num_kv_heads * self.head_dim
+        projected = query * (2 if self.query_gate else 1) + 2 * key
+        bias = (projected if self.qkv_bias else 0) + (h if self.out_bias else 0)
+        extra = (2 * self.head_dim if self.qk_norm else 0) + (heads if self.sinks else 0)
+        return h * projected + query * h + bias + extra
+
+    def _latent_parameters(self, latent: LatentAttention) -> int:
+        """Projections down to the ranks with a norm each, and up again."""
+        h, heads, rank = self.hidden_size, self.num_heads, latent.query_rank
+        query = heads * latent.query_dim
+        down = h * rank + rank + rank * query if rank else h * query
+        expanded = heads * (latent.nope_dim + latent.value_dim)
+        keys = h * latent.cached_dim + latent.kv_rank + latent.kv_rank * expanded
+        return down + keys + heads * latent.value_dim * h
+
+    def _mlp_parameters(self, width: int) -> int:
+        up = 2 if self.gated_mlp else 1
+        bias = up * width + self.hidden_size if self.mlp_bias else 0
+        return (up + 1) * self.hidden_size * width + bias
+
+    def _expert_parameters(self, experts: int) -> int:
+        """Some routed experts, the shared ones, router and shared gate."""
+        h, routed = self.hidden_size, self.num_experts
+        router = h * routed + (routed if self.router_bias else 0)
+        shared = self._mlp_parameters(self.shared_size) if self.shared_size else 0
+        gate = h if self.shared_gate and self.shared_size else 0
+        return experts * self._mlp_parameters(self.expert_size) + router + shared + gate
+
+    def _embedding_parameters(self, embeddings: int) -> int:
+        h, width = self.hidden_size, self.embedding_size or self.hidden_size
+        projections = 2 * width * h if width != h else 0
+        return embeddings * self.vocab_size * width + self.position_rows * h + projections
+
+
+def model_spec(
+    config: Mapping[str, Any], name: str = "", *, approximate: bool = False
+) -> ModelSpec:
+    """Read a Hugging Face ``config.json``; of a multimodal model its text part.
+
+    Args:
+        config: the parsed file.
+        name: how to call the model; by default as the file does.
+        approximate: count an unknown architecture as Llama and say so in ``approximation``.
+
+    Raises:
+        SpecError: unknown architecture, or a field is missing or contradicts another.
+    """
+    text = _text_config(config)
+    kind = str(text.get("model_type", ""))
+    family, approximation = _family(kind, approximate)
+    try:
+        fields = _fields({**family.defaults, **text}, family)
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
+        raise SpecError(f"config.json of a {kind} model cannot be read: {error!r}") from error
+    remarks = (approximation, fields["approximation"])
+    fields["approximation"] = "; ".join(filter(None, remarks))
+    return _checked(ModelSpec(name=name or str(text.get("_name_or_path") or kind), **fields))
+
+
+def _fields(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+    """Every field of the spec but its name."""
+    dtype = str(first(config, "bfloat16", "dtype", "torch_dtype"))
+    weights = weight_format(config.get("quantization_config") or {}, dtype)
+    own = family.read(config)
+    fields = {
+        **_sizes(config),
+        **({} if "intermediate_size" in own else {"intermediate_size": _mlp_width(config)}),
+        **window(config),
+        **experts(config),
+        "weight_bytes": weights.linear_bytes,
+        "expert_weight_bytes": weights.expert_bytes,
+        "plain_weight_bytes": weights.plain_bytes,
+        "compute": weights.compute,
+        "activation_bytes": weights.plain_bytes,
+        "kv_bytes": weights.plain_bytes,
+        **family.traits,
+        **own,
+    }
+    remarks = (fields.get("approximation"), weights.approximation)
+    return {**fields, "approximation": "; ".join(filter(None, remarks))}
+
+
+def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The language model inside a multimodal one, with what is only said outside."""
+    inner = config.get("text_config")
+    if not isinstance(inner, Mapping):
+        return config
+    shared = ("quantization_config", "dtype", "torch_dtype", "tie_word_embeddings")
+    return {**{field: config[field] for field in shared if field in config}, **inner}
+
+
+def _family(kind: str, approximate: bool) -> tuple[Family, str]:
+    """How to read a model type, and what is approximated by doing so."""
+    family = FAMILIES.get(ALIASES.get(kind, kind))
+    if family:
+        return family, ""
+    if approximate:
+        return FAMILIES["llama"], f"model type {kind!r} is not known, counted as llama"
+    near = difflib.get_close_matches(kind, FAMILIES, n=1, cutoff=0.0)
+    raise SpecError(
+        f"model type {kind!r} is not known; nearest is {near[0]}; "
+        f"known: {', '.join(sorted(FAMILIES))}. "
+        "Requests are metered all the same: steps are then divided by tokens"
+    )
+
+
+def _sizes(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What every family names in much the same way."""
+    heads = whole(config, "num_attention_heads", "n_head")
+    hidden = whole(config, "hidden_size", "n_embed", "n_embd")
+    layers = num_layers(config)
+    return {
+        "hidden_size": hidden,
+        "num_layers": layers,
+        "num_heads": heads,
+        "num_kv_heads": whole(config, "num_key_value_heads", default=heads),
+        "head_dim": whole(config, "head_dim", default=hidden // heads),
+        "vocab_size": whole(config, "vocab_size"),
+        "tied_head": bool(first(config, False, "tie_word_embeddings")),
+        "attention_layers": layers,
+        "dense_layers": layers,
+        "max_context": whole(
+            config, "max_position_embeddings", "seq_length", "n_positions", default=0
+        ),
+    }
+
+
+def _mlp_width(config: Mapping[str, Any]) -> int:
+    """Models with experts in every layer may name only the width of an expert."""
+    return whole(config, "intermediate_size", "moe_intermediate_size")
+
+
+def _checked(model: ModelSpec) -> ModelSpec:
+    """Refuse fields that contradict each other."""
+    if model.head_dim < 1:
+        raise SpecError(f"{model.num_heads} heads do not fit a hidden size of {model.hidden_size}")
+    if model.num_heads % model.num_kv_heads:
+        raise SpecError(
+            f"{model.num_heads} query heads cannot share {model.num_kv_heads} key/value heads"
+        )
+    if not min(model.num_experts, 1) <= model.experts_per_token <= model.num_experts:
+        raise SpecError(
+            f"{model.experts_per_token} experts per token do not fit {model.num_experts} experts"
+        )
+    if model.windowed_layers > model.num_layers:
+        raise SpecError(
+            f"layer_types lists {model.windowed_layers} windowed layers of {model.num_layers}"
+        )
+    return model

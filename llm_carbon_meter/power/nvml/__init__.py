@@ -1,0 +1,1 @@
+"""Everything that touches NVML, through the module pynvml of nvidia-ml-py."""

@@ -1,0 +1,84 @@
+"""The protocol of energy models: what a deployment is, and what a model says of its requests.
+
+A new energy model is a class with `EnergyModel.bind` in a file of its own, and a name in models.py.
+"""
+
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llm_carbon_meter.physics.gpu_specs import GpuSpec
+from llm_carbon_meter.physics.model_specs import ModelSpec
+
+Floats = NDArray[np.float64]
+Numbers = float | Floats
+"""Of one request, or of many: shape (requests,)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """Everything a request's energy depends on beside itself and its company."""
+
+    model: ModelSpec
+    """Its number formats included."""
+    gpu: GpuSpec
+    num_gpus: int
+    """Of the tensor-parallel group."""
+    engine: str = ""
+    """vllm, transformers, tensorrt-llm, …; empty where unknown."""
+    engine_version: str = ""
+
+
+class PhaseEnergy(NamedTuple):
+    """Joules per request, all GPUs of the group together."""
+
+    prefill_joules: Any
+    """A number, or shape (requests,), as was asked."""
+    decode_joules: Any
+    gpu_seconds: Any = None
+    """Of all GPUs together; None where the model knows no time."""
+
+
+class BoundModel(Protocol):
+    """An energy model that has prepared itself for one deployment."""
+
+    @property
+    def out_of_domain(self) -> str:
+        """Why the deployment is outside what the model was made for; empty inside."""
+        ...
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """Factors that 10 % and 90 % of measured / estimated stay below, given the lengths."""
+        ...
+
+    def phases(
+        self, concurrency: Numbers, prompt_tokens: Numbers, output_tokens: Numbers
+    ) -> PhaseEnergy:
+        """Energy of requests that each share the GPUs with ``concurrency`` like themselves.
+
+        Args:
+            concurrency: requests at once, itself included, at least 1.
+            prompt_tokens: at least 1.
+            output_tokens: at least 1, an expectation or a whole number.
+        """
+        ...
+
+
+class EnergyModel(Protocol):
+    """A way to predict energy, for any deployment."""
+
+    name: str
+    """flop, gnn"""
+    facility: bool
+    """Its figures already contain the data centre's overhead."""
+
+    def bind(self, deployment: Deployment) -> BoundModel:
+        """Prepare for one deployment.
+
+        Raises:
+            SpecError: the model cannot run there at all.
+        """
+        ...

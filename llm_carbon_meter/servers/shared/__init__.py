@@ -1,0 +1,1 @@
+"""What every serving engine's hooks share: wrapping, channel, meter process, routes."""

@@ -1,0 +1,107 @@
+"""One API server's meter, joined to the engines and to other API servers by the channel."""
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+from llm_carbon_meter.config import Config
+from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
+from llm_carbon_meter.physics.model_specs import ModelSpec
+from llm_carbon_meter.records import EngineTotals, RequestEnergy
+from llm_carbon_meter.servers.shared.channel import (
+    Message,
+    Publisher,
+    SharedRecord,
+    Subscriber,
+    engine_name,
+    frontend_name,
+    sweep,
+)
+from llm_carbon_meter.servers.shared.middleware import STATE_NAME
+from llm_carbon_meter.servers.shared.routes import CarbonRoutes, CountTokens
+
+LAST_WORDS_S: Final = 0.5
+"""After the engines have ended, for what they published last."""
+
+
+class ApiServer:
+    """A `FrontendMeter` that hears and is heard.
+
+    Args:
+        config: settings.
+        model_name: as clients know it.
+        model: shape for the estimate; None where the architecture is not known.
+        deployment: engine, version, GPU, number formats and parallelism.
+        num_engines: that publish on the channel.
+        index: of this API server.
+        count: of all of them.
+        tracing: whether the server makes spans.
+        faults: counts of what went wrong in this process.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        model_name: str,
+        model: ModelSpec | None,
+        deployment: Mapping[str, str | int],
+        *,
+        num_engines: int,
+        index: int,
+        count: int,
+        tracing: bool,
+        faults: Faults,
+    ) -> None:
+        self._index = index
+        self._directory = config.channel_dir
+        self._engines = list(map(engine_name, range(num_engines)))
+        self.meter = FrontendMeter(
+            config, model_name, model, deployment, index, tracing, self._share, faults
+        )
+        self._others = [frontend_name(each) for each in range(count) if each != index]
+        self._publisher: Publisher | None = None
+        self._subscriber: Subscriber | None = None
+        self._faults = faults
+
+    def connect(self) -> None:
+        """Hear the engines and the other servers from now on; estimates need neither.
+
+        Raises:
+            MeterError: the channel cannot be bound.
+        """
+        self._publisher = Publisher(self._directory, frontend_name(self._index), self._faults)
+        self._subscriber = Subscriber(
+            self._directory, self._engines + self._others, self._receive, self._faults
+        )
+
+    def _share(self, key: str, ids: Sequence[str], record: Mapping[str, Any]) -> None:
+        if self._publisher is not None and self._others:
+            self._publisher.publish([SharedRecord(self._index, key, tuple(ids), record)])
+
+    def _receive(self, message: Message) -> None:
+        match message:
+            case RequestEnergy():
+                self.meter.receive_energy(message)
+            case EngineTotals():
+                self.meter.receive_totals(message)
+            case SharedRecord():
+                self.meter.receive_record(message.key, message.ids, message.record)
+
+    def attach(self, app: Any, count_tokens: CountTokens) -> None:
+        """Give a Starlette application the meter, for its middleware, and our routes."""
+        setattr(app.state, STATE_NAME, self.meter)
+        routes = CarbonRoutes(self.meter, count_tokens)
+        app.router.add_route("/v1/carbon/requests/{request_id}", routes.request, ["GET"])
+        app.router.add_route("/v1/carbon/estimate", routes.estimate, ["POST"])
+
+    def stop(self) -> None:
+        """Hear what the engines said last, and close."""
+        if self._subscriber is not None:
+            time.sleep(LAST_WORDS_S)
+            self._subscriber.close()
+        if self._publisher is not None:
+            self._publisher.close()
+            # Engines that were killed leave their sockets.
+            sweep(self._directory, self._engines)
+        self.meter.stop()

@@ -1,0 +1,64 @@
+"""The meter of a server that has one process: both of its ends.
+
+vLLM has them apart: vllm/engine_hooks.py has the engine's, vllm/frontend_hooks.py the API servers'.
+"""
+
+from collections.abc import Mapping
+
+from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.records import MeterError
+from llm_carbon_meter.servers.shared.api_server import ApiServer
+from llm_carbon_meter.servers.shared.events import EventQueue
+from llm_carbon_meter.servers.shared.meter_process import MeterProcess, Setup
+
+
+class LocalMeter:
+    """A meter's process and the API server that hears it.
+
+    Args:
+        setup: of the process; has the settings and the model.
+        model_name: as clients know it.
+        deployment: engine, version, GPU, number formats and parallelism.
+        tracing: whether the server makes spans.
+        faults: counts of what went wrong in this process.
+
+    Raises:
+        MeterError: the power source or the channel cannot be opened.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        model_name: str,
+        deployment: Mapping[str, str | int],
+        *,
+        tracing: bool,
+        faults: Faults,
+    ) -> None:
+        self._engine = MeterProcess(setup, faults)
+        self.server = ApiServer(
+            setup.config,
+            model_name,
+            setup.model,
+            deployment,
+            num_engines=1,
+            index=0,
+            count=1,
+            tracing=tracing,
+            faults=faults,
+        )
+        try:
+            self._engine.ready()
+            self.server.connect()
+        except MeterError:
+            self.stop()
+            raise
+
+    def follow(self, capture: EventQueue) -> None:
+        """Tell the meter what a capture holds from now on."""
+        self._engine.follow(capture)
+
+    def stop(self) -> None:
+        """Settle the last tick, hear of it, and close."""
+        self._engine.stop()
+        self.server.stop()

@@ -1,0 +1,188 @@
+"""``GET /v1/carbon/requests/{id}`` and ``POST /v1/carbon/estimate``: routes of the server's own
+application, so inside its authentication. Errors have the OpenAI shape."""
+
+import json
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any, Final, NamedTuple
+
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from llm_carbon_meter.exporters.headers import estimate_json
+from llm_carbon_meter.frontend.exchanges import sum_estimates
+from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
+from llm_carbon_meter.records import EstimateQuery, MeterError
+
+MAX_BODY: Final = 1_000_000
+"""Bytes of an estimate's body."""
+
+CountTokens = Callable[[Request, Mapping[str, Any]], Awaitable[list[int]]]
+"""Gives the token count of each prompt of a chat or completion body."""
+
+
+class RefusedError(Exception):
+    """An answer with an error status."""
+
+    def __init__(self, status: int, message: str, kind: str = "invalid_request_error") -> None:
+        super().__init__(message)
+        self.status = status
+        self.kind = kind
+
+    def response(self) -> JSONResponse:
+        """As OpenAI's API words errors."""
+        error = {"message": str(self), "type": self.kind, "param": None, "code": self.status}
+        return JSONResponse({"error": error}, status_code=self.status)
+
+
+async def prompt_lengths(
+    body: Mapping[str, Any], count: Callable[[Mapping[str, Any]], Awaitable[int]]
+) -> list[int]:
+    """Tokens of each prompt of a chat or completion body.
+
+    Args:
+        body: with ``messages`` or ``prompt``.
+        count: tokenises one conversation (``messages``, ``tools``) or one text (``prompt``).
+
+    Raises:
+        RefusedError: there is no prompt in it.
+    """
+    if "messages" in body:
+        return [await count({"messages": body["messages"], "tools": body.get("tools")})]
+    prompt = body["prompt"]
+    if isinstance(prompt, str):
+        return [await count({"prompt": prompt})]
+    if isinstance(prompt, list) and prompt and all(type(entry) is int for entry in prompt):
+        return [len(prompt)]
+    if isinstance(prompt, list) and prompt:
+        return [sum(await prompt_lengths({"prompt": entry}, count)) for entry in prompt]
+    raise RefusedError(400, "`prompt` is empty; expected text, token ids, or a list of them")
+
+
+class CarbonRoutes:
+    """The two endpoints.
+
+    Args:
+        meter: of this process.
+        count_tokens: tokenises a body as the server would.
+    """
+
+    def __init__(self, meter: FrontendMeter, count_tokens: CountTokens) -> None:
+        self._meter = meter
+        self._count_tokens = count_tokens
+
+    async def request(self, request: Request) -> Response:
+        """Look a record up by an internal or external id."""
+        try:
+            return self._found(request.path_params["request_id"])
+        except RefusedError as refusal:
+            return refusal.response()
+
+    def _found(self, request_id: str) -> Response:
+        found = self._meter.find(request_id)
+        if not found:
+            raise RefusedError(
+                404,
+                f"no record of request {request_id!r}: not known, or older than the "
+                f"{self._meter.config.records} that are kept",
+                "not_found_error",
+            )
+        if len(found) > 1:
+            raise RefusedError(
+                409,
+                f"{len(found)} requests have the id {request_id!r}; ask for one of "
+                + ", ".join(found),
+                "conflict_error",
+            )
+        return Response(next(iter(found.values())), media_type="application/json")
+
+    async def estimate(self, request: Request) -> Response:
+        """Estimate a chat or completion body, or plain token counts; nothing is generated."""
+        try:
+            body = _parse(await _read(request))
+            estimates = [
+                self._meter.estimate(query) for query in await self._queries(request, body)
+            ]
+        except RefusedError as refusal:
+            return refusal.response()
+        except MeterError as error:
+            return RefusedError(400, str(error)).response()
+        known = [estimate for estimate in estimates if estimate is not None]
+        if not known:
+            return RefusedError(501, "this model's architecture has no estimate").response()
+        return JSONResponse(
+            {"model": self._meter.model_name, "estimate": estimate_json(sum_estimates(known))}
+        )
+
+    async def _queries(self, request: Request, body: Mapping[str, Any]) -> list[EstimateQuery]:
+        output = _output_tokens(body)
+        sequences = _whole(body, "n", 1)
+        if "prompt_tokens" in body:
+            prompts = [_whole(body, "prompt_tokens")]
+        elif "messages" in body or "prompt" in body:
+            prompts = await self._count_tokens(request, body)
+        else:
+            raise RefusedError(
+                400,
+                "give `messages`, `prompt` or `prompt_tokens`, and `max_tokens` or `output_tokens`",
+            )
+        concurrency = self._meter.exchanges.num_open + sequences * len(prompts)
+        return [
+            EstimateQuery(
+                prompt,
+                output.at_most,
+                num_sequences=sequences,
+                concurrency=concurrency,
+                output_tokens=output.exactly,
+            )
+            for prompt in prompts
+        ]
+
+
+async def metrics(_request: Request) -> Response:
+    """Prometheus' text, for servers that have none."""
+    return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+
+class _Output(NamedTuple):
+    at_most: int | None
+    exactly: int | None
+
+
+def _output_tokens(body: Mapping[str, Any]) -> _Output:
+    at_most = next(
+        (
+            _whole(body, name)
+            for name in ("max_completion_tokens", "max_tokens")
+            if body.get(name) is not None
+        ),
+        None,
+    )
+    exactly = _whole(body, "output_tokens") if body.get("output_tokens") is not None else None
+    return _Output(at_most, exactly)
+
+
+def _whole(body: Mapping[str, Any], name: str, default: int | None = None) -> int:
+    value = body.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise RefusedError(400, f"`{name}` is {value!r}; expected a whole number of at least 1")
+    return value
+
+
+async def _read(request: Request) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > MAX_BODY:
+            raise RefusedError(413, f"the body is larger than {MAX_BODY} bytes")
+    return bytes(body)
+
+
+def _parse(data: bytes) -> Mapping[str, Any]:
+    try:
+        body = json.loads(data)
+    except (ValueError, RecursionError) as error:
+        raise RefusedError(400, f"the body is no JSON: {error}") from error
+    if not isinstance(body, dict):
+        raise RefusedError(400, f"the body is a {type(body).__name__}; expected an object")
+    return body

@@ -1,0 +1,1 @@
+"""A proxy that meters an OpenAI-compatible server from outside."""

@@ -1,0 +1,397 @@
+"""A reverse proxy that meters an OpenAI-compatible server of this host from outside.
+
+For servers that have no hook. It passes everything on as it comes, and tells the same meter as the
+hooks do what it can see; capture.py says what it makes of that.
+"""
+
+import asyncio
+import contextlib
+import os
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable
+from typing import Any, Final
+
+import httpx
+from starlette.applications import Starlette
+from starlette.middleware import Middleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.routing import Route
+
+from llm_carbon_meter.exporters.headers import PREFIX
+from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.frontend.exchanges import Exchange, current_exchange
+from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
+from llm_carbon_meter.records import Outcome, TokenCount
+from llm_carbon_meter.servers.shared.api_server import ApiServer
+from llm_carbon_meter.servers.shared.middleware import (
+    CarbonHeadersMiddleware,
+    Receive,
+    Scope,
+    Send,
+)
+from llm_carbon_meter.servers.shared.routes import (
+    RefusedError,
+    metrics,
+    prompt_lengths,
+)
+from llm_carbon_meter.servers.sidecar.answers import (
+    DONE,
+    METERED,
+    Asked,
+    EventSplitter,
+    Told,
+    asked,
+    counted,
+    data_of,
+    text_tokens,
+    together,
+    told,
+    whole_tokens,
+)
+from llm_carbon_meter.servers.sidecar.capture import (
+    INTERVAL_S,
+    OutsideCapture,
+    Usage,
+)
+
+CONNECT_S: Final = 10.0
+IDLE_CONNECTION_S: Final = 2.0
+"""Shorter than servers keep one open: of the common ones uvicorn has the shortest time, 5 s."""
+HOP_BY_HOP: Final = frozenset(
+    (b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade")
+)
+
+RawHeaders = Iterable[tuple[bytes, bytes]]
+
+
+def passed_on(headers: RawHeaders, *dropped: bytes) -> list[tuple[bytes, bytes]]:
+    """Headers without those of one connection, without ours, and without some others."""
+    headers = list(headers)
+    named = [value for name, value in headers if name.lower() == b"connection"]
+    own = {each.strip().lower() for value in named for each in value.split(b",")}
+    ours, gone = PREFIX.lower().encode(), HOP_BY_HOP | own | set(dropped)
+    return [
+        (name, value)
+        for name, value in headers
+        if name.lower() not in gone and not name.lower().startswith((b"proxy-", ours))
+    ]
+
+
+class Upstream:
+    """The server that is forwarded to.
+
+    Args:
+        url: with ``http://`` or ``https://``; a path in it comes before that of a request.
+    """
+
+    def __init__(self, url: str) -> None:
+        self.url = httpx.URL(url.rstrip("/"))
+        # Not a client: that follows cookies and adds headers.
+        self._transport = httpx.AsyncHTTPTransport(
+            limits=httpx.Limits(
+                max_connections=None,
+                max_keepalive_connections=None,
+                keepalive_expiry=IDLE_CONNECTION_S,
+            )
+        )
+
+    async def ask(
+        self, request: Request, target: bytes, body: bytes | AsyncIterator[bytes], *dropped: bytes
+    ) -> httpx.Response:
+        """Send a request; the answer's body is still to be read, and the answer to be closed.
+
+        Raises:
+            RefusedError: there is no such place, or no answer.
+        """
+        try:
+            url = self.url.copy_with(raw_path=self.url.raw_path.rstrip(b"/") + target)
+        except (httpx.InvalidURL, UnicodeError) as error:
+            raise RefusedError(400, f"the path cannot be passed on: {error}") from error
+        headers = passed_on(request.headers.raw, b"host", *dropped)
+        timeout = {"timeout": httpx.Timeout(None, connect=CONNECT_S).as_dict()}
+        whole = httpx.Request(
+            request.method, url, headers=headers, content=body, extensions=timeout
+        )
+        try:
+            return await self._transport.handle_async_request(whole)
+        except httpx.TransportError as error:
+            raise unreachable(self.url, error) from error
+
+    async def close(self) -> None:
+        """Close all connections."""
+        await self._transport.aclose()
+
+
+def unreachable(url: httpx.URL, error: Exception) -> RefusedError:
+    """What a client is told when the server does not answer."""
+    text = f"the server behind this proxy, {url}, does not answer: {named(error)}"
+    return RefusedError(502, text, "bad_gateway_error")
+
+
+def named(error: Exception) -> str:
+    """An error with its kind: some have no text."""
+    return f"{type(error).__name__}: {error}"
+
+
+def target_of(scope: Scope) -> bytes:
+    """Path and query as the client sent them."""
+    path: bytes = scope.get("raw_path") or scope["path"].encode()
+    query: bytes = scope["query_string"]
+    return path + b"?" + query if query else path
+
+
+async def while_connected(work: Coroutine[Any, Any, None], gone: Awaitable[None]) -> None:
+    """Do something for a client, until it leaves."""
+    tasks = asyncio.ensure_future(work), asyncio.ensure_future(gone)
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+    if not tasks[0].cancelled():
+        tasks[0].result()
+
+
+class Forward:
+    """ASGI: passes an exchange through, unread.
+
+    Args:
+        upstream: where to.
+        target: path there, if not the request's own.
+    """
+
+    def __init__(self, upstream: Upstream, target: bytes = b"") -> None:
+        self._upstream = upstream
+        self._target = target
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Forward one exchange."""
+        request, sent = Request(scope, receive), asyncio.Event()
+        await while_connected(self._pass(request, sent, send), _gone(receive, sent))
+
+    async def _pass(self, request: Request, sent: asyncio.Event, send: Send) -> None:
+        target = self._target or target_of(request.scope)
+        try:
+            answer = await self._upstream.ask(request, target, _body(request, sent))
+        except RefusedError as refusal:
+            await refusal.response()(request.scope, request.receive, send)
+            return
+        except ClientDisconnect:
+            return
+        async with contextlib.aclosing(answer):
+            await send(_start(answer))
+            with contextlib.suppress(httpx.TransportError):  # broken off: the client is to see it
+                async for part in answer.aiter_raw():
+                    await send(_part(part))
+                await send(_part(b"", more=False))
+
+
+def _body(request: Request, sent: asyncio.Event) -> bytes | AsyncIterator[bytes]:
+    """A request's body as it comes, and a word when it is whole."""
+    if not {"content-length", "transfer-encoding"} & set(request.headers):
+        sent.set()
+        return b""
+
+    async def parts() -> AsyncIterator[bytes]:
+        async for part in request.stream():
+            yield part
+        sent.set()
+
+    return parts()
+
+
+async def _gone(receive: Receive, sent: asyncio.Event) -> None:
+    """Wait until a client leaves that has sent its request."""
+    await sent.wait()
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _start(answer: httpx.Response, *dropped: bytes) -> dict[str, Any]:
+    headers = passed_on(answer.headers.raw, *dropped)
+    return {"type": "http.response.start", "status": answer.status_code, "headers": headers}
+
+
+def _part(data: bytes, *, more: bool = True) -> dict[str, Any]:
+    return {"type": "http.response.body", "body": data, "more_body": more}
+
+
+class MeteredForward:
+    """ASGI: passes a request for text on, and meters it; inside `CarbonHeadersMiddleware`.
+
+    Args:
+        upstream: where to.
+        capture: is told of the request.
+        frontend: likewise.
+        faults: counts the answers that broke off.
+    """
+
+    def __init__(
+        self, upstream: Upstream, capture: OutsideCapture, frontend: FrontendMeter, faults: Faults
+    ) -> None:
+        self._upstream = upstream
+        self._capture = capture
+        self._frontend = frontend
+        self._faults = faults
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Forward one exchange."""
+        request, sent = Request(scope, receive), asyncio.Event()
+        try:
+            question = asked(scope["path"], await request.body())
+        except ClientDisconnect:
+            return
+        sent.set()
+        exchange = current_exchange.get()
+        assert exchange is not None
+        metered = _Metered(self._capture, exchange, question)
+        tokens = question.prompt_tokens, question.max_tokens
+        self._frontend.begin(exchange, metered.id, metered.id, *tokens)
+        metered.begin()
+        try:
+            work = self._answer(request, question, metered, send)
+            await while_connected(work, _gone(receive, sent))
+        finally:
+            metered.end(Outcome.ABORTED)
+
+    async def _answer(
+        self, request: Request, question: Asked, metered: "_Metered", send: Send
+    ) -> None:
+        # Without the client's wish for compression: the answer is to be read.
+        dropped = (b"accept-encoding", b"content-length")
+        try:
+            answer = await self._upstream.ask(
+                request, target_of(request.scope), question.body, *dropped
+            )
+            async with contextlib.aclosing(answer):
+                kind = answer.headers.get("content-type", "")
+                if kind.startswith("text/event-stream") and answer.status_code < 400:
+                    await self._stream(answer, metered, send)
+                else:
+                    await self._whole(answer, metered, send)
+        except RefusedError as refusal:
+            metered.refuse()
+            await refusal.response()(request.scope, request.receive, send)
+
+    async def _whole(self, answer: httpx.Response, metered: "_Metered", send: Send) -> None:
+        try:
+            body = b"".join([part async for part in answer.aiter_raw()])
+        except httpx.TransportError as error:
+            raise unreachable(self._upstream.url, error) from error
+        if answer.status_code < 400:
+            metered.see(told(body)._replace(tokens=whole_tokens(body)))
+            metered.end(Outcome.FINISHED)
+        else:
+            metered.refuse()
+        await send(_start(answer))
+        await send(_part(body, more=False))
+
+    async def _stream(self, answer: httpx.Response, metered: "_Metered", send: Send) -> None:
+        splitter = EventSplitter()
+        await send(_start(answer, b"content-length"))
+        try:
+            async for part in answer.aiter_raw():
+                kept = b"".join([each for each in splitter.feed(part) if metered.keeps(each)])
+                if kept:
+                    await send(_part(kept))
+        except httpx.TransportError as error:
+            metered.end(Outcome.FAILED)
+            self._faults.note("upstream", named(error), "Its client's answer breaks off too.")
+            return
+        rest = splitter.rest if metered.keeps(splitter.rest) else b""
+        metered.end(Outcome.FINISHED)
+        await send(_part(rest, more=False))
+
+
+class _Metered:
+    """A metered request: what its answer has told so far."""
+
+    def __init__(self, capture: OutsideCapture, exchange: Exchange, question: Asked) -> None:
+        self.id = f"outside-{os.urandom(8).hex()}"
+        self._capture = capture
+        self._exchange = exchange
+        self._asked = question
+        self._told = Told()
+        self._ended = False
+
+    def begin(self) -> None:
+        """The question goes to the server."""
+        question = self._asked
+        self._capture.begin(self.id, question.prompt_tokens, whole=not question.stream)
+
+    def keeps(self, event: bytes) -> bool:
+        """Read an event; False where the client is not to have it."""
+        data = data_of(event)
+        if data == DONE:
+            self.end(Outcome.FINISHED)
+            return True
+        found = told(data)
+        if found.tokens and not self._ended:
+            self._capture.came(self.id, found.tokens)
+        self.see(found)
+        return not (found.only_usage and self._asked.added_usage)
+
+    def see(self, found: Told) -> None:
+        """Remember what an answer or an event tells."""
+        self._told = together(self._told, found)
+        self._exchange.members[self.id].external_id = self._told.id or self.id
+
+    def end(self, outcome: Outcome) -> None:
+        """The answer is over; what comes first counts."""
+        if self._ended:
+            return
+        self._ended = True
+        usage, self._exchange.tokens_from = self._count()
+        self._capture.end(self.id, Outcome.FAILED if self._told.failed else outcome, usage)
+
+    def refuse(self) -> None:
+        """The server did not take the request."""
+        self._ended = True
+        usage, self._exchange.tokens_from = self._count()
+        self._capture.refuse(self.id, usage)
+
+    def _count(self) -> tuple[Usage, TokenCount]:
+        return counted(self._told.usage, self._asked.prompt_tokens, self._told.tokens)
+
+
+async def count_tokens(_request: Any, body: Any) -> list[int]:
+    """Guess the tokens of each prompt of a body, for ``/v1/carbon/estimate``."""
+
+    async def count(one: Any) -> int:
+        return text_tokens(list(one.values()))
+
+    return await prompt_lengths(body, count)
+
+
+def application(
+    upstream: Upstream, capture: OutsideCapture, server: ApiServer, faults: Faults
+) -> Starlette:
+    """Our routes, those that are metered, and everything else passed through."""
+
+    @contextlib.asynccontextmanager
+    async def lifespan(_app: Starlette) -> AsyncIterator[None]:
+        ticking = asyncio.create_task(_tick(capture, faults))
+        yield
+        ticking.cancel()
+        await upstream.close()
+
+    app = Starlette(lifespan=lifespan)
+    server.attach(app, count_tokens)
+    meter = MeteredForward(upstream, capture, server.meter, faults)
+    headers = [Middleware(CarbonHeadersMiddleware)]
+    app.router.routes += [
+        Route("/metrics", metrics, methods=["GET"]),
+        Route("/upstream/metrics", Forward(upstream, b"/metrics")),
+        *(Route(path, meter, methods=["POST"], middleware=headers) for path in METERED),
+        Route("/{path:path}", Forward(upstream)),
+    ]
+    return app
+
+
+async def _tick(capture: OutsideCapture, faults: Faults) -> None:
+    while True:
+        await asyncio.sleep(INTERVAL_S)
+        try:
+            capture.tick()
+        except Exception as error:  # noqa: BLE001 - boundary: answers are passed on all the same
+            faults.note("engine", error, "Some steps were not told to the meter.")

@@ -1,0 +1,1 @@
+"""The hooks of Hugging Face's `transformers serve` and of `generate`."""

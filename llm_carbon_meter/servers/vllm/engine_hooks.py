@@ -1,0 +1,205 @@
+"""Hooks into vLLM's EngineCore process: wraps the scheduler, never replaces it.
+
+An error of ours is counted and metering goes silent, serving goes on. The names that are wrapped
+stand in hooks.py.
+"""
+
+import dataclasses
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from llm_carbon_meter.config import Config
+from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.physics.model_specs import ModelSpec, model_spec
+from llm_carbon_meter.records import MeterError, SpecError
+from llm_carbon_meter.servers.shared.meter_process import MeterProcess, Setup
+from llm_carbon_meter.servers.shared.wrapping import wrap
+from llm_carbon_meter.servers.vllm.capture import StepCapture, request_end
+
+
+class _Engine(NamedTuple):
+    """What hangs on one scheduler object."""
+
+    capture: StepCapture
+    meter: MeterProcess
+
+
+class _Early(NamedTuple):
+    """A meter that was started before the engine it is for."""
+
+    meter: MeterProcess
+    begun_s: float
+
+
+class EngineHooks:
+    """The wrappers of one EngineCore process, and the meters that they feed.
+
+    Args:
+        config: settings.
+        faults: counts of what went wrong in this process.
+    """
+
+    def __init__(self, config: Config, faults: Faults) -> None:
+        self._config = config
+        self._faults = faults
+        self._engines: dict[int, _Engine] = {}
+        self._early: _Early | None = None
+        self._overhead_from_s = 0.0
+
+    def install(self, scheduler: type, engine_core: type, executor: type) -> None:
+        """Wrap vLLM's classes; nothing starts until a scheduler is made.
+
+        Raises:
+            AttributeError: a method to wrap does not exist; `hooks.load` says so before.
+        """
+        wrap(executor, "__init__", before=self._before_executor, on_error=self._start_failed)
+        wrap(scheduler, "__init__", after=self._after_init, on_error=self._start_failed)
+        wrap(scheduler, "schedule", after=self._after_schedule, on_error=self._drop)
+        wrap(scheduler, "update_from_output", before=self._before_update, on_error=self._drop)
+        wrap(scheduler, "_free_request", before=self._before_free, on_error=self._drop)
+        wrap(scheduler, "shutdown", before=self._before_shutdown, on_error=self._drop)
+        for name in ("execute_dummy_batch", "sleep", "wake_up"):
+            wrap(
+                engine_core,
+                name,
+                before=self._before_overhead,
+                after=self._after_overhead,
+                on_error=self._drop,
+            )
+
+    # The engine's thread: copies, nothing else.
+
+    def _after_schedule(self, scheduler: Any, output: Any, *_: Any, **__: Any) -> None:
+        engine = self._engines.get(id(scheduler))
+        if engine is not None:
+            engine.capture.scheduled(output)
+
+    def _before_update(self, scheduler: Any, scheduler_output: Any, *_: Any, **__: Any) -> None:
+        engine = self._engines.get(id(scheduler))
+        if engine is not None:
+            engine.capture.done(scheduler_output)
+
+    def _before_free(self, scheduler: Any, request: Any, *_: Any, **__: Any) -> None:
+        engine = self._engines.get(id(scheduler))
+        if engine is not None:
+            engine.capture.ended(request_end(request))
+
+    def _before_overhead(self, *_: Any, **__: Any) -> None:
+        self._overhead_from_s = time.monotonic()
+
+    def _after_overhead(self, engine_core: Any, *_: Any, **__: Any) -> None:
+        engine = self._engines.get(id(engine_core.scheduler))
+        if engine is not None:
+            engine.capture.overhead(self._overhead_from_s, time.monotonic())
+
+    def _drop(self, owner: Any, error: Exception) -> None:
+        """Stop metering an engine whose internals are not what we know."""
+        scheduler = getattr(owner, "scheduler", owner)
+        engine = self._engines.pop(id(scheduler), None)
+        if engine is not None:  # what it would book from now on is wrong; ending takes a moment
+            threading.Thread(target=engine.meter.stop, name="llm-carbon-stop", daemon=True).start()
+        self._faults.note(
+            "engine", error, "This vLLM's internals do not fit; it is no longer metered."
+        )
+
+    # Start and stop.
+
+    def _before_executor(self, _executor: Any, vllm_config: Any, *_: Any, **__: Any) -> None:
+        """The meter comes first, so that loading the model is metered too."""
+        self._early = self._begin(vllm_config)
+
+    def _begin(self, vllm_config: Any) -> _Early:
+        begun_s, parallel = time.monotonic(), vllm_config.parallel_config
+        assigned = getattr(parallel, "assigned_physical_gpu_ids", None) or ()
+        num_gpus = int(parallel.world_size)
+        setup = Setup(
+            config=self._config,
+            engine=int(getattr(parallel, "data_parallel_index", 0) or 0),
+            gpus=[str(device) for device in assigned],
+            first_gpu=int(parallel.data_parallel_rank_local or 0) * num_gpus,
+            num_gpus=num_gpus,
+            gpu_name=_gpu_name(),
+            model=self._model(vllm_config),
+            tensor_parallel=int(parallel.tensor_parallel_size),
+            start_s=begun_s,
+        )
+        return _Early(MeterProcess(setup, self._faults), begun_s)
+
+    def _after_init(self, scheduler: Any, *_: Any, **__: Any) -> None:
+        early, self._early = self._early or self._begin(scheduler.vllm_config), None
+        try:
+            early.meter.ready()
+        except MeterError:
+            early.meter.stop()
+            raise
+        capture = StepCapture(self._faults)
+        capture.overhead(early.begun_s, time.monotonic())
+        early.meter.follow(capture)
+        self._engines[id(scheduler)] = _Engine(capture, early.meter)
+
+    def _start_failed(self, _owner: Any, error: Exception) -> None:
+        """Serving goes on unmetered, unless the settings are strict and the fault is theirs."""
+        if self._config.strict and isinstance(error, MeterError):
+            raise error
+        self._faults.note("start", error, "This engine is not metered.")
+
+    def _before_shutdown(self, scheduler: Any) -> None:
+        engine = self._engines.pop(id(scheduler), None)
+        if engine is not None:
+            engine.meter.stop()
+
+    def _model(self, vllm_config: Any) -> ModelSpec | None:
+        try:
+            return engine_model(vllm_config)
+        except SpecError as error:
+            self._faults.note("model", error)
+            return None
+
+
+def engine_model(vllm_config: Any) -> ModelSpec:
+    """The served model's shape, in the number formats that the engine runs it in.
+
+    Raises:
+        SpecError: its architecture is not known.
+    """
+    model = vllm_config.model_config
+    cache_dtype = str(vllm_config.cache_config.cache_dtype)
+    config = model.hf_text_config.to_dict()
+    config["dtype"] = str(model.dtype).removeprefix("torch.")
+    config["quantization_config"] = _quantisation(model)
+    spec = model_spec(config, str(model.served_model_name or model.model))
+    return dataclasses.replace(spec, kv_bytes=1.0) if cache_dtype.startswith("fp8") else spec
+
+
+def _quantisation(model: Any) -> Mapping[str, Any]:
+    """What the checkpoint says of its weights, or the method that vLLM quantises them with."""
+    stored = getattr(model.hf_config, "quantization_config", None)
+    if stored is not None:
+        return stored if isinstance(stored, Mapping) else dict(stored.to_dict())
+    return {"quant_method": str(model.quantization)} if model.quantization else {}
+
+
+def deployment(vllm_config: Any) -> dict[str, str | int]:
+    """What a request's energy depends on beside the request, for its record."""
+    from vllm.version import __version__ as version
+
+    model, parallel = vllm_config.model_config, vllm_config.parallel_config
+    return {
+        "engine": "vllm",
+        "engine_version": str(version),
+        "gpu": _gpu_name(),
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "quantization": str(model.quantization or ""),
+        "kv_cache_dtype": str(vllm_config.cache_config.cache_dtype),
+        "tensor_parallel_size": int(parallel.tensor_parallel_size),
+        "pipeline_parallel_size": int(parallel.pipeline_parallel_size),
+    }
+
+
+def _gpu_name() -> str:
+    """The name of the engine's GPU as CUDA gives it; empty on a host without one."""
+    from vllm.platforms import current_platform
+
+    return str(current_platform.get_device_name()) if current_platform.is_cuda() else ""

@@ -1,0 +1,50 @@
+"""vLLM's entry point: runs in every process of a deployment, wraps, starts nothing."""
+
+import logging
+
+from llm_carbon_meter.config import Config
+from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.records import ConfigError
+from llm_carbon_meter.servers.shared.hooks import load
+from llm_carbon_meter.servers.shared.settings import read_settings
+from llm_carbon_meter.servers.vllm.engine_hooks import EngineHooks
+from llm_carbon_meter.servers.vllm.frontend_hooks import FrontendHooks
+from llm_carbon_meter.servers.vllm.hooks import HOOKED
+
+logger = logging.getLogger("llm_carbon_meter")
+
+_registered = False
+
+
+def register() -> None:
+    """Install the hooks; calling again changes nothing.
+
+    Raises:
+        ConfigError: a setting is wrong, or vLLM does not fit, and LLM_CARBON_METER_STRICT=1.
+    """
+    global _registered
+    if _registered:
+        return
+    _registered = True
+    # An API server of vLLM raises the root logger's level to ERROR: our warnings shall be seen.
+    if logger.level == logging.NOTSET:
+        logger.setLevel(logging.INFO)
+    faults = Faults()
+    config = read_settings(faults)
+    if not config.enabled:
+        return
+    try:
+        _install(config, faults)
+    except ConfigError as error:
+        if config.strict:
+            raise
+        faults.note("install", error, "Nothing is metered; `llm-carbon-meter check` says more.")
+
+
+def _install(config: Config, faults: Faults) -> None:
+    owners, missing = load(HOOKED)
+    if missing:
+        raise ConfigError(f"this vLLM does not fit: it has no {', no '.join(missing)}")
+    scheduler, engine_core, executor, async_llm, output_processor, serve = owners
+    EngineHooks(config, faults).install(scheduler, engine_core, executor)
+    FrontendHooks(config, faults).install(async_llm, output_processor, serve)

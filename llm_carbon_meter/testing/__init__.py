@@ -1,0 +1,1 @@
+"""What the tests, the demo and users' own tests share: NVML stub, tiny models, servers."""

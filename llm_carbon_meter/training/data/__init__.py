@@ -1,0 +1,1 @@
+"""Measured data sets: where they come from, their rows, splits and samples."""

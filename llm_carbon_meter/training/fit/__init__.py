@@ -1,0 +1,1 @@
+"""Fits the predictor and writes its weights."""

@@ -1,0 +1,1 @@
+"""How the predictor compares: baselines, evaluation, the LLMCO2 paper's own form."""

@@ -1,0 +1,89 @@
+"""The plots beside results.json, all of rows whose architecture no fit has seen."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from llm_carbon_meter.training.study.evaluate.figures import Figures, Judged
+from llm_carbon_meter.training.study.evaluate.names import OURS, PLOTS
+
+Floats = npt.NDArray[np.float64]
+
+DPI: Final = 90
+BANDS: Final = 8
+"""Of about equal numbers of rows, for medians."""
+
+
+def draw(folder: Path, judged: Judged, results: Figures) -> None:
+    """Save all of `PLOTS`."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    for file, panels in zip(PLOTS, (1, 2, 1), strict=True):
+        figure, axes = pyplot.subplots(1, panels, figsize=(6 * panels, 5), layout="constrained")
+        if file == "measured.png":
+            _measured(axes, judged)
+        elif file == "errors.png":
+            _errors(axes, judged)
+        else:
+            _coverage(axes, results["coverage"])
+        figure.savefig(folder / file, dpi=DPI)
+        pyplot.close(figure)
+
+
+def _measured(axes: Any, judged: Judged) -> None:
+    measured, predicted = judged.measured, judged.joules[OURS]
+    ends = np.array([min(measured.min(), predicted.min()), max(measured.max(), predicted.max())])
+    axes.plot(ends, ends, color="black", linewidth=1, label="exact")
+    axes.fill_between(ends, ends * 0.9, ends * 1.1, color="#d0d0d0", label="within 10 %")
+    for source, places in _by_source(judged):
+        axes.scatter(measured[places], predicted[places], s=8, alpha=0.6, label=source)
+    axes.set(xscale="log", yscale="log", xlabel="measured (J per request)")
+    axes.set(ylabel="predicted (J per request)", title="Architectures that no fit has seen")
+    axes.legend(fontsize="small")
+
+
+def _errors(axes: Sequence[Any], judged: Judged) -> None:
+    error = 100 * (judged.joules[OURS] / judged.measured - 1)
+    sizes = {
+        "requests at once": np.array([row.concurrency for row in judged.rows]),
+        "output tokens": np.array([row.output_tokens for row in judged.rows]),
+    }
+    for panel, (label, values) in zip(axes, sizes.items(), strict=True):
+        panel.axhspan(-10, 10, color="#d0d0d0")
+        for source, places in _by_source(judged):
+            panel.scatter(values[places], error[places], s=8, alpha=0.6, label=source)
+        panel.plot(*banded_medians(values, error), color="black", label="median")
+        panel.set(xscale="log", xlabel=label, ylim=(-100, 100))
+    axes[0].set_ylabel("predicted / measured - 1 (%)")
+    axes[1].legend(fontsize="small", loc="lower left")
+
+
+def _coverage(axes: Any, coverage: Figures) -> None:
+    stated, observed = np.array(coverage["curve"]).T
+    axes.plot([0, 1], [0, 1], color="black", linewidth=1, label="exact")
+    axes.plot(stated, observed, marker="o", label="architectures that no fit has seen")
+    axes.set(xlabel="stated quantile", ylabel="share of measurements below it")
+    axes.set_title(f"The 80 % interval holds {coverage['value']:.0f} %")
+    axes.legend(fontsize="small")
+
+
+def banded_medians(values: Floats, errors: Floats) -> tuple[Floats, Floats]:
+    """Median value and error of about equally large bands; equal values stay together."""
+    edges = np.unique(np.quantile(values, np.linspace(0, 1, BANDS + 1)[1:-1]))
+    band = np.searchsorted(edges, values)
+    places = [np.flatnonzero(band == one) for one in np.unique(band)]
+    return (
+        np.array([np.median(values[some]) for some in places]),
+        np.array([np.median(errors[some]) for some in places]),
+    )
+
+
+def _by_source(judged: Judged) -> list[tuple[str, npt.NDArray[np.intp]]]:
+    sources = np.array([row.source for row in judged.rows])
+    return [(source, np.flatnonzero(sources == source)) for source in np.unique(sources).tolist()]

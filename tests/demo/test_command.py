@@ -1,0 +1,32 @@
+"""The demo's options, before anything is made or started."""
+
+import argparse
+
+import pytest
+
+from llm_carbon_meter.demo.command import add_arguments
+
+
+@pytest.mark.parametrize("option", ["--at-once", "--requests"])
+@pytest.mark.parametrize("value", ["0", "-1", "2.5", "many"])
+def test_a_number_of_requests_is_whole_and_above_0(
+    option: str, value: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With none in flight the demo would wait for ever."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert vars(parser.parse_args([option, "3"]))[option.strip("-").replace("-", "_")] == 3
+    with pytest.raises(SystemExit):
+        parser.parse_args([option, value])
+    assert f"argument {option}: expected a whole number above 0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("value", ["-1", "2.5", "any"])
+def test_a_seed_is_whole_and_not_negative(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Said before the server is started."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert parser.parse_args(["--seed", "0"]).seed == 0
+    with pytest.raises(SystemExit):
+        parser.parse_args([f"--seed={value}"])
+    assert "argument --seed: expected a whole number, 0 or above" in capsys.readouterr().err

@@ -1,0 +1,336 @@
+"""``llm-carbon-meter estimate`` through the command line: one request, and tables of them."""
+
+import csv
+import json
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llm_carbon_meter.cli import main
+from llm_carbon_meter.estimate.one_request import make_deployment
+from llm_carbon_meter.estimate.table import estimate_file
+from llm_carbon_meter.physics.kernels import weight_memory_bytes
+from llm_carbon_meter.physics.model_list import built_in_config, built_in_model, built_in_names
+from llm_carbon_meter.predictor.flop import FlopModel
+
+ONE = ["estimate", "--method", "flop", "--model", "Llama-3.1-8B"]
+TOKENS = ["--prompt-tokens", "1000", "--output-tokens", "500"]
+ROW = {
+    "model_config": "Llama-3.1-8B",
+    "gpu": "H100",
+    "num_gpus": "1",
+    "dtype": "bfloat16",
+    "engine": "vllm",
+    "engine_version": "",
+    "concurrency": "4",
+    "prompt_tokens": "1000",
+    "output_tokens": "500",
+}
+
+
+def test_one_request_to_the_digit(capsys: pytest.CaptureFixture[str]) -> None:
+    """FLOP and watt-hours of the reference, phase by phase."""
+    assert main([*ONE, *TOKENS]) == 0
+    printed = capsys.readouterr().out
+    for figure in ("16584810496000", "8357810176000", "0.0138206754", "0.0486448845"):
+        assert figure in printed
+    assert "no PUE on top" in printed
+    assert "10 % to 90 %" not in printed  # a formula has no interval
+
+
+def test_the_comparison_knows_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
+    """Other GPUs that hold 70 billion weights on two, and the names of those that do not."""
+    command = ["estimate", "--model", "Llama-3.1-70B", "--gpu", "H200", "--num-gpus", "2"]
+    assert main([*command, "--method", "flop", "--compare", *TOKENS]) == 0
+    table, _, small = capsys.readouterr().out.partition("too small for")
+    assert "H200 *" in table
+    assert "B200" in table
+    assert " 70.6 GB of weights on each of 2: " in small
+    assert "T4" in small
+    assert "T4 " not in table.partition("GPU  ")[2]
+
+
+@pytest.mark.parametrize("name", built_in_names())
+def test_weights_in_memory_are_all_parameters(name: str) -> None:
+    """Times the bytes of each; gpt-oss, whose experts alone are small, apart."""
+    model = built_in_model(name)
+    if model.expert_weight_bytes != model.plain_weight_bytes:
+        pytest.skip("formats are mixed")
+    expected = model.parameters * model.plain_weight_bytes
+    assert weight_memory_bytes(model, 1) == pytest.approx(expected, rel=5e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--model", "Llama-3.1-9B", *TOKENS], "nearest is Llama-3.1-8B"),
+        (["--model", "missing/config.json", *TOKENS], "there is no file missing/config.json"),
+        (["--model", "Llama-3.1-8B", "--gpu", "H1000", *TOKENS], "nearest is H100"),
+        (["--model", "Llama-3.1-8B", "--num-gpus", "3", *TOKENS], "must divide 32 heads"),
+        (["--model", "Llama-3.1-8B", "--num-gpus", "0", *TOKENS], "num_gpus is 0"),
+        (["--model", "Llama-3.1-8B", "--dtype", "fp7", *TOKENS], "known: bfloat16, float16"),
+        (["--model", "Llama-3.1-8B", "--concurrency", "0.5", *TOKENS], "concurrency is 0.5"),
+        (["--model", "Llama-3.1-8B", "--concurrency", "nan", *TOKENS], "concurrency is nan"),
+        (["--model", "Llama-2-7B", *TOKENS[:3], "4000"], "holds 4096"),
+        (["--model", "Llama-2-7B", *TOKENS[:3], "0"], "output_tokens is 0"),
+    ],
+)
+def test_wrong_words_get_one_line(
+    arguments: Sequence[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 1, and what was wrong."""
+    assert main(["estimate", *arguments]) == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "give --model, --prompt-tokens, --output-tokens, or --input"),
+        (["--model", "Llama-3.1-8B"], "give --prompt-tokens"),
+        (["--input", "a.csv"], "belong together"),
+        (["--output", "a.csv"], "belong together"),
+        (["--input", "a.csv", "--output", "b.csv", "--model", "x"], "no --model"),
+    ],
+)
+def test_wrong_usage_is_usage(
+    arguments: Sequence[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 2, as for any wrong option."""
+    with pytest.raises(SystemExit, match="2"):
+        main(["estimate", *arguments])
+    assert words in capsys.readouterr().err
+
+
+# Tables
+
+
+def write(path: Path, rows: Sequence[Mapping[str, str]]) -> Path:
+    """A CSV file."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    """Its rows by column."""
+    with path.open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def answered(tmp_path: Path, *changes: Mapping[str, str]) -> tuple[int, list[dict[str, str]]]:
+    """Exit code and rows of a table of `ROW` with some changes."""
+    source = write(tmp_path / "rows.csv", [{**ROW, **change} for change in changes])
+    target = tmp_path / "out.csv"
+    code = main(["estimate", "--method", "flop", "--input", str(source), "--output", str(target)])
+    return code, read(target)
+
+
+def test_a_table_is_answered_row_by_row(tmp_path: Path) -> None:
+    """The same rows in the same order, extra columns kept, five energies and no error."""
+    code, rows = answered(
+        tmp_path, {"note": "first, with a comma"}, {"note": "b", "output_tokens": "129.5"}
+    )
+    assert code == 0
+    ours = ["prefill_wh", "decode_wh", "energy_wh", "low_wh", "high_wh", "error"]
+    assert list(rows[0]) == [*ROW, "note", *ours]
+    assert rows[0]["note"] == "first, with a comma"
+    assert {name: rows[0][name] for name in ROW} == ROW
+    assert float(rows[0]["energy_wh"]) == pytest.approx(0.0486448845, abs=5e-11)
+    assert float(rows[0]["prefill_wh"]) == pytest.approx(0.0138206754, abs=5e-11)
+    for row in rows:
+        energy = float(row["energy_wh"])
+        assert float(row["prefill_wh"]) + float(row["decode_wh"]) == pytest.approx(energy)
+        assert float(row["low_wh"]) <= energy <= float(row["high_wh"])
+        assert row["error"] == ""
+
+
+BAD_CELLS = [
+    ({"prompt_tokens": "0"}, "prompt_tokens is 0"),
+    ({"output_tokens": "-5"}, "output_tokens is -5"),
+    ({"concurrency": "0.9"}, "concurrency is 0.9"),
+    ({"prompt_tokens": ""}, "prompt_tokens is ''; expected a number"),
+    ({"prompt_tokens": "many"}, "prompt_tokens is 'many'"),
+    ({"concurrency": "nan"}, "concurrency is 'nan'; expected a finite"),
+    ({"output_tokens": "inf"}, "output_tokens is 'inf'; expected a finite"),
+    ({"num_gpus": "1.5"}, "num_gpus is '1.5'; expected a whole"),
+    ({"num_gpus": "x"}, "num_gpus is 'x'"),
+    ({"num_gpus": "5"}, "must divide 32 heads"),
+    ({"num_gpus": "-2"}, "num_gpus is -2"),
+    ({"gpu": "A1000"}, "nearest is A100"),
+    ({"gpu": ""}, "GPU '' is not in"),
+    ({"dtype": "int3"}, "'int3' is not known; known: bfloat16"),
+    ({"model_config": "Lama-3.1-8B"}, "nearest is Llama-3.1-8B"),
+    ({"model_config": ""}, "model '' is not in"),
+    ({"prompt_tokens": "131000"}, "context of Llama-3.1-8B holds 131072"),
+]
+
+
+def test_bad_rows_get_their_reasons_and_the_others_their_answers(tmp_path: Path) -> None:
+    """Each its own; the exit code says that there are some."""
+    code, rows = answered(tmp_path, {}, *(change for change, _ in BAD_CELLS), {})
+    assert code == 1
+    for row in (rows[0], rows[-1]):
+        assert float(row["energy_wh"]) > 0
+        assert row["error"] == ""
+    for row, (change, words) in zip(rows[1:-1], BAD_CELLS, strict=True):
+        assert words in row["error"], change
+        assert row["energy_wh"] == row["low_wh"] == ""
+
+
+def test_ragged_rows_are_bad_rows(tmp_path: Path) -> None:
+    """Too few and too many cells; blank lines are none, and a spreadsheet's mark is skipped."""
+    header, row = ",".join(ROW), ",".join(ROW.values())
+    source = tmp_path / "rows.csv"
+    source.write_text(f"\ufeff{header}\n{row}\n\n{row},7\nLlama\n", "utf-8")
+    target = tmp_path / "out.csv"
+    assert main(["estimate", "--input", str(source), "--output", str(target)]) == 1
+    rows = read(target)
+    assert [row["error"] for row in rows] == [
+        "",
+        "the row has 10 cells, the header 9",
+        "the row has 1 cells, the header 9",
+    ]
+
+
+def test_an_answer_can_be_asked_again(tmp_path: Path) -> None:
+    """Our columns of an earlier answer are replaced, in the same file even."""
+    file = write(tmp_path / "rows.csv", [ROW])
+    command = ["estimate", "--method", "flop", "--input", str(file), "--output", str(file)]
+    assert main(command) == 0
+    first = read(file)
+    assert main(command) == 0
+    assert read(file) == first
+
+
+def test_configurations_lie_beside_the_table_or_here(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The working directory first; a folder means its config.json."""
+    here, there = tmp_path / "here", tmp_path / "there"
+    for folder, name in ((here, "Qwen3-4B"), (there, "Qwen3-8B"), (there / "sub", "Qwen3-14B")):
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(built_in_config(name)), "utf-8")
+    (there / "rows.csv").parent.mkdir(exist_ok=True)
+    monkeypatch.chdir(here)
+    _, rows = answered(
+        there,
+        {"model_config": "config.json"},
+        {"model_config": "Qwen3-4B"},
+        {"model_config": "sub"},
+        {"model_config": "sub/config.json"},
+        {"model_config": "Qwen3-14B"},
+        {"model_config": str(there / "config.json")},
+        {"model_config": "Qwen3-8B"},
+    )
+    energy = [row["energy_wh"] for row in rows]
+    assert energy[0] == energy[1]
+    assert energy[2] == energy[3] == energy[4]
+    assert energy[5] == energy[6]
+    assert len(set(energy)) == 3
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "\x00", '{"model_type": "llama"}'])
+def test_a_damaged_configuration_is_the_row_s_error(tmp_path: Path, text: str) -> None:
+    """No traceback, and the others are answered."""
+    (tmp_path / "bad.json").write_text(text, "utf-8")
+    code, rows = answered(tmp_path, {"model_config": "bad.json"}, {})
+    assert code == 1
+    assert "json" in rows[0]["error"]
+    assert rows[1]["error"] == ""
+
+
+def test_an_unknown_architecture_is_counted_and_said(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As Llama, on stderr once, and with an empty error."""
+    config = {**built_in_config("Llama-3.1-8B"), "model_type": "brand_new"}
+    (tmp_path / "new.json").write_text(json.dumps(config), "utf-8")
+    code, rows = answered(tmp_path, *[{"model_config": "new.json"}] * 3, {})
+    assert code == 0
+    assert rows[0]["energy_wh"] == rows[3]["energy_wh"]
+    assert rows[0]["error"] == ""
+    assert capsys.readouterr().err.count("'brand_new' is not known, counted as llama") == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (None, "cannot be read as CSV"),
+        (b"", "is empty; expected the columns model_config, gpu"),
+        (b"gpu,dtype\n", "lacks the columns model_config, num_gpus, engine"),
+        (b"\xff\xfe\x00", "cannot be read as CSV"),
+        ((",".join(ROW) + ",gpu\n").encode(), "same name: gpu"),
+        ((",".join(ROW) + '\n"a,b').encode(), "cannot be read as CSV"),
+    ],
+)
+def test_what_is_no_table_is_named(
+    tmp_path: Path, content: bytes | None, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 1, one line, and no output."""
+    source, target = tmp_path / "rows.csv", tmp_path / "out.csv"
+    if content is not None:
+        source.write_bytes(content)
+    assert main(["estimate", "--input", str(source), "--output", str(target)]) == 1
+    error = capsys.readouterr().err
+    assert words in error
+    assert "rows.csv" in error
+    assert not target.exists()
+
+
+@pytest.mark.parametrize(("name", "words"), [("", "is a folder"), ("no/out.csv", "in no folder")])
+def test_an_output_that_cannot_be_is_named(
+    tmp_path: Path, name: str, words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Before anything is computed."""
+    source = write(tmp_path / "rows.csv", [ROW])
+    assert main(["estimate", "--input", str(source), "--output", str(tmp_path / name)]) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_a_table_without_rows_is_answered(tmp_path: Path) -> None:
+    """With its header and our columns."""
+    source, target = tmp_path / "rows.csv", tmp_path / "out.csv"
+    source.write_text(",".join(ROW) + "\n", "utf-8")
+    assert main(["estimate", "--input", str(source), "--output", str(target)]) == 0
+    assert target.read_text("utf-8").startswith("model_config,")
+
+
+def test_thousands_of_rows_a_second(tmp_path: Path) -> None:
+    """Every deployment is prepared once: at least 5000 rows a second of processor time."""
+    rows = [
+        {**ROW, "gpu": gpu, "dtype": dtype, "prompt_tokens": str(prompt)}
+        for gpu in ("H100", "A100", "L4")
+        for dtype in ("bfloat16", "fp8")
+        for prompt in range(1, 3001)
+    ]
+    source = write(tmp_path / "rows.csv", rows)
+    began_s = time.process_time()
+    assert estimate_file(FlopModel(), source, tmp_path / "out.csv") == 0
+    assert len(rows) / (time.process_time() - began_s) > 5000
+
+
+@pytest.mark.parametrize(
+    ("dtype", "element", "compute"),
+    [
+        ("", 2.0, "bfloat16"),
+        ("float16", 2.0, "bfloat16"),
+        ("float32", 4.0, "float32"),
+        ("fp8", 1.0, "fp8"),
+        ("int8", 1.0, "int8"),
+        ("int4", 0.51953125, "bfloat16"),
+        ("nf4", 0.5625, "bfloat16"),
+        ("mxfp4", 0.53125, "bfloat16"),
+    ],
+)
+def test_the_number_format_reaches_the_weights(dtype: str, element: float, compute: str) -> None:
+    """Bytes of the linear kernels and the type that they compute in."""
+    model: Any = make_deployment("Llama-3.1-8B", "H100", 1, dtype).model
+    assert (model.weight_bytes, model.compute) == (element, compute)

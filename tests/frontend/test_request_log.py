@@ -1,0 +1,184 @@
+"""The request log: rotation, reading back, and the ledger that is printed from it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from llm_carbon_meter.frontend.request_log import (
+    RequestLog,
+    ledger_table,
+    read,
+)
+from llm_carbon_meter.records import MeterError
+
+
+def record_of(number: int, **changes: Any) -> dict[str, Any]:
+    """The fields that the log's readers use."""
+    record = {
+        "id": f"engine-{number}",
+        "source": "measured",
+        "energy_joules": 10.0,
+        "prefill_joules": 1.0,
+        "decode_joules": 6.0,
+        "recompute_joules": 2.0,
+        "waste_joules": 1.0,
+        "operational_grams": 0.5,
+    }
+    return {**record, **changes}
+
+
+def write(path: Path, *records: dict[str, Any], max_bytes: int = 10**6, files: int = 3) -> None:
+    """Log some records."""
+    log = RequestLog(str(path), max_bytes, files)
+    for record in records:
+        log.write(json.dumps(record))
+    log.close()
+
+
+def test_what_was_written_is_read_back(tmp_path: Path) -> None:
+    """One line per record, in order, also over a restart."""
+    path = tmp_path / "requests.jsonl"
+    records = [record_of(number, zone="Zürich % {}") for number in range(5)]
+    write(path, *records[:2])
+    write(path, *records[2:])
+    assert list(read(path)) == records
+    assert len(path.read_text(encoding="utf-8").splitlines()) == 5
+
+
+def test_the_log_is_rotated_by_size(tmp_path: Path) -> None:
+    """No file grows beyond its limit, the newest have the lowest number, old ones go."""
+    path = tmp_path / "requests.jsonl"
+    records = [record_of(number) for number in range(100)]
+    write(path, *records, max_bytes=1000, files=2)
+    files = sorted(tmp_path.iterdir())
+    assert [file.name for file in files] == [path.name, f"{path.name}.1", f"{path.name}.2"]
+    assert all(file.stat().st_size <= 1000 for file in files)
+    kept = [record for file in reversed(files) for record in read(file)]
+    assert kept == records[-len(kept) :]
+    assert len(kept) > 10
+
+
+def test_a_log_that_cannot_be_opened_says_so(tmp_path: Path) -> None:
+    """At the start, with the setting to change."""
+    with pytest.raises(MeterError, match=r"cannot be opened.*LLM_CARBON_METER_REQUEST_LOG"):
+        RequestLog(str(tmp_path / "missing" / "requests.jsonl"), 1000, 1)
+
+
+def test_a_full_disk_raises_to_the_caller() -> None:
+    """Nothing is printed to stderr by logging; the front end counts the error."""
+    log = RequestLog("/dev/full", 10**6, 1)
+    with pytest.raises(OSError, match="No space"):
+        log.write("{}")
+    with pytest.raises(OSError, match="No space"):
+        log.close()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"{",
+        b"[]",
+        b"1",
+        b'"text"',
+        b"null",
+        b"{}",
+        b'{"energy_joules": 1}',
+        b'{"energy_joules": null, "source": "measured"}',
+        b'{"energy_joules": "much", "source": "measured"}',
+        b"\xff\xfe",
+        b"[" * 100_000,
+    ],
+    ids=lambda line: line[:20].decode("latin-1"),
+)
+def test_a_line_that_is_no_record_is_named(tmp_path: Path, line: bytes) -> None:
+    """File and number of the line, and what to do; the records before it are still read."""
+    path = tmp_path / "requests.jsonl"
+    path.write_bytes(json.dumps(record_of(0)).encode() + b"\n" + line + b"\n")
+    lines = iter(read(path))
+    assert next(lines) == record_of(0)
+    with pytest.raises(MeterError, match=r"requests\.jsonl, line 2: not a record"):
+        next(lines)
+
+
+def test_a_log_that_is_not_there_is_named(tmp_path: Path) -> None:
+    """A wrong path on the command line is an error of ours."""
+    with pytest.raises(MeterError, match="cannot be read"):
+        list(read(tmp_path / "nothing"))
+    with pytest.raises(MeterError, match="cannot be read"):
+        list(read(tmp_path))
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=100))
+def test_any_file_is_a_log_or_an_error_of_ours(tmp_path: Path, data: bytes) -> None:
+    """Only a file without a line passes."""
+    path = tmp_path / "requests.jsonl"
+    path.write_bytes(data)
+    if data:
+        with pytest.raises(MeterError, match="line 1: not a record"):
+            list(read(path))
+    else:
+        assert list(read(path)) == []
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_damaged_logs_are_read_or_refused(tmp_path: Path, data: st.DataObject) -> None:
+    """Bytes replaced anywhere give records or a MeterError."""
+    lines = [json.dumps(record_of(number)) for number in range(3)]
+    whole = bytearray("\n".join(lines).encode())
+    at = data.draw(st.integers(0, len(whole) - 1))
+    whole[at : data.draw(st.integers(at, len(whole)))] = data.draw(st.binary(max_size=6))
+    path = tmp_path / "requests.jsonl"
+    path.write_bytes(whole)
+    try:
+        records = list(read(path))
+    except MeterError:
+        return
+    assert all("energy_joules" in record for record in records)
+
+
+def cells(table: str, name: str) -> list[str]:
+    """The line of an account, split."""
+    (line,) = (line for line in table.splitlines() if line.startswith(name))
+    return line.split()
+
+
+def test_the_ledger_adds_up() -> None:
+    """Accounts, their shares, the total and the grams of all records."""
+    table = ledger_table([record_of(0), record_of(1), record_of(2, energy_joules=16.0)])
+    assert table.splitlines()[0] == "3 requests, measured"
+    assert cells(table, "prefill") == ["prefill", "3", "J", "0.000833333", "Wh", "8.33%"]
+    assert cells(table, "decode") == ["decode", "18", "J", "0.005", "Wh", "50.00%"]
+    assert cells(table, "recompute")[1] == "6"
+    assert cells(table, "waste")[1] == "3"
+    assert cells(table, "total") == ["total", "36", "J", "0.01", "Wh"]
+    assert cells(table, "emissions") == ["emissions", "1.5", "gCO2eq"]
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=20))
+def test_the_total_is_the_sum_of_the_records(joules: list[float]) -> None:
+    """Whatever the figures, to the six digits that are printed."""
+    table = ledger_table(record_of(0, energy_joules=value) for value in joules)
+    assert float(cells(table, "total")[1]) == pytest.approx(sum(joules), rel=1e-5)
+
+
+def test_measured_and_modelled_are_never_added() -> None:
+    """Each source has its own book."""
+    table = ledger_table([record_of(0), record_of(1, source="modelled", energy_joules=1.0)])
+    first, second = table.split("\n\n")
+    assert first.startswith("1 requests, measured")
+    assert second.startswith("1 requests, modelled")
+    assert cells(first, "total")[1] == "10"
+    assert cells(second, "total")[1] == "1"
+
+
+def test_an_empty_log_has_no_ledger() -> None:
+    """Nothing is not 0 J."""
+    assert ledger_table([]) == "no finished requests"
+    nothing = record_of(0, energy_joules=0.0, prefill_joules=0.0, decode_joules=0.0)
+    assert "0.00%" in ledger_table([nothing])

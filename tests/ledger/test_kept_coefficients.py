@@ -1,0 +1,137 @@
+"""Step coefficients outlive their meter, in a file that the like alone reads."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.ledger.coefficient_learner import CoefficientLearner
+from llm_carbon_meter.ledger.kept_coefficients import SAVE_S, KeptCoefficients
+from llm_carbon_meter.physics.gpu_specs import gpu_spec
+from llm_carbon_meter.physics.kernels import step_costs
+from llm_carbon_meter.physics.model_list import built_in_model
+from llm_carbon_meter.physics.step_work import CostModel
+
+H100 = gpu_spec("H100")
+COSTS = step_costs(built_in_model("Llama-3.1-8B"))
+LLAMA = CostModel(H100, COSTS)
+
+
+def taught(pupil: CoefficientLearner) -> float:
+    """Let a learner see a GPU that draws 100 W more than its data sheet says when it is idle.
+
+    Returns:
+        Watts that it then expects.
+    """
+    for _ in range(50):
+        pupil.see_tick("gpu", np.zeros(0), np.zeros((0, 2)), 1.0, 0.0, H100.idle_watts + 100)
+    assert pupil.coefficients.idle_watts > H100.idle_watts + 90
+    return pupil.coefficients.idle_watts
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Where nothing is yet."""
+    return tmp_path / "prices.json"
+
+
+def kept(path: Path) -> float:
+    """Watts that a meter learnt and kept there."""
+    file = KeptCoefficients(path, LLAMA, Faults())
+    watts = taught(file.learner)
+    file.save()
+    return watts
+
+
+def test_the_next_meter_goes_on_with_what_was_learnt(path: Path) -> None:
+    """The same GPU and model: the same coefficients; nothing else is left beside the file."""
+    watts, faults = kept(path), Faults()
+    assert KeptCoefficients(path, LLAMA, faults).learner.coefficients.idle_watts == pytest.approx(
+        watts
+    )
+    assert [entry.name for entry in path.parent.iterdir()] == [path.name]
+    assert not faults.counts
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        CostModel(gpu_spec("A100"), COSTS),
+        CostModel(replace(H100, board_watts=600.0), COSTS),
+        CostModel(H100, step_costs(built_in_model("Llama-3.1-8B"), 2)),
+        CostModel(H100, step_costs(built_in_model("Qwen2.5-14B"))),
+    ],
+)
+def test_another_gpu_or_model_begins_anew(path: Path, other: CostModel) -> None:
+    """Its coefficients are of other work; the file is then its own."""
+    kept(path)
+    faults = Faults()
+    file = KeptCoefficients(path, other, faults)
+    assert file.learner.coefficients.idle_watts == other.gpu.idle_watts
+    assert not faults.counts
+    taught(file.learner)
+    file.save()
+    assert KeptCoefficients(path, LLAMA, faults).learner.coefficients.idle_watts == H100.idle_watts
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "[" * 100_000, "{}"])
+def test_a_damaged_file_is_counted_and_replaced(path: Path, text: str) -> None:
+    """The meter begins at the data sheet, and what it learns takes the file's place."""
+    path.write_text(text, "utf-8")
+    faults = Faults()
+    file = KeptCoefficients(path, LLAMA, faults)
+    assert faults.counts == {"prices": 1}
+    watts = taught(file.learner)
+    file.save()
+    assert KeptCoefficients(path, LLAMA, faults).learner.coefficients.idle_watts == pytest.approx(
+        watts
+    )
+    assert faults.counts == {"prices": 1}
+
+
+def test_damaged_coefficients_are_named(path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The log says which file, and what is wrong in it."""
+    kept(path)
+    path.write_text(path.read_text("utf-8").replace("[[", "[[1.0], [", 1), "utf-8")
+    KeptCoefficients(path, LLAMA, Faults())
+    assert f"the file {path} cannot be used: ValueError" in caplog.text
+    assert "begin at the data sheet" in caplog.text
+
+
+def test_a_folder_that_is_not_there_is_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What was learnt is not kept, the log says why in a line, and the meter goes on."""
+    faults, path = Faults(), tmp_path / "no" / "prices.json"
+    file = KeptCoefficients(path, LLAMA, faults)
+    taught(file.learner)
+    file.save()
+    assert faults.counts == {"prices": 1}
+    assert f"the file {path} cannot be written" in caplog.text
+    assert "Traceback" not in caplog.text
+
+
+def test_it_is_written_only_when_something_was_learnt(path: Path) -> None:
+    """A meter that saw nothing leaves the file as it was; without a file all is forgotten."""
+    KeptCoefficients(path, LLAMA, Faults()).save()
+    assert not path.exists()
+    nowhere = KeptCoefficients(None, LLAMA, Faults())
+    taught(nowhere.learner)
+    nowhere.save()
+    assert not list(path.parent.iterdir())
+
+
+def test_it_is_written_at_times(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not with every tick."""
+    now_s = [100.0]
+    monkeypatch.setattr(
+        "llm_carbon_meter.ledger.kept_coefficients.time.monotonic", lambda: now_s[0]
+    )
+    file = KeptCoefficients(path, LLAMA, Faults())
+    taught(file.learner)
+    for at_s, there in ((100.0, False), (99.0 + SAVE_S, False), (100.0 + SAVE_S, True)):
+        now_s[0] = at_s
+        file.save_at_times()
+        assert path.exists() == there

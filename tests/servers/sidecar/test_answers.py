@@ -1,0 +1,130 @@
+"""What the proxy reads in questions and answers of the OpenAI API and its dialects."""
+
+import json
+from typing import Any
+
+import pytest
+
+from llm_carbon_meter.records import TokenCount
+from llm_carbon_meter.servers.sidecar.answers import (
+    EventSplitter,
+    asked,
+    counted,
+    data_of,
+    text_tokens,
+    told,
+    whole_tokens,
+)
+from llm_carbon_meter.servers.sidecar.capture import Usage
+
+CHAT = "/v1/chat/completions"
+
+
+def told_of(**answer: Any) -> Any:
+    """What a JSON answer tells."""
+    return told(json.dumps(answer).encode())
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        (CHAT, b'{ "messages": [] }'),
+        (CHAT, b'{"stream": true, "stream_options": {"include_usage" :true}}'),
+        ("/v1/responses", b'{"stream":  true, "input": "x"}'),
+        (CHAT, b"no json"),
+        (CHAT, b'["stream"]'),
+        (CHAT, b'{"stream": true, "stream_options": "odd"}'),
+    ],
+)
+def test_a_body_that_needs_nothing_goes_as_it_came(path: str, body: bytes) -> None:
+    """Byte for byte, spaces and errors included."""
+    question = asked(path, body)
+    assert question.body == body
+    assert not question.added_usage
+
+
+def test_usage_is_asked_for_in_streams() -> None:
+    """Other options of the stream stay."""
+    body = {"stream": True, "stream_options": {"more": 1, "include_usage": False}, "prompt": "é"}
+    question = asked(CHAT, json.dumps(body).encode())
+    expected = {**body, "stream_options": {"more": 1, "include_usage": True}}
+    assert json.loads(question.body) == expected
+    assert question.added_usage
+
+
+def test_prompts_are_guessed_from_their_text() -> None:
+    """Four characters a token, token ids as they are, pictures not at all."""
+    assert text_tokens([{"role": "user", "content": "x" * 36}]) == 10
+    assert text_tokens([5, 6, 7]) == 3
+    assert text_tokens("data:image/png;base64," + "A" * 10_000) == 1
+    assert text_tokens(None) == 1
+    nested: list[Any] = []
+    for _ in range(100_000):
+        nested = [nested]
+    assert text_tokens(nested) == 1
+    question = asked(
+        CHAT, b'{"model": "a long name of a model", "max_tokens": 9, "prompt": [1, 2]}'
+    )
+    assert (question.prompt_tokens, question.max_tokens) == (2, 9)
+
+
+def test_usage_is_read_in_both_dialects() -> None:
+    """Chat says prompt and completion, responses say input and output inside their response."""
+    chat = {
+        "prompt_tokens": 7,
+        "completion_tokens": 3,
+        "prompt_tokens_details": {"cached_tokens": 4},
+    }
+    assert told_of(id="c", usage=chat).usage == Usage(7, 4, 3)
+    inner = {"input_tokens": 5, "output_tokens": 2, "input_tokens_details": {"cached_tokens": 1}}
+    event = told_of(type="response.completed", response={"id": "resp_1", "usage": inner})
+    assert (event.id, event.usage) == ("resp_1", Usage(5, 1, 2))
+    for odd in (None, {}, {"prompt_tokens": "7"}, [1]):
+        assert told_of(usage=odd).usage is None
+
+
+@pytest.mark.parametrize(
+    ("event", "tokens"),
+    [
+        ({"choices": [{"delta": {"role": "assistant", "content": ""}}]}, 0),
+        ({"choices": [{"delta": {"content": "a"}}, {"delta": {"reasoning_content": "b"}}]}, 2),
+        ({"choices": [{"delta": {"tool_calls": [{"index": 0}]}}]}, 1),
+        ({"choices": [{"text": "a"}]}, 1),
+        ({"choices": [{"delta": {}, "finish_reason": "stop"}]}, 0),
+        ({"type": "response.output_text.delta", "delta": "a"}, 1),
+        ({"type": "response.created", "response": {}}, 0),
+    ],
+)
+def test_pieces_of_content_are_counted(event: dict[str, Any], tokens: int) -> None:
+    """A chunk that only says who speaks or why it ended is none."""
+    assert told_of(**event).tokens == tokens
+
+
+def test_only_the_chunk_that_is_there_for_the_usage_is_told_apart() -> None:
+    """Usage in a chunk with content belongs to the client."""
+    usage = {"prompt_tokens": 1, "completion_tokens": 1}
+    assert told_of(choices=[], usage=usage).only_usage
+    assert not told_of(choices=[{"delta": {"content": "a"}}], usage=usage).only_usage
+    assert not told_of(choices=[], prompt_filter_results=[]).only_usage
+
+
+def test_without_usage_the_label_says_guessed() -> None:
+    """Chunks, or the text of a whole answer."""
+    assert counted(None, 10, 4) == (Usage(10, 0, 4), TokenCount.GUESSED)
+    assert counted(Usage(1, 0, 2), 10, 4) == (Usage(1, 0, 2), TokenCount.USAGE)
+    answer = {"choices": [{"message": {"role": "assistant", "content": "x" * 40}}]}
+    assert whole_tokens(json.dumps(answer).encode()) == 10
+    assert whole_tokens(json.dumps({"choices": [{"text": "x" * 20}]}).encode()) == 5
+
+
+def test_events_are_cut_byte_for_byte_wherever_the_parts_end() -> None:
+    """With either kind of line end, and a multi-line event."""
+    stream = b"data: 1\n\n: comment\r\n\r\nevent: x\ndata: {\ndata: }\n\ndata: [DONE]"
+    for size in range(1, len(stream)):
+        splitter = EventSplitter()
+        events = []
+        for start in range(0, len(stream), size):
+            events += splitter.feed(stream[start : start + size])
+        assert b"".join(events) + splitter.rest == stream
+        assert [data_of(each) for each in events] == [b"1", b"", b"{\n}"]
+        assert data_of(splitter.rest) == b"[DONE]"

@@ -1,0 +1,199 @@
+"""Real servers in other configurations: what a step can be, and what can go wrong."""
+
+import dataclasses
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from llm_carbon_meter.records import MeterError
+from llm_carbon_meter.testing.servers import MODEL_NAME
+from tests.support.metered import (
+    MIDDLEWARE,
+    Metered,
+    StartServer,
+    assert_balanced,
+    eventually,
+)
+
+pytestmark = pytest.mark.engine
+
+
+def complete(metered: Metered, prompt: Any, tokens: int, **more: Any) -> dict[str, Any]:
+    """The final record of a completion."""
+    body = {"model": MODEL_NAME, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True}
+    status, _, answer = metered.http("/v1/completions", body | more)
+    assert status == 200, answer
+    return metered.record(json.loads(answer)["id"])
+
+
+def complete_together(metered: Metered, count: int, prompt: Any, tokens: int) -> list[Any]:
+    """Records of completions that run at the same time."""
+    with ThreadPoolExecutor(count) as pool:
+        calls = [pool.submit(complete, metered, prompt, tokens) for _ in range(count)]
+        return [call.result() for call in calls]
+
+
+class TestPreemption:
+    """A cache too small for three requests: one is preempted and prefilled again."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def metered(start_server: StartServer) -> Iterator[Metered]:
+        cramped = (
+            *("--num-gpu-blocks-override", "9", "--max-model-len", "160"),
+            *("--max-num-batched-tokens", "32", "--no-enable-prefix-caching"),
+        )
+        with start_server(*cramped) as metered:
+            yield metered
+
+    def test_repeated_work_belongs_to_the_request_that_was_preempted(
+        self, metered: Metered
+    ) -> None:
+        """Its joules stand in an account of their own, and the balance closes."""
+        records = complete_together(metered, 3, list(range(5, 35)), 90)
+        assert all(record["output_tokens"] == 90 for record in records)
+        assert sum(record["recompute_joules"] for record in records) > 0
+        assert metered.metric("llm_carbon_meter_tokens_total", phase="prefill") == 90
+        accounts = assert_balanced(metered)
+        assert accounts["recompute"] == pytest.approx(
+            sum(record["recompute_joules"] for record in records), rel=1e-9
+        )
+
+
+class TestSpeculation:
+    """n-gram drafts: every verified position is work of its request."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def metered(start_server: StartServer) -> Iterator[Metered]:
+        drafts = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2}
+        with start_server("--speculative-config", json.dumps(drafts)) as metered:
+            yield metered
+
+    def test_drafts_are_decode_work(self, metered: Metered) -> None:
+        """Decode computes at least as many tokens as come out, in one phase."""
+        record = complete(metered, [7, 8, 9, 7, 8, 9, 7, 8, 9, 7, 8], 60)
+        assert record["output_tokens"] == 60
+        assert record["recompute_joules"] == 0
+        assert record["decode_joules"] > 0
+        assert metered.metric("llm_carbon_meter_tokens_total", phase="prefill") == 11
+        assert metered.metric("llm_carbon_meter_tokens_total", phase="decode") >= 59
+        assert_balanced(metered)
+
+
+@pytest.mark.slow
+class TestPooling:
+    """An embedding model has no decode at all."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def metered(start_server: StartServer) -> Iterator[Metered]:
+        with start_server("--runner", "pooling") as metered:
+            yield metered
+
+    def test_embeddings_are_metered_as_prefill(self, metered: Metered) -> None:
+        """One record per exchange, all its joules in prefill."""
+        body = {"model": MODEL_NAME, "input": ["first text", "second text"]}
+        status, _, _ = metered.http("/v1/embeddings", body)
+        assert status == 200
+        (record,) = eventually(metered.logged, "a record")
+        assert len(record["internal_ids"]) == 2
+        assert record["prefill_joules"] == pytest.approx(record["energy_joules"])
+        assert record["energy_joules"] > 0
+        assert record["outcome"] == "finished"
+        assert_balanced(metered)
+
+
+class TestFaults:
+    """The counter jumps back, a GPU falls off and comes again: serving never pauses."""
+
+    @pytest.fixture(scope="class")
+    @staticmethod
+    def metered(start_server: StartServer) -> Iterator[Metered]:
+        with start_server(
+            extra=("slow_ms 0 0 1000 1",),
+            environment={
+                "LLM_CARBON_METER_PUE": "0.5",
+                "LLM_CARBON_METER_NO_SUCH_SETTING": "1",
+            },
+        ) as metered:
+            yield metered
+
+    def test_faults_are_labelled_and_no_joule_is_invented(self, metered: Metered) -> None:
+        """After a reset and a loss the accounts still add up to the counter's increments."""
+        assert complete(metered, "before", 30)["quality"] == "counter"
+        script, path = metered.script, metered.log.parent / "script"
+        now_s = monotonic() - script.origin_s
+        faults = (f"reset 0 {now_s + 0.5}", f"lost 0 {now_s + 1.0} {now_s + 1.5}")
+        dataclasses.replace(script, extra=(*script.extra, *faults)).write(path)
+        record = complete(metered, "meanwhile", 1000)
+        assert record["output_tokens"] == 1000
+        assert record["quality"] == "reset"
+        eventually(
+            lambda: metered.metric("llm_carbon_meter_errors_total", where="sampler"),
+            "the sampler's errors",
+        )
+        assert metered.metric("llm_carbon_meter_accounted_ratio") == pytest.approx(1, abs=1e-9)
+        assert complete(metered, "afterwards", 30)["quality"] == "counter"
+
+    def test_wrong_settings_are_counted_and_keep_their_defaults(self, metered: Metered) -> None:
+        """Each is named once in the log."""
+        assert metered.metric("llm_carbon_meter_errors_total", where="settings") >= 1
+        log = metered.server.log.read_text()
+        assert "LLM_CARBON_METER_PUE='0.5'" in log
+        assert complete(metered, "x", 2)["pue"] == 1.0
+
+
+def test_without_flags_or_sensor_the_server_still_exports_metrics(
+    start_server: StartServer,
+) -> None:
+    """Power is modelled and says so; responses are as they were."""
+    without = {"LLM_CARBON_METER_POWER": "auto", "NVML_STUB_SCRIPT": "/nowhere"}
+    with start_server(environment=without) as metered:
+        body = {"model": MODEL_NAME, "prompt": "x", "max_tokens": 5, "ignore_eos": True}
+        _, headers, answer = metered.http("/v1/completions", body)
+        assert not any("carbon" in name.lower() for name in headers)
+        record = metered.record(json.loads(answer)["id"])
+        assert record["source"] == record["quality"] == "modelled"
+        joules = metered.accounts(source="modelled")
+        assert sum(joules.values()) > 0
+        assert joules["unattributed"] == 0
+        assert not metered.accounts(source="measured")
+        assert metered.metric("llm_carbon_meter_errors_total", where="power") == 1
+
+
+def test_a_wrong_setting_stops_a_strict_start(start_server: StartServer) -> None:
+    """The error names the setting, its value and what is expected."""
+    strict = {"LLM_CARBON_METER_STRICT": "1", "LLM_CARBON_METER_POLICY": "fair"}
+    expected = pytest.raises(MeterError, match=r"LLM_CARBON_METER_POLICY='fair'.*shapley")
+    with expected, start_server(environment=strict):
+        pass
+
+
+@pytest.mark.slow
+def test_switched_off_it_leaves_no_trace(start_server: StartServer) -> None:
+    """No metric, no route, no thread."""
+    with start_server(environment={"LLM_CARBON_METER_ENABLED": "0"}) as metered:
+        assert not any(s.name.startswith("llm_carbon_meter") for s in metered.samples())
+        assert metered.http("/v1/carbon/requests/x")[0] == 404
+
+
+@pytest.mark.slow
+def test_without_a_channel_serving_goes_on(start_server: StartServer) -> None:
+    """A directory that cannot be made is named in the log, with what to do, and counted."""
+    nowhere = {"LLM_CARBON_METER_CHANNEL_DIR": "/proc/no-such-place"}
+    with start_server(*MIDDLEWARE, environment=nowhere) as metered:
+        body = {"model": MODEL_NAME, "prompt": "x", "max_tokens": 5, "ignore_eos": True}
+        status, headers, answer = metered.http("/v1/completions", body)
+        assert status == 200
+        assert json.loads(answer)["usage"]["completion_tokens"] == 5
+        # The estimate needs no channel; no figure is made up for what was not heard.
+        assert float(headers["llm-carbon-estimated-wh"]) > 0
+        assert "llm-carbon-measured-wh" not in headers
+        assert metered.metric("llm_carbon_meter_errors_total", where="start") == 1
+        log = metered.server.log.read_text()
+        assert "set LLM_CARBON_METER_CHANNEL_DIR to a writable directory" in log

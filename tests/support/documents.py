@@ -1,0 +1,108 @@
+"""Makes the documents' tables: ``python -m tests.support.documents`` writes them, a test compares.
+
+The figures of the predictor are from ``examples/predictor``, as the verb ``evaluate`` left them;
+the table of engines takes minutes and is made by tests/comparisons/versions.py.
+"""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from prometheus_client import CollectorRegistry
+
+from llm_carbon_meter.config import settings_table
+from llm_carbon_meter.exporters.headers import PREFIX, energy_headers, estimate_headers
+from llm_carbon_meter.exporters.prometheus import PrometheusExporter
+from llm_carbon_meter.records import EnergyEstimate, Quality, Source
+from llm_carbon_meter.training.study.evaluate.names import PLOTS, RESULTS
+from llm_carbon_meter.training.study.evaluate.report import readme_section
+
+from .energies import ENERGY
+
+README = Path(__file__).parents[2] / "README.md"
+EVALUATION = README.parent / "examples" / "predictor"
+ATTRIBUTION = README.parent / "examples" / "attribution"
+
+MEANINGS = {
+    "Estimated-Wh": "energy estimated before the request ran, calibrated",
+    "Estimated-Low-Wh": "one in ten costs less: answer lengths and the model's own error",
+    "Estimated-High-Wh": "one in ten costs more",
+    "Estimated-gCO2eq": "operational emissions of the estimate",
+    "Measured-Wh": "energy measured by NVML, this request's share (not in streams' headers)",
+    "Measured-gCO2eq": "its operational emissions",
+    "Modelled-Wh": "instead of Measured where no sensor was read",
+    "Modelled-gCO2eq": "instead of Measured where no sensor was read",
+    "Quality": "how far to trust it: " + ", ".join(Quality),
+    "Status": "`provisional` until the counter tick of its last step is settled, then `final`",
+}
+
+
+def metrics_table() -> str:
+    """Every metric that the exporter registers."""
+    exporter = PrometheusExporter("model", owns_totals=True, registry=CollectorRegistry())
+    rows = [
+        "| metric | type | labels beside `model_name`, `engine` | meaning |",
+        "|" + " --- |" * 4,
+    ]
+    for collector in sorted(exporter._metrics, key=lambda c: c._name):
+        suffix = "_total" if collector._type == "counter" else ""
+        labels = ", ".join(f"`{name}`" for name in collector._labelnames[2:])
+        name = f"`{collector._name}{suffix}`"
+        rows.append(f"| {name} | {collector._type} | {labels} | {collector._documentation} |")
+    return "\n".join(rows)
+
+
+def headers_table() -> str:
+    """Every response header, as the formatting functions name them."""
+    estimate = EnergyEstimate("flop", 1, 1, 1, 1, 1, True, 1)
+    names = dict.fromkeys(estimate_headers(estimate))
+    for source in (Source.MEASURED, Source.MODELLED):
+        names |= dict.fromkeys(energy_headers(replace(ENERGY, source=source)))
+    rows = ["| header | meaning |", "| --- | --- |"]
+    rows += [f"| `{name}` | {MEANINGS[name.removeprefix(PREFIX)]} |" for name in names]
+    return "\n".join(rows)
+
+
+def evaluation() -> str:
+    """What the predictor's committed evaluation found."""
+    results = json.loads((EVALUATION / RESULTS).read_text("utf-8"))
+    return readme_section(results, EVALUATION.relative_to(README.parent).as_posix(), PLOTS)
+
+
+def attribution() -> str:
+    """Errors by policy, and how many draws of the committed comparison reach each goal."""
+    parts = (ATTRIBUTION / "results.md").read_text("utf-8").split("\n\n")
+    heads = "| requests at once |", "| goal:", "Short requests"
+    return "\n\n".join(part for part in parts if part.startswith(heads))
+
+
+def tables() -> Mapping[str, str]:
+    """The generated parts of README by name."""
+    return {
+        "attribution": attribution(),
+        "metrics": metrics_table(),
+        "headers": headers_table(),
+        "settings": settings_table(),
+        "evaluation": evaluation(),
+    }
+
+
+def replaced(text: str, name: str, table: str) -> str:
+    """README with one generated part exchanged."""
+    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
+    assert pattern.search(text), f"README has no part {begin}"
+    return pattern.sub(lambda _: f"{begin}\n{table}\n{end}", text)
+
+
+def rendered(text: str) -> str:
+    """README with every generated part made anew."""
+    for name, table in tables().items():
+        text = replaced(text, name, table)
+    return text
+
+
+if __name__ == "__main__":
+    README.write_text(rendered(README.read_text("utf-8")), "utf-8")
