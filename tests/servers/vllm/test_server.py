@@ -23,8 +23,8 @@ from tests.support.metered import (
     assert_charged,
     assert_traced,
     attributes,
-    eventually,
 )
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.engine
 
