@@ -9,22 +9,15 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from llm_carbon_meter.config import Config
 from llm_carbon_meter.exporters.headers import estimate_headers
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend.exchanges import Exchange
-from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
-from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.predictor import estimator
-from llm_carbon_meter.predictor.energy_model import (
-    Deployment,
-    Numbers,
-    PhaseEnergy,
-)
+from llm_carbon_meter.predictor.energy_model import Deployment, Numbers, PhaseEnergy
 from llm_carbon_meter.records import EstimateQuery, Outcome, Quality, Source, Status
-from tests.exporters.test_prometheus import TOTALS
-
-from .test_exchanges import energy_of
+from tests.support.energies import energy_in_every_account
+from tests.support.front_ends import front_end
+from tests.support.made_records import TOTALS
 
 DEPLOYED = {
     "engine": "vllm",
@@ -72,16 +65,13 @@ class Frontend:
     ) -> None:
         self.registry, self.faults = CollectorRegistry(), Faults()
         self.shared: list[Mapping[str, Any]] = []
-        self.meter = FrontendMeter(
-            Config(**{"estimator": "gnn", **settings}),
-            "llama",
-            built_in_model("Llama-3.1-8B"),
-            deployment=deployment,
-            index=index,
-            tracing=False,
+        self.meter = front_end(
+            deployment,
+            index,
             share=lambda key, ids, record: self.shared.append(record),
             faults=self.faults,
             registry=self.registry,
+            **{"estimator": "gnn", **settings},
         )
 
     def serve(self, number: int, joules: float = 12.0, **changes: Any) -> Mapping[str, Any]:
@@ -99,7 +89,9 @@ class Frontend:
             "idle_joules": 0.0,
             "mean_running": 1.0,
         }
-        self.meter.receive_energy(energy_of(name, Status.FINAL, **{**figures, **changes}))
+        self.meter.receive_energy(
+            energy_in_every_account(name, Status.FINAL, **{**figures, **changes})
+        )
         (text,) = self.meter.find(name).values()
         record: Mapping[str, Any] = json.loads(text)
         return record

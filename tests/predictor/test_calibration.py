@@ -30,7 +30,7 @@ from llm_carbon_meter.predictor.calibration import (
 )
 from llm_carbon_meter.predictor.energy_model import Deployment
 from llm_carbon_meter.records import MeterError, Outcome, Source
-from tests.exporters.test_headers import ESTIMATE, RECORD
+from tests.support.made_records import ESTIMATE, RECORD
 
 DEPLOYMENT = Deployment(built_in_model("Llama-3.1-8B"), gpu_spec("H100"), 1, "vllm", "0.32.0")
 WHO = identity(DEPLOYMENT, "gnn")

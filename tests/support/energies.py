@@ -34,3 +34,18 @@ ENERGY: Final = RequestEnergy(
 def energy_of(request_id: str, status: Status = Status.FINAL, **changes: Any) -> RequestEnergy:
     """The same of another request, with what differs."""
     return replace(ENERGY, request_id=request_id, status=status, **changes)
+
+
+def energy_in_every_account(
+    request_id: str, status: Status = Status.FINAL, **changes: Any
+) -> RequestEnergy:
+    """A figure of an engine: every account has its own."""
+    accounts = {
+        "prefill_joules": 1.0,
+        "decode_joules": 2.0,
+        "recompute_joules": 0.25,
+        "waste_joules": 0.5,
+        "idle_joules": 0.125,
+    }
+    others = {"operational_grams": 4.0, "cached_tokens": 3, "mean_running": 2.0}
+    return energy_of(request_id, status, **{**accounts, **others, **changes})

@@ -25,6 +25,8 @@ from tests.support.waiting import eventually
 
 MIDDLEWARE = ("--middleware", "llm_carbon_meter.CarbonHeadersMiddleware")
 KEY = "secret-of-the-test"
+SAW = {0: [(0.0, 120.0), (1.0, 600.0), (1.0, 300.0), (2.0, 120.0)]}
+"""Watts of a GPU whose power is never the same for long; a cycle of two seconds."""
 
 
 @pytest.fixture(scope="session")

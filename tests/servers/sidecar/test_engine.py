@@ -18,12 +18,10 @@ from llm_carbon_meter.testing.nvml_stub import LOG_VARIABLE, SCRIPT_VARIABLE
 from llm_carbon_meter.testing.servers import MODEL_NAME, free_port
 from tests.comparisons.outside import CHARGED, compare, table
 from tests.comparisons.two_engines import ENGINES
-from tests.support.metered import Metered, StartServer, assert_balanced
+from tests.support.metered import SAW, Metered, StartServer, assert_balanced
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.engine
-
-SAW = {0: [(0.0, 120.0), (1.0, 600.0), (1.0, 300.0), (2.0, 120.0)]}
 
 
 @contextlib.contextmanager

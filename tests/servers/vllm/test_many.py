@@ -17,11 +17,10 @@ import psutil
 import pytest
 
 from llm_carbon_meter.testing.servers import MODEL_NAME
+from tests.support.completions import complete, complete_together
 from tests.support.metered import MIDDLEWARE, Metered, StartServer, assert_balanced
 from tests.support.scripted_nvml import uuid_of
 from tests.support.waiting import eventually
-
-from .test_variants import complete, complete_together
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 

@@ -1,7 +1,5 @@
 """Every baseline finds the law that it can express, twice the same, and survives the unknown."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,21 +12,14 @@ from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.physics.phases import phase_totals
 from llm_carbon_meter.physics.roofline import seconds
-from llm_carbon_meter.training.data.physics_features import (
-    Physics,
-    column,
-    physics,
-)
+from llm_carbon_meter.training.data.physics_features import Physics, column, physics
 from llm_carbon_meter.training.data.rows import Row
 from llm_carbon_meter.training.fit.metrics import errors
 from llm_carbon_meter.training.study.baselines import BASELINES, Baseline
 from llm_carbon_meter.training.study.baselines.deepen import fit_deepen
 from llm_carbon_meter.training.study.baselines.formulas import llmcarbon_flop
-from llm_carbon_meter.training.study.baselines.nnlqp import (
-    NARROW_WIDTH,
-    Budget,
-    fit_nnlqp,
-)
+from llm_carbon_meter.training.study.baselines.nnlqp import NARROW_WIDTH, Budget, fit_nnlqp
+from tests.support.interpreters import run_python
 from tests.support.made_rows import grid, made_row, measured
 
 QUICK = {
@@ -252,4 +243,5 @@ def test_serving_never_imports_training() -> None:
         "bad = [n for n in sys.modules if n.startswith(('sklearn', 'llm_carbon_meter.training'))];"
         "sys.exit(str(bad) if bad else 0)"
     )
-    subprocess.run([sys.executable, "-c", script], check=True)
+    done = run_python(script)
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,88 @@
+"""Records and totals that no server made, with figures that tests can tell apart."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from llm_carbon_meter.records import (
+    CarbonIntensity,
+    EnergyEstimate,
+    EngineTotals,
+    Features,
+    GpuTotals,
+    RequestRecord,
+    Source,
+    Status,
+)
+from tests.support.energies import energy_of
+
+ENERGY = energy_of(
+    "a",
+    engine=2,
+    prefill_joules=1.0,
+    decode_joules=2.0,
+    recompute_joules=0.5,
+    waste_joules=0.25,
+    idle_joules=0.125,
+    operational_grams=5.1145833333e-4,
+    cached_tokens=4,
+    mean_running=1.5,
+)
+ESTIMATE = EnergyEstimate("flop", 49.75443148800, 125.3671526400, 100.0, 200.0, 500.0, True, 0.02)
+CONDITIONAL = replace(ESTIMATE, decode_joules=100.0, calibration=0.5, out_of_domain="old GPU")
+RECORD = RequestRecord(
+    id="a",
+    external_ids=("mine", "chatcmpl-1"),
+    internal_ids=("a", "b"),
+    model="llama",
+    deployment={"engine": "vllm"},
+    energy=ENERGY,
+    provisional=replace(ENERGY, status=Status.PROVISIONAL, decode_joules=1.0),
+    estimate=ESTIMATE,
+    conditional=CONDITIONAL,
+    features=Features(1.7e9, 500, 2, 3),
+    intensity_g_per_kwh=475.0,
+    intensity_source="static",
+    zone="world",
+    pue=1.2,
+    covers="energy of the GPUs alone",
+)
+ACCOUNT_JOULES = (100.0, 200.0, 10.0, 5.0, 20.0, 60.0, 5.0)
+
+TOTALS = EngineTotals(
+    session="first",
+    engine=0,
+    source=Source.MEASURED,
+    gpus=(GpuTotals("GPU-a", 400.0, ACCOUNT_JOULES, ACCOUNT_JOULES, 321.5, 12.5),),
+    account_grams=tuple(joules / 10 for joules in ACCOUNT_JOULES),
+    embodied_grams=tuple(joules / 100 for joules in ACCOUNT_JOULES),
+    intensity=CarbonIntensity(475.0, "world", "static"),
+    steps={"prefill": 2, "decode": 30, "mixed": 4},
+    tokens={"prefill": 500, "decode": 90, "recompute": 0},
+    errors={"power": 1},
+    sampler_gap_s=0.04,
+    sampler_read_s=0.0007,
+)
+
+
+def judged_estimate(raw: float, calibrated: float) -> Mapping[str, Any]:
+    """The part of a record's JSON that is read."""
+    figures = {"energy_joules": calibrated}
+    return {"facility": False, "energy_joules": raw, "calibrated": figures}
+
+
+def judged_record(
+    measured: float = 10.0, estimated: float = 10.0, **changes: Any
+) -> Mapping[str, Any]:
+    """A finished record; its raw estimate is twice the calibrated one, its length unknown."""
+    return {
+        "engine": 0,
+        "status": "final",
+        "source": "measured",
+        "quality": "counter",
+        "outcome": "finished",
+        "energy_joules": measured,
+        "idle_joules": 0.0,
+        "conditional": judged_estimate(2 * estimated, estimated),
+        "estimate": judged_estimate(6 * estimated, 3 * estimated),
+    } | changes
