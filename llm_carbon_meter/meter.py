@@ -45,6 +45,7 @@ from llm_carbon_meter.records import (
     Source,
     SpecError,
 )
+from llm_carbon_meter.service import Service
 
 SLICE_ROWS: Final = 16_384
 """Requests x steps entered at a time; beyond some thousand, more at once is no quicker."""
@@ -54,6 +55,8 @@ reads each one."""
 TICK_S: Final = 1.0
 """Joules are divided over at least this long. A counter's own ticks are as short as its errors of
 time; over a second these are no larger than what the coefficients of work get wrong."""
+STOP_S: Final = 5.0
+"""How long a stopping meter waits for the slice under way."""
 LAST_TICK_S: Final = 1.0
 """How long a stopping meter waits for the tick that covers the last step."""
 
@@ -188,8 +191,7 @@ class EngineMeter:
             neighbours = Neighbours(engine_pid, runtime_folder(), power.gpus, faults)
             self._watch = Watch(power.review, neighbours, faults)
         self._published_s = time.monotonic()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="llm-carbon-meter", daemon=True)
+        self._service = Service("llm-carbon-meter", self._turn, self._failed, source.wake)
 
     def start(self) -> None:
         """Take the first reading and start both threads.
@@ -206,15 +208,13 @@ class EngineMeter:
             self._watch.start()
         self._sampler.start()
         self._grid.start()
-        self._thread.start()
+        self._service.start()
 
     def stop(self) -> None:
         """Settle the last tick, close what is open, publish it, and end both threads."""
         self._sampler.stop()
         self._grid.stop()
-        self._stop.set()
-        self._source.wake.set()
-        self._thread.join(timeout=5)
+        self._service.stop(STOP_S)
         if self._watch is not None:
             self._watch.stop()
         try:
@@ -225,18 +225,16 @@ class EngineMeter:
         except MeterError as error:
             self._faults.note("stop", error)
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            self._source.wake.wait(timeout=HEARTBEAT_S)
-            self._source.wake.clear()
-            try:
-                while self._turn():
-                    pass
-            except Exception as error:  # noqa: BLE001 - boundary: the thread lives as long as the engine
-                self._faults.note("meter", error, "Figures of this moment are incomplete.")
+    def _turn(self) -> float:
+        """Work one slice off; seconds until the next one."""
+        return 0.0 if self._work_off() else HEARTBEAT_S
 
-    def _turn(self) -> bool:
-        """One slice of work; True where more is waiting."""
+    def _failed(self, error: Exception) -> float:
+        self._faults.note("meter", error, "Figures of this moment are incomplete.")
+        return HEARTBEAT_S
+
+    def _work_off(self) -> bool:
+        """One slice of events; True where more is waiting."""
         batch = self._source.drain(SLICE_ROWS)
         windows = self._ledger.observe_steps(batch.steps)
         if isinstance(self._power, ModelledMeter):
@@ -258,7 +256,7 @@ class EngineMeter:
             self._coefficients.save_at_times()
 
     def _settle_the_rest(self) -> None:
-        while self._turn():
+        while self._work_off():
             pass
         now_s = time.monotonic()
         ends = [
@@ -269,7 +267,7 @@ class EngineMeter:
         self._ledger.tick_s = 0.0  # the last tick may be a short one
         while self._ledger.num_closed and time.monotonic() < now_s + LAST_TICK_S:
             self._readings.extend(self._power.read())
-            self._turn()
+            self._work_off()
             time.sleep(0.02)
         finals = self._ledger.give_up(time.monotonic())
         self._publish([self._totals(), *finals])
