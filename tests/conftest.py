@@ -7,6 +7,11 @@ tests/gpu is collected.
 from importlib.util import find_spec
 from pathlib import Path
 
+import pytest
+
+# An assertion that fails in a helper shows its values too.
+pytest.register_assert_rewrite("tests.support")
+
 if all(map(find_spec, ("grpc", "hypothesis", "openai"))):
     from tests.support.metered import start_server, stub_library, tiny_model
 
