@@ -168,6 +168,7 @@ class EngineMeter:
         if teaches(power, model) and not outside:
             file = Path(config.prices_file) if config.prices_file else None
             self._coefficients = KeptCoefficients(file, model, faults)
+        self._embodied_rate = embodied_rate(config.embodied, model.gpu, host=config.embodied_host)
         self._ledger = EnergyLedger(
             power.gpus,
             model,
@@ -178,12 +179,10 @@ class EngineMeter:
             idle_by_time=config.idle == "by_time",
             lag_s=config.counter_lag_s,
             tick_s=TICK_S,
+            embodied_grams_per_gpu_s=self._embodied_rate,
             learner=self._coefficients.learner if self._coefficients else None,
         )
         self._grid, self._pue = open_grid(config, faults), config.pue
-        self._ledger.embodied_grams_per_gpu_s = embodied_rate(
-            config.embodied, model.gpu, host=config.embodied_host
-        )
         self._readings: deque[EnergyReading] = deque()
         self._sampler = PowerSampler(power, 1 / config.sample_hz, self._readings.extend, faults)
         self._watch: Watch | None = None
@@ -239,15 +238,20 @@ class EngineMeter:
         windows = self._ledger.observe_steps(batch.steps)
         if isinstance(self._power, ModelledMeter):
             self._power.add_load(windows, batch.known_until_s)
-        self._publish([self._ledger.close(end) for end in batch.ends])
+        grams_per_joule = self._grams_per_joule
+        self._publish([self._ledger.close(end, grams_per_joule) for end in batch.ends])
         self._settle(batch.known_until_s)
         return batch.more
+
+    @property
+    def _grams_per_joule(self) -> float:
+        """gCO2eq of the grid now."""
+        return operational_grams(1.0, self._grid.now, self._pue)
 
     def _settle(self, known_until_s: float) -> None:
         while self._readings:
             self._ledger.observe_reading(self._readings.popleft())
-        self._ledger.grams_per_joule = operational_grams(1.0, self._grid.now, self._pue)
-        finals = self._ledger.settle(known_until_s)
+        finals = self._ledger.settle(known_until_s, self._grams_per_joule)
         if finals or time.monotonic() - self._published_s > TOTALS_S:
             self._published_s = time.monotonic()
             # Totals first: whoever sees a final figure finds its joules in them.
@@ -263,17 +267,17 @@ class EngineMeter:
             RequestEnd(request_id, Outcome.ABORTED, 0, 0, 0, now_s)
             for request_id in self._ledger.open_requests()
         ]
-        self._publish([self._ledger.close(end) for end in ends])
-        self._ledger.tick_s = 0.0  # the last tick may be a short one
+        self._publish([self._ledger.close(end, self._grams_per_joule) for end in ends])
+        self._ledger.allow_short_ticks()
         while self._ledger.num_closed and time.monotonic() < now_s + LAST_TICK_S:
             self._readings.extend(self._power.read())
             self._work_off()
             time.sleep(0.02)
-        finals = self._ledger.give_up(time.monotonic())
+        finals = self._ledger.give_up(time.monotonic(), self._grams_per_joule)
         self._publish([self._totals(), *finals])
 
     def _totals(self) -> EngineTotals:
-        gpus, rate = self._ledger.totals(), self._ledger.embodied_grams_per_gpu_s
+        gpus, rate = self._ledger.totals(), self._embodied_rate
         seconds = zip(*(gpu.account_seconds for gpu in gpus), strict=True)
         return EngineTotals(
             session=self._session,
@@ -283,8 +287,8 @@ class EngineMeter:
             account_grams=tuple(self._ledger.account_grams.tolist()),
             embodied_grams=() if rate is None else tuple(rate * sum(each) for each in seconds),
             intensity=self._grid.now,
-            steps=dict(self._ledger.step_counts),
-            tokens=dict(self._ledger.token_counts),
+            steps=dict(self._ledger.counts.steps),
+            tokens=dict(self._ledger.counts.tokens),
             errors=dict(self._faults.counts),
             sampler_gap_s=self._sampler.gap_s,
             sampler_read_s=self._sampler.read_s,
