@@ -20,8 +20,8 @@ from llm_carbon_meter.power.nvml.nvml_meter import (
 from llm_carbon_meter.power.power_meter import PowerMeter
 from llm_carbon_meter.records import EnergyReading, PowerError, Quality
 from llm_carbon_meter.testing.nvml_stub import StubScript
-
-from .test_nvml_meter import MIG_UUID, UUIDS, read_for
+from tests.support.gpu_names import MIG_UUID, UUIDS
+from tests.support.readings import read_for
 
 ALWAYS = "0 9e9"
 

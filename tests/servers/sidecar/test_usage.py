@@ -1,0 +1,114 @@
+"""Token counts and figures of the answers that the proxy meters."""
+
+import json
+import time
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import Response, StreamingResponse
+from starlette.routing import Route
+
+from tests.support.proxied import (
+    CHAT,
+    DONE,
+    EVENTS,
+    LAST,
+    USAGE,
+    Start,
+    chunk,
+    comment_of,
+    event,
+    record,
+    streamed,
+    without_comment,
+)
+
+
+def test_usage_is_asked_for_and_not_shown_to_who_did_not_ask(start: Start) -> None:
+    """The client gets the stream that it would have got; the record has the server's count."""
+    seen: list[Any] = []
+    parts = [chunk("a"), chunk("b") + LAST, DONE]
+    client = start(streamed(parts, seen))
+    back = client.post(CHAT, json={"stream": True, "messages": []})
+    assert seen[0]["stream_options"] == {"include_usage": True}
+    assert without_comment(back.content) == chunk("a") + chunk("b") + DONE
+    assert comment_of(back.content)["energy_joules"] > 0
+    found = record(client, comment_of(back.content)["id"])
+    counts = found["prompt_tokens"], found["output_tokens"], found["tokens_from"]
+    assert counts == (7, 3, "usage")
+    assert "chatcmpl-1" in found["external_ids"]
+
+
+def test_an_answer_that_is_read_comes_as_it_can_be_read(start: Start) -> None:
+    """Not compressed; the length of a stream that came as one piece is not that of ours."""
+    wishes = []
+
+    async def answer(request: Request) -> Response:
+        wishes.append(request.headers.get("accept-encoding"))
+        return Response(chunk("a") + LAST + DONE, media_type=EVENTS)
+
+    client = start(Route(CHAT, answer, methods=["POST"]))
+    back = client.post(CHAT, json={"stream": True}, headers={"Accept-Encoding": "gzip"})
+    assert wishes == [None]
+    assert without_comment(back.content) == chunk("a") + DONE
+
+
+def test_a_client_that_asks_for_usage_gets_it(start: Start) -> None:
+    """Its stream is byte for byte the server's, the comment aside."""
+    parts = [chunk("a"), LAST[:20], LAST[20:], DONE]
+    body = {"stream": True, "stream_options": {"include_usage": True}}
+    back = start(streamed(parts)).post(CHAT, json=body)
+    assert without_comment(back.content) == b"".join(parts)
+    assert back.content.index(b": llm-carbon") < back.content.index(DONE)
+
+
+def test_without_usage_chunks_are_counted_and_it_says_so(start: Start) -> None:
+    """Four chunks, two of them with content."""
+    role = event(choices=[{"delta": {"role": "assistant", "content": ""}}])
+    end = event(choices=[{"delta": {}, "finish_reason": "stop"}])
+    client = start(streamed([role, chunk("a"), chunk("b"), end, DONE]))
+    back = client.post(CHAT, json={"stream": True, "messages": ["x" * 40]})
+    found = record(client, comment_of(back.content)["id"])
+    counts = found["prompt_tokens"], found["output_tokens"], found["tokens_from"]
+    assert counts == (10, 2, "guessed")
+
+
+def test_the_usage_of_responses_is_in_their_last_event(start: Start) -> None:
+    """There is no [DONE]: the comment comes at the end."""
+    usage = {"input_tokens": 9, "output_tokens": 2, "input_tokens_details": {"cached_tokens": 5}}
+    parts = [
+        event(type="response.created", response={"id": "resp_7", "usage": None}),
+        event(type="response.output_text.delta", delta="a"),
+        event(type="response.completed", response={"id": "resp_7", "usage": usage}),
+    ]
+
+    async def answer(_request: Request) -> Response:
+        return StreamingResponse(iter(parts), media_type=EVENTS)
+
+    client = start(Route("/v1/responses", answer, methods=["POST"]))
+    back = client.post("/v1/responses", json={"stream": True, "input": "x"})
+    assert without_comment(back.content) == b"".join(parts)
+    found = record(client, "resp_7")
+    counts = found["prompt_tokens"], found["cached_tokens"], found["output_tokens"]
+    assert counts == (9, 5, 2)
+
+
+def test_a_whole_answer_has_its_figures_in_headers(start: Start) -> None:
+    """Estimate and use; the body is as it came, and the record is found under its id."""
+    body = (
+        b'{ "id":"cmpl-5", "choices":[{"text":"a"}], "usage": ' + json.dumps(USAGE).encode() + b"}"
+    )
+
+    async def answer(_request: Request) -> Response:
+        time.sleep(0.2)
+        return Response(body, media_type="application/json")
+
+    client = start(Route("/v1/completions", answer, methods=["POST"]))
+    back = client.post("/v1/completions", json={"prompt": "What is a joule?"})
+    assert back.content == body
+    assert float(back.headers["llm-carbon-estimated-wh"]) > 0
+    assert float(back.headers["llm-carbon-modelled-wh"]) > 0
+    found = record(client, "cmpl-5")
+    assert found["prefill_joules"] > 0
+    assert found["decode_joules"] > found["prefill_joules"]
+    assert found["output_tokens"] == 3
