@@ -227,7 +227,7 @@ class RequestEnergy:
     source: Source
     quality: Quality
     outcome: Outcome
-    joules: AccountJoules
+    accounts: AccountJoules
     operational_grams: float
     """gCO2eq: joules / 3.6e6 x PUE x intensity (Eq 1 of the LLMCO2 paper)."""
     gpu_seconds: float
@@ -242,6 +242,21 @@ class RequestEnergy:
     """Requests in its steps, averaged: the batch it shared."""
     first_step_s: float
     last_step_s: float
+
+    @property
+    def joules(self) -> float:
+        """All accounts together."""
+        return self.accounts.total
+
+    @property
+    def prefill_joules(self) -> float:
+        """For users of `meter_generate`."""
+        return self.accounts.prefill
+
+    @property
+    def decode_joules(self) -> float:
+        """Likewise."""
+        return self.accounts.decode
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ def energy_headers(energy: RequestEnergy) -> dict[str, str]:
     """Headers of what the request used; named after the source, never measured for modelled."""
     source = "Measured" if energy.source is Source.MEASURED else "Modelled"
     return {
-        f"{PREFIX}{source}-Wh": decimal(watt_hours(energy.joules.total)),
+        f"{PREFIX}{source}-Wh": decimal(watt_hours(energy.joules)),
         f"{PREFIX}{source}-gCO2eq": decimal(energy.operational_grams),
         PREFIX + "Quality": energy.quality,
         PREFIX + "Status": energy.status,
@@ -94,7 +94,7 @@ def _features(record: RequestRecord) -> dict[str, Any]:
 
 
 def _figures(energy: RequestEnergy) -> dict[str, Any]:
-    joules = {"energy": energy.joules.total, **energy.joules.by_name}
+    joules = {"energy": energy.joules, **energy.accounts.by_name}
     return with_watt_hours(joules) | {
         "operational_grams": energy.operational_grams,
         "embodied_grams": energy.embodied_grams,

@@ -30,9 +30,9 @@ def energy_attributes(energy: RequestEnergy, intensity: CarbonIntensity) -> dict
     """What the request used; modelled figures carry their own names."""
     source = "measured" if energy.source is Source.MEASURED else "modelled"
     return {
-        f"{PREFIX}energy.{source}_wh": watt_hours(energy.joules.total),
-        PREFIX + "energy.prefill_wh": watt_hours(energy.joules.prefill),
-        PREFIX + "energy.decode_wh": watt_hours(energy.joules.decode),
+        f"{PREFIX}energy.{source}_wh": watt_hours(energy.joules),
+        PREFIX + "energy.prefill_wh": watt_hours(energy.accounts.prefill),
+        PREFIX + "energy.decode_wh": watt_hours(energy.accounts.decode),
         f"{PREFIX}emissions.{source}_gco2eq": energy.operational_grams,
         PREFIX + "carbon_intensity_gco2eq_per_kwh": intensity.grams_per_kwh,
         PREFIX + "quality": energy.quality,

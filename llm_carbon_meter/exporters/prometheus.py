@@ -305,7 +305,7 @@ class _Together(Collector):
 
 
 def _phases(energy: RequestEnergy) -> Mapping[str, float]:
-    joules = energy.joules
+    joules = energy.accounts
     phases = {"prefill": joules.prefill, "decode": joules.decode, "total": joules.total}
     rare = {"recompute": joules.recompute, "waste": joules.waste}
     return phases | {name: value for name, value in rare.items() if value}

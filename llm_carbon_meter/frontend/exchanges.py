@@ -167,7 +167,7 @@ def sum_energies(energies: Sequence[RequestEnergy]) -> RequestEnergy:
     final = all(each.status is Status.FINAL for each in energies)
     return dataclasses.replace(
         energies[0],
-        joules=reduce(add, (each.joules for each in energies)),
+        accounts=reduce(add, (each.accounts for each in energies)),
         **{name: sum(getattr(each, name) for each in energies) for name in fields},
         embodied_grams=_sum_known(each.embodied_grams for each in energies),
         status=Status.FINAL if final else Status.PROVISIONAL,

@@ -178,7 +178,7 @@ class OpenRequests:
             source=provenance.source,
             quality=provenance.worst(list(Quality)[self.worst[slot]]),
             outcome=end.outcome,
-            joules=AccountJoules(*figures.joules.tolist()),
+            accounts=AccountJoules(*figures.joules.tolist()),
             operational_grams=float(figures.grams),
             gpu_seconds=gpu_seconds,
             embodied_grams=provenance.embodied_grams(gpu_seconds),

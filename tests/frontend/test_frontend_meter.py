@@ -15,7 +15,7 @@ from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend.exchanges import Exchange
 from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
 from llm_carbon_meter.physics.model_list import built_in_model
-from llm_carbon_meter.predictor import estimator
+from llm_carbon_meter.predictor import models as energy_models
 from llm_carbon_meter.predictor.energy_model import (
     Deployment,
     Numbers,
@@ -56,8 +56,8 @@ class TenJoules:
 def bound(monkeypatch: pytest.MonkeyPatch) -> list[Deployment]:
     """The deployments of the energy model that is called gnn here."""
     deployments: list[Deployment] = []
-    models = {**estimator.ENERGY_MODELS, "gnn": lambda: TenJoules(deployments)}
-    monkeypatch.setattr(estimator, "ENERGY_MODELS", models)
+    models = {**energy_models.ENERGY_MODELS, "gnn": lambda: TenJoules(deployments)}
+    monkeypatch.setattr(energy_models, "ENERGY_MODELS", models)
     return deployments
 
 

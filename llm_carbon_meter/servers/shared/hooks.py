@@ -74,12 +74,12 @@ def owner_of(target: str) -> Any:
     return getattr(import_module(module), name) if name else import_module(module)
 
 
-def missing(hooks: Sequence[Hook[Any]], owners: Callable[[str], Any] = owner_of) -> list[str]:
+def missing(hooks: Sequence[Hook[Any]], owners: Callable[[str], Any] | None = None) -> list[str]:
     """The names of a table that what is installed lacks."""
     lacking: dict[str, None] = {}
     for hook in hooks:
         try:
-            owner = owners(hook.target)
+            owner = (owners or owner_of)(hook.target)
         except (ImportError, AttributeError) as error:
             lacking[f"{hook.target} ({error})"] = None
             continue
@@ -94,16 +94,18 @@ def _has(owner: Any, name: str) -> bool:
     return member is not None and not getattr(member, "__isabstractmethod__", False)
 
 
-def install(hooks: Sequence[Hook[T]], handlers: T, owners: Callable[[str], Any] = owner_of) -> None:
+def install(
+    hooks: Sequence[Hook[T]], handlers: T, owners: Callable[[str], Any] | None = None
+) -> None:
     """Wrap every name of a table; `missing` was empty before.
 
     Args:
         hooks: the table.
         handlers: whose methods are called.
-        owners: gives the class or module of a target.
+        owners: gives the class or module of a target; `owner_of` unless given.
     """
     for hook in hooks:
-        owner = owners(hook.target)
+        owner = (owners or owner_of)(hook.target)
         if hook.replaced_by is not None:
             setattr(owner, hook.method, hook.replaced_by(getattr(owner, hook.method)))
         elif hook.on_error is not None:
