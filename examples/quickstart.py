@@ -3,9 +3,8 @@
     python examples/quickstart.py
 
 The model is tiny and runs on the CPU. The power comes from the NVML stub library, which plays a
-script: every joule here is simulated, no figure is of a real GPU. The estimate is for the H100 whose
-name the stub tells; that GPU would answer much sooner than this CPU, so estimate and measurement are
-not of the same hardware here.
+script: every joule is simulated, none is of a real GPU. The estimate is for the H100 that the stub
+names. An H100 would answer much sooner than this CPU, so the two figures do not compare here.
 """
 
 import time

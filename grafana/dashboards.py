@@ -1,4 +1,4 @@
-"""Writes the dashboards, the alerts' links and the Kubernetes rules: ``python -m grafana.dashboards``.
+"""Writes dashboards, the alerts' links and Kubernetes rules: ``python -m grafana.dashboards``.
 
 ``--runbooks URL`` lets the alerts link to another page than the dashboard of runbooks.
 """

@@ -1,4 +1,4 @@
-"""What to do about each alert: the sections of README.md, one text panel each, for Alertmanager's links."""
+"""What to do about each alert: the runbooks of README.md, a text panel each."""
 
 import re
 from collections.abc import Mapping
@@ -18,8 +18,9 @@ HEIGHT: Final = 7
 
 def runbooks() -> Mapping[str, str]:
     """Alert -> its section in README.md, in the order of the sections."""
-    chapter = re.split(r"^## ", README.read_text("utf-8").partition(f"\n{CHAPTER}\n")[2], 1, re.M)
-    _, *parts = re.split(r"^### (\w+)$", chapter[0], flags=re.M)
+    _, _, rest = README.read_text("utf-8").partition(f"\n{CHAPTER}\n")
+    chapter, *_ = re.split(r"^## ", rest, flags=re.MULTILINE)
+    _, *parts = re.split(r"^### (\w+)$", chapter, flags=re.MULTILINE)
     return dict(zip(parts[::2], (part.strip() for part in parts[1::2]), strict=True))
 
 
