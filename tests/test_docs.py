@@ -53,7 +53,7 @@ def test_every_setting_that_is_named_exists(document: Path) -> None:
 
 
 def test_the_front_page_is_short_and_begins_with_demo_and_test() -> None:
-    """At most 150 lines; ``make demo`` first, ``make test`` second; its status in the first screen."""
+    """At most 150 lines, ``make demo`` first, ``make test`` second, and its status at once."""
     lines = TEXTS[README].splitlines()
     assert len(lines) <= 150
     assert "alpha; not yet validated on a real GPU" in " ".join(lines[:30])
