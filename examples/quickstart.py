@@ -39,8 +39,11 @@ def main() -> None:
         for name, value in answer.headers.items():
             if name.startswith("llm-carbon-"):
                 print(f"{name}: {value}")
-        time.sleep(2.0)  # the counter's next tick makes the figure final
-        record = fetch_record(server.url, answer.json()["id"])
+        for _ in range(60):  # the counter's next tick makes the record final
+            record = fetch_record(server.url, answer.json()["id"])
+            if record is not None and record["status"] == "final":
+                break
+            time.sleep(0.5)
         assert record is not None
         print(f"record: {record['status']}, quality {record['quality']}")
         for name in ("prefill_wh", "decode_wh", "energy_wh", "operational_grams"):

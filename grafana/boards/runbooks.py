@@ -27,7 +27,7 @@ def runbooks() -> Mapping[str, str]:
 def runbook_url(alert: str, base: str = DEFAULT_URL) -> str:
     """Where an alert's section is read: a panel of this dashboard, or an anchor of another page."""
     if base.endswith(UID):
-        # Grafana takes a panel's plain id here since version 7, beside `panel-N` since 11.3.
+        # A panel's plain id: Grafana 10 knows no other, later ones take it beside `panel-N`..
         return f"{base}?viewPanel={list(runbooks()).index(alert) + 1}"
     return f"{base}#{alert.lower()}"
 
