@@ -10,7 +10,8 @@ import pytest
 
 from llm_carbon_meter import cli
 from llm_carbon_meter.config import DATA_VARIABLE
-from tests.support.documents import PARTS, README, ROOT, documents, rendered, table_column
+from llm_carbon_meter.records import Account, Quality
+from tests.support.documents import PACKAGE, PARTS, README, ROOT, documents, rendered, table_column
 
 TEXTS: Mapping[Path, str] = {path: path.read_text("utf-8") for path in documents()}
 EVERYTHING = "\n".join(TEXTS.values())
@@ -50,6 +51,15 @@ def test_every_setting_that_is_named_exists(document: Path) -> None:
     """No variable is unknown to the code."""
     known = table_column("settings", r"LLM_CARBON_METER_\w+") | {DATA_VARIABLE}
     assert set(re.findall(r"LLM_CARBON_METER_[A-Z_]*[A-Z]", TEXTS[document])) <= known
+
+
+def test_every_quality_and_account_is_explained() -> None:
+    """A row each, in the tables of power/ and ledger/."""
+    power, ledger = (TEXTS[PACKAGE / room / "README.md"] for room in ("power", "ledger"))
+    assert set(Quality) == set(re.findall(r"^\| `(\w+)` \|", power, re.MULTILINE))
+    cells = re.findall(r"^\| (`.*?`) \| (?:yes|no) ", ledger, re.MULTILINE)
+    explained = [name.strip("`") for cell in cells for name in cell.split(", ")]
+    assert explained == [account.label for account in Account]
 
 
 def test_the_front_page_is_short_and_begins_with_demo_and_test() -> None:
