@@ -30,7 +30,7 @@ lint: $(VENV)/ready
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) demo-out dist
+	rm -rf $(VENV) demo-out quickstart-out dist
 
 # vLLM for the GPU at hand, else its CPU build.
 $(VENV)/ready: pyproject.toml

@@ -1,5 +1,10 @@
-"""Writes our dashboards and the Kubernetes rules: ``python -m grafana.dashboards``."""
+"""Writes dashboards, the alerts' links and Kubernetes rules: ``python -m grafana.dashboards``.
 
+``--runbooks URL`` lets the alerts link to another page than the dashboard of runbooks.
+"""
+
+import argparse
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
@@ -7,22 +12,32 @@ from typing import Final
 import yaml
 from grafana_foundation_sdk.cog.encoder import JSONEncoder
 
-from grafana.boards import drift, overview, requests
+from grafana.boards import drift, overview, requests, runbooks
 
 FOLDER: Final = Path(__file__).parent
 BOARDS: Final = {
     "overview": overview.BOARD,
     "requests": requests.BOARD,
     "drift": drift.BOARD,
+    "runbooks": runbooks.BOARD,
 }
+ALERTS: Final = FOLDER / "prometheus" / "rules" / "alerts.yml"
+_LINK: Final = re.compile(r"(- alert: (\w+)\n.*?\n +runbook_url: )\S+", re.DOTALL)
 
 
-def prometheus_rule() -> Mapping[str, object]:
+def linked_alerts(base: str) -> str:
+    """alerts.yml, each alert with a link to its runbook."""
+
+    def link(rule: re.Match[str]) -> str:
+        return rule[1] + runbooks.runbook_url(rule[2], base)
+
+    return _LINK.sub(link, ALERTS.read_text("utf-8"))
+
+
+def prometheus_rule(alerts: str) -> Mapping[str, object]:
     """Both rule files as one object for the Prometheus operator."""
-    groups = []
-    for name in ("recording", "alerts"):
-        text = (FOLDER / "prometheus" / "rules" / f"{name}.yml").read_text("utf-8")
-        groups += yaml.safe_load(text)["groups"]
+    recording = ALERTS.with_name("recording.yml").read_text("utf-8")
+    groups = [group for text in (recording, alerts) for group in yaml.safe_load(text)["groups"]]
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",
@@ -42,18 +57,32 @@ def _text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
 Readable.add_representer(str, _text)
 
 
-def files() -> Mapping[Path, str]:
-    """Everything that is generated, by where it lies."""
+def files(base: str = runbooks.DEFAULT_URL) -> Mapping[Path, str]:
+    """Everything that is generated, by where it lies; ``base`` is the page of the runbooks."""
     encoder = JSONEncoder(indent=2, sort_keys=True)
     made = {
         FOLDER / "dashboards" / f"{name}.json": encoder.encode(board.build()) + "\n"
         for name, board in BOARDS.items()
     }
-    rule = yaml.dump(prometheus_rule(), Dumper=Readable, sort_keys=False, width=100)
+    made[ALERTS] = alerts = linked_alerts(base)
+    rule = yaml.dump(prometheus_rule(alerts), Dumper=Readable, sort_keys=False, width=100)
     made[FOLDER / "kubernetes" / "prometheus-rule.yaml"] = rule
     return made
 
 
-if __name__ == "__main__":
-    for path, text in files().items():
+def main() -> None:
+    """Write every generated file."""
+    parser = argparse.ArgumentParser(prog="python -m grafana.dashboards", description=__doc__)
+    parser.add_argument(
+        "--runbooks",
+        metavar="URL",
+        default=runbooks.DEFAULT_URL,
+        help=f"where alerts link to: the dashboard in your Grafana (…/d/{runbooks.UID}), or a page "
+        "that has the sections of grafana/README.md (default: %(default)s)",
+    )
+    for path, text in files(parser.parse_args().runbooks).items():
         path.write_text(text, "utf-8")
+
+
+if __name__ == "__main__":
+    main()

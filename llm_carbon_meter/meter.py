@@ -45,6 +45,7 @@ from llm_carbon_meter.records import (
     Source,
     SpecError,
 )
+from llm_carbon_meter.service import Service
 
 SLICE_ROWS: Final = 16_384
 """Requests x steps entered at a time; beyond some thousand, more at once is no quicker."""
@@ -54,6 +55,8 @@ reads each one."""
 TICK_S: Final = 1.0
 """Joules are divided over at least this long. A counter's own ticks are as short as its errors of
 time; over a second these are no larger than what the coefficients of work get wrong."""
+STOP_S: Final = 5.0
+"""How long a stopping meter waits for the slice under way."""
 LAST_TICK_S: Final = 1.0
 """How long a stopping meter waits for the tick that covers the last step."""
 
@@ -165,6 +168,7 @@ class EngineMeter:
         if teaches(power, model) and not outside:
             file = Path(config.prices_file) if config.prices_file else None
             self._coefficients = KeptCoefficients(file, model, faults)
+        self._embodied_rate = embodied_rate(config.embodied, model.gpu, host=config.embodied_host)
         self._ledger = EnergyLedger(
             power.gpus,
             model,
@@ -175,12 +179,10 @@ class EngineMeter:
             idle_by_time=config.idle == "by_time",
             lag_s=config.counter_lag_s,
             tick_s=TICK_S,
+            embodied_grams_per_gpu_s=self._embodied_rate,
             learner=self._coefficients.learner if self._coefficients else None,
         )
         self._grid, self._pue = open_grid(config, faults), config.pue
-        self._ledger.embodied_grams_per_gpu_s = embodied_rate(
-            config.embodied, model.gpu, host=config.embodied_host
-        )
         self._readings: deque[EnergyReading] = deque()
         self._sampler = PowerSampler(power, 1 / config.sample_hz, self._readings.extend, faults)
         self._watch: Watch | None = None
@@ -188,8 +190,7 @@ class EngineMeter:
             neighbours = Neighbours(engine_pid, runtime_folder(), power.gpus, faults)
             self._watch = Watch(power.review, neighbours, faults)
         self._published_s = time.monotonic()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="llm-carbon-meter", daemon=True)
+        self._service = Service("llm-carbon-meter", self._turn, self._failed, source.wake)
 
     def start(self) -> None:
         """Take the first reading and start both threads.
@@ -206,15 +207,13 @@ class EngineMeter:
             self._watch.start()
         self._sampler.start()
         self._grid.start()
-        self._thread.start()
+        self._service.start()
 
     def stop(self) -> None:
         """Settle the last tick, close what is open, publish it, and end both threads."""
         self._sampler.stop()
         self._grid.stop()
-        self._stop.set()
-        self._source.wake.set()
-        self._thread.join(timeout=5)
+        self._service.stop(STOP_S)
         if self._watch is not None:
             self._watch.stop()
         try:
@@ -225,31 +224,34 @@ class EngineMeter:
         except MeterError as error:
             self._faults.note("stop", error)
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            self._source.wake.wait(timeout=HEARTBEAT_S)
-            self._source.wake.clear()
-            try:
-                while self._turn():
-                    pass
-            except Exception as error:  # noqa: BLE001 - boundary: the thread lives as long as the engine
-                self._faults.note("meter", error, "Figures of this moment are incomplete.")
+    def _turn(self) -> float:
+        """Work one slice off; seconds until the next one."""
+        return 0.0 if self._work_off() else HEARTBEAT_S
 
-    def _turn(self) -> bool:
-        """One slice of work; True where more is waiting."""
+    def _failed(self, error: Exception) -> float:
+        self._faults.note("meter", error, "Figures of this moment are incomplete.")
+        return HEARTBEAT_S
+
+    def _work_off(self) -> bool:
+        """One slice of events; True where more is waiting."""
         batch = self._source.drain(SLICE_ROWS)
         windows = self._ledger.observe_steps(batch.steps)
         if isinstance(self._power, ModelledMeter):
             self._power.add_load(windows, batch.known_until_s)
-        self._publish([self._ledger.close(end) for end in batch.ends])
+        grams_per_joule = self._grams_per_joule
+        self._publish([self._ledger.close(end, grams_per_joule) for end in batch.ends])
         self._settle(batch.known_until_s)
         return batch.more
+
+    @property
+    def _grams_per_joule(self) -> float:
+        """gCO2eq of the grid now."""
+        return operational_grams(1.0, self._grid.now, self._pue)
 
     def _settle(self, known_until_s: float) -> None:
         while self._readings:
             self._ledger.observe_reading(self._readings.popleft())
-        self._ledger.grams_per_joule = operational_grams(1.0, self._grid.now, self._pue)
-        finals = self._ledger.settle(known_until_s)
+        finals = self._ledger.settle(known_until_s, self._grams_per_joule)
         if finals or time.monotonic() - self._published_s > TOTALS_S:
             self._published_s = time.monotonic()
             # Totals first: whoever sees a final figure finds its joules in them.
@@ -258,24 +260,24 @@ class EngineMeter:
             self._coefficients.save_at_times()
 
     def _settle_the_rest(self) -> None:
-        while self._turn():
+        while self._work_off():
             pass
         now_s = time.monotonic()
         ends = [
             RequestEnd(request_id, Outcome.ABORTED, 0, 0, 0, now_s)
             for request_id in self._ledger.open_requests()
         ]
-        self._publish([self._ledger.close(end) for end in ends])
-        self._ledger.tick_s = 0.0  # the last tick may be a short one
+        self._publish([self._ledger.close(end, self._grams_per_joule) for end in ends])
+        self._ledger.allow_short_ticks()
         while self._ledger.num_closed and time.monotonic() < now_s + LAST_TICK_S:
             self._readings.extend(self._power.read())
-            self._turn()
+            self._work_off()
             time.sleep(0.02)
-        finals = self._ledger.give_up(time.monotonic())
+        finals = self._ledger.give_up(time.monotonic(), self._grams_per_joule)
         self._publish([self._totals(), *finals])
 
     def _totals(self) -> EngineTotals:
-        gpus, rate = self._ledger.totals(), self._ledger.embodied_grams_per_gpu_s
+        gpus, rate = self._ledger.totals(), self._embodied_rate
         seconds = zip(*(gpu.account_seconds for gpu in gpus), strict=True)
         return EngineTotals(
             session=self._session,
@@ -285,8 +287,8 @@ class EngineMeter:
             account_grams=tuple(self._ledger.account_grams.tolist()),
             embodied_grams=() if rate is None else tuple(rate * sum(each) for each in seconds),
             intensity=self._grid.now,
-            steps=dict(self._ledger.step_counts),
-            tokens=dict(self._ledger.token_counts),
+            steps=dict(self._ledger.counts.steps),
+            tokens=dict(self._ledger.counts.tokens),
             errors=dict(self._faults.counts),
             sampler_gap_s=self._sampler.gap_s,
             sampler_read_s=self._sampler.read_s,

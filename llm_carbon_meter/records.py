@@ -7,7 +7,7 @@ Joules, watts, seconds of the monotonic clock. Nobody changes a record after it 
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum, StrEnum
 from typing import Final, NamedTuple
 
@@ -181,6 +181,42 @@ class RequestEnd:
 
 
 @dataclass(frozen=True, slots=True)
+class AccountJoules:
+    """Joules of a request by account: the only place that lists a request's accounts."""
+
+    prefill: float = 0.0
+    decode: float = 0.0
+    recompute: float = 0.0
+    waste: float = 0.0
+    idle: float = 0.0
+    """0 unless idle is spread over requests (``idle="by_time"``)."""
+
+    @property
+    def total(self) -> float:
+        """All accounts together."""
+        return self.prefill + self.decode + self.recompute + self.waste + self.idle
+
+    @property
+    def busy(self) -> float:
+        """Without idle joules, which are in no estimate."""
+        return self.total - self.idle
+
+    @property
+    def by_name(self) -> Mapping[str, float]:
+        """Every account under its name."""
+        return {name: getattr(self, name) for name in ACCOUNT_NAMES}
+
+    def __add__(self, other: "AccountJoules") -> "AccountJoules":
+        return AccountJoules(
+            *(getattr(self, name) + getattr(other, name) for name in ACCOUNT_NAMES)
+        )
+
+
+ACCOUNT_NAMES: Final = tuple(field.name for field in fields(AccountJoules))
+"""Of a request's accounts, as records and tables have them."""
+
+
+@dataclass(frozen=True, slots=True)
 class RequestEnergy:
     """What one engine request used: its fair share of every step that it was in."""
 
@@ -191,12 +227,7 @@ class RequestEnergy:
     source: Source
     quality: Quality
     outcome: Outcome
-    prefill_joules: float
-    decode_joules: float
-    recompute_joules: float
-    waste_joules: float
-    idle_joules: float
-    """0 unless idle is spread over requests (``idle="by_time"``)."""
+    accounts: AccountJoules
     operational_grams: float
     """gCO2eq: joules / 3.6e6 x PUE x intensity (Eq 1 of the LLMCO2 paper)."""
     gpu_seconds: float
@@ -215,13 +246,17 @@ class RequestEnergy:
     @property
     def joules(self) -> float:
         """All accounts together."""
-        return (
-            self.prefill_joules
-            + self.decode_joules
-            + self.recompute_joules
-            + self.waste_joules
-            + self.idle_joules
-        )
+        return self.accounts.total
+
+    @property
+    def prefill_joules(self) -> float:
+        """For users of `meter_generate`."""
+        return self.accounts.prefill
+
+    @property
+    def decode_joules(self) -> float:
+        """Likewise."""
+        return self.accounts.decode
 
 
 @dataclass(frozen=True, slots=True)

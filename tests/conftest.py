@@ -1,4 +1,4 @@
-"""Fixtures for every folder of tests: the stub of NVML, and real servers.
+"""Fixtures for every folder of tests: the stub of NVML, real servers, the public data sets.
 
 A machine that is lent for its GPU may have torch, numpy, nvidia-ml-py and pytest alone: there only
 tests/gpu is collected.
@@ -12,11 +12,13 @@ import pytest
 # An assertion that fails in a helper shows its values too.
 pytest.register_assert_rewrite("tests.support")
 
-NEEDS = {
+# module -> packages that it needs
+FIXTURES = {
     "tests.support.scripted_nvml": ("pynvml",),
     "tests.support.metered": ("grpc", "openai"),
+    "tests.support.public_data": (),
 }
-pytest_plugins = [module for module, needs in NEEDS.items() if all(map(find_spec, needs))]
+pytest_plugins = [module for module, needs in FIXTURES.items() if all(map(find_spec, needs))]
 
 if not find_spec("hypothesis"):
     collect_ignore = [

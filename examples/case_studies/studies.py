@@ -16,8 +16,8 @@ matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
 from llm_carbon_meter.carbon.emissions import embodied_rate, operational_grams
-from llm_carbon_meter.columns import aligned
 from llm_carbon_meter.estimate.one_request import make_deployment
+from llm_carbon_meter.exporters.columns import aligned
 from llm_carbon_meter.predictor.energy_model import BoundModel, Deployment
 from llm_carbon_meter.predictor.models import energy_model
 from llm_carbon_meter.records import CarbonIntensity

@@ -18,8 +18,8 @@ import numpy as np
 matplotlib.use("Agg")
 from matplotlib.figure import Figure
 
-from llm_carbon_meter.columns import aligned
 from llm_carbon_meter.config import data_folder
+from llm_carbon_meter.exporters.columns import aligned
 from llm_carbon_meter.training.data.dataset import read_table
 from llm_carbon_meter.training.fit.examples import merge_repeats
 from llm_carbon_meter.training.fit.metrics import Interval

@@ -13,8 +13,8 @@ from llm_carbon_meter.campaign.job import Job
 from llm_carbon_meter.campaign.plan import TINY_MODEL, Plan, make_plan
 from llm_carbon_meter.campaign.rows import Measurements, Row, Status, occasion, write_parquet
 from llm_carbon_meter.campaign.runner import installed_version, lacking, measure
-from llm_carbon_meter.columns import aligned
 from llm_carbon_meter.config import cuda_visible_devices
+from llm_carbon_meter.exporters.columns import aligned
 from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.physics.model_list import named_config
 from llm_carbon_meter.power.nvml.survey import survey

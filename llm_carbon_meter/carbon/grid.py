@@ -3,7 +3,6 @@
 Never on a request's path: a thread of its own asks.
 """
 
-import threading
 import time
 from typing import Final
 
@@ -18,6 +17,7 @@ from llm_carbon_meter.carbon.intensity import (
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import CarbonIntensity, MeterError
+from llm_carbon_meter.service import Service
 
 REFRESH_S: Final = 60.0
 FIRST_PAUSE_S: Final = 30.0
@@ -76,8 +76,9 @@ class Grid:
         self._fallback = fallback
         self._faults = faults
         self._last: CarbonIntensity | None = None
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._pause_s = FIRST_PAUSE_S
+        """After the next failure."""
+        self._asking = Service("llm-carbon-meter-grid", self._turn, self._failed)
 
     @property
     def now(self) -> CarbonIntensity:
@@ -90,14 +91,11 @@ class Grid:
     def start(self) -> None:
         """Begin to ask, where there is somebody to ask."""
         if self._service is not None:
-            self._thread = threading.Thread(
-                target=self._run, name="llm-carbon-meter-grid", daemon=True
-            )
-            self._thread.start()
+            self._asking.start()
 
     def stop(self) -> None:
         """Ask no more; an answer on its way is not waited for."""
-        self._stop.set()
+        self._asking.stop(timeout_s=0.0)
 
     def asked(self) -> CarbonIntensity:
         """The intensity after asking once: for a command line, never for a server."""
@@ -122,14 +120,16 @@ class Grid:
         self._last = answer
         return True
 
-    def _run(self) -> None:
-        pause_s = FIRST_PAUSE_S
-        while not self._stop.is_set():
-            try:
-                answered = self.ask()
-            except Exception as error:  # noqa: BLE001 - boundary: the thread lives as long as the meter
-                self._faults.note("carbon_intensity", error, "It is asked again later.")
-                answered = False
-            if self._stop.wait(REFRESH_S if answered else pause_s):
-                return
-            pause_s = FIRST_PAUSE_S if answered else min(2 * pause_s, LONGEST_PAUSE_S)
+    def _turn(self) -> float:
+        if not self.ask():
+            return self._longer_pause_s()
+        self._pause_s = FIRST_PAUSE_S
+        return REFRESH_S
+
+    def _failed(self, error: Exception) -> float:
+        self._faults.note("carbon_intensity", error, "It is asked again later.")
+        return self._longer_pause_s()
+
+    def _longer_pause_s(self) -> float:
+        pause_s, self._pause_s = self._pause_s, min(2 * self._pause_s, LONGEST_PAUSE_S)
+        return pause_s

@@ -13,11 +13,10 @@ from llm_carbon_meter.records import ConfigError, MeterError
 from llm_carbon_meter.servers.shared.channel import Publisher, choose_directory
 from llm_carbon_meter.servers.shared.hooks import (
     Fit,
-    HookTable,
     installed_fit,
 )
-from llm_carbon_meter.servers.transformers.hooks import HOOKED as TRANSFORMERS_HOOKED
-from llm_carbon_meter.servers.vllm.hooks import HOOKED as VLLM_HOOKED
+from llm_carbon_meter.servers.transformers.hooks import HOOKS as TRANSFORMERS_HOOKS
+from llm_carbon_meter.servers.vllm.hooks import HOOKS as VLLM_HOOKS
 
 PLUGIN: Final = "llm_carbon_meter"
 POLL_S: Final = 2.0
@@ -65,7 +64,7 @@ def _engines() -> list[Finding]:
     if util.find_spec("transformers") is None:
         return [_vllm()]
     fit = installed_fit("transformers")
-    transformers = _fit("transformers", fit, TRANSFORMERS_HOOKED, "transformers 5.6 or newer")
+    transformers = _fit("transformers", fit, len(TRANSFORMERS_HOOKS), "transformers 5.6 or newer")
     if util.find_spec("vllm") is None:
         return [Finding("vllm", Verdict.NOTE, "not installed here"), transformers]
     if fit.missing:  # vLLM brings a transformers, which need not serve
@@ -77,7 +76,7 @@ def _vllm() -> Finding:
     problem = _unplugged()
     if problem:
         return Finding("vllm", Verdict.FAILS, problem)
-    return _fit("vllm", installed_fit("vllm"), VLLM_HOOKED, "vLLM 0.27 to 0.32")
+    return _fit("vllm", installed_fit("vllm"), len(VLLM_HOOKS), "vLLM 0.27 to 0.32")
 
 
 def _unplugged() -> str:
@@ -92,13 +91,12 @@ def _unplugged() -> str:
     return ""
 
 
-def _fit(engine: str, fit: Fit, table: HookTable, wanted: str) -> Finding:
+def _fit(engine: str, fit: Fit, count: int, wanted: str) -> Finding:
     version = fit.version or "of an unknown version"
     figures = {"version": fit.version, "missing": list(fit.missing)}
     if fit.missing:
         text = f"{version}: does not fit, it has no {', no '.join(fit.missing)}; use {wanted}"
         return Finding(engine, Verdict.FAILS, text, figures)
-    count = sum(map(len, table.values()))
     return Finding(engine, Verdict.OK, f"{version}: all {count} hooks fit", figures)
 
 

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from statistics import fmean, median
 from typing import Any, Final
 
-from llm_carbon_meter.columns import aligned
 from llm_carbon_meter.demo.replay import Answer
+from llm_carbon_meter.exporters.columns import aligned
 from llm_carbon_meter.records import REQUEST_ACCOUNTS, Account, Source
 from llm_carbon_meter.testing.scrape import Scrape
 from llm_carbon_meter.units import watt_hours

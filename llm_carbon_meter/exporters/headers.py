@@ -94,14 +94,7 @@ def _features(record: RequestRecord) -> dict[str, Any]:
 
 
 def _figures(energy: RequestEnergy) -> dict[str, Any]:
-    joules = {
-        "energy": energy.joules,
-        "prefill": energy.prefill_joules,
-        "decode": energy.decode_joules,
-        "recompute": energy.recompute_joules,
-        "waste": energy.waste_joules,
-        "idle": energy.idle_joules,
-    }
+    joules = {"energy": energy.joules, **energy.accounts.by_name}
     return with_watt_hours(joules) | {
         "operational_grams": energy.operational_grams,
         "embodied_grams": energy.embodied_grams,

@@ -31,8 +31,8 @@ def energy_attributes(energy: RequestEnergy, intensity: CarbonIntensity) -> dict
     source = "measured" if energy.source is Source.MEASURED else "modelled"
     return {
         f"{PREFIX}energy.{source}_wh": watt_hours(energy.joules),
-        PREFIX + "energy.prefill_wh": watt_hours(energy.prefill_joules),
-        PREFIX + "energy.decode_wh": watt_hours(energy.decode_joules),
+        PREFIX + "energy.prefill_wh": watt_hours(energy.accounts.prefill),
+        PREFIX + "energy.decode_wh": watt_hours(energy.accounts.decode),
         f"{PREFIX}emissions.{source}_gco2eq": energy.operational_grams,
         PREFIX + "carbon_intensity_gco2eq_per_kwh": intensity.grams_per_kwh,
         PREFIX + "quality": energy.quality,

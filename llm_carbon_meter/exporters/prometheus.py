@@ -305,16 +305,10 @@ class _Together(Collector):
 
 
 def _phases(energy: RequestEnergy) -> Mapping[str, float]:
-    phases = {
-        "prefill": energy.prefill_joules,
-        "decode": energy.decode_joules,
-        "total": energy.joules,
-    }
-    if energy.recompute_joules:
-        phases["recompute"] = energy.recompute_joules
-    if energy.waste_joules:
-        phases["waste"] = energy.waste_joules
-    return phases
+    joules = energy.accounts
+    phases = {"prefill": joules.prefill, "decode": joules.decode, "total": joules.total}
+    rare = {"recompute": joules.recompute, "waste": joules.waste}
+    return phases | {name: value for name, value in rare.items() if value}
 
 
 def _estimated_phases(estimate: EnergyEstimate) -> Mapping[str, float]:

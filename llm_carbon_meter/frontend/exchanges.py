@@ -12,6 +12,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import add
 from typing import Final
 
 from llm_carbon_meter.records import (
@@ -153,11 +155,6 @@ def sum_energies(energies: Sequence[RequestEnergy]) -> RequestEnergy:
     if len(energies) == 1:
         return energies[0]
     fields = (
-        "prefill_joules",
-        "decode_joules",
-        "recompute_joules",
-        "waste_joules",
-        "idle_joules",
         "operational_grams",
         "gpu_seconds",
         "prompt_tokens",
@@ -170,6 +167,7 @@ def sum_energies(energies: Sequence[RequestEnergy]) -> RequestEnergy:
     final = all(each.status is Status.FINAL for each in energies)
     return dataclasses.replace(
         energies[0],
+        accounts=reduce(add, (each.accounts for each in energies)),
         **{name: sum(getattr(each, name) for each in energies) for name in fields},
         embodied_grams=_sum_known(each.embodied_grams for each in energies),
         status=Status.FINAL if final else Status.PROVISIONAL,

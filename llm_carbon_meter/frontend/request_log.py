@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from llm_carbon_meter.records import REQUEST_ACCOUNTS, MeterError
+from llm_carbon_meter.records import ACCOUNT_NAMES, MeterError
 from llm_carbon_meter.units import watt_hours
 
 
@@ -95,8 +95,7 @@ def parse(path: Path, number: int, line: bytes) -> Mapping[str, Any]:
     return record  # type: ignore[no-any-return]
 
 
-ACCOUNTS: Final = (*(account.label for account in REQUEST_ACCOUNTS), "idle")
-FIGURES: Final = (*(f"{account}_joules" for account in ACCOUNTS), "operational_grams")
+FIGURES: Final = (*(f"{account}_joules" for account in ACCOUNT_NAMES), "operational_grams")
 
 
 def ledger_table(records: Iterable[Mapping[str, Any]]) -> str:
@@ -104,7 +103,7 @@ def ledger_table(records: Iterable[Mapping[str, Any]]) -> str:
     books: dict[str, Counter[str]] = {}
     for record in records:
         book = books.setdefault(str(record["source"]), Counter())
-        for name in (*ACCOUNTS, "energy"):
+        for name in (*ACCOUNT_NAMES, "energy"):
             book[name] += float(record.get(f"{name}_joules", 0.0))  # type: ignore[assignment]
         book["grams"] += float(record.get("operational_grams", 0.0))  # type: ignore[assignment]
         book["requests"] += 1
@@ -119,7 +118,7 @@ def _book_text(source: str, book: Counter[str]) -> str:
     rows += [
         f"{name:<10} {book[name]:>14.6g} J {watt_hours(book[name]):>14.6g} Wh"
         f" {book[name] / total if total else 0.0:>8.2%}"
-        for name in ACCOUNTS
+        for name in ACCOUNT_NAMES
     ]
     rows.append(f"{'total':<10} {total:>14.6g} J {watt_hours(total):>14.6g} Wh")
     rows.append(f"{'emissions':<10} {book['grams']:>14.6g} gCO2eq")

@@ -6,19 +6,67 @@ account by a key, slot x `COLUMNS` + account, so that a tick is booked with one 
 
 from collections.abc import Iterable, Sequence
 from itertools import chain, repeat
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
+from llm_carbon_meter.ledger.counters import Tick
+from llm_carbon_meter.ledger.division import Division, RowShares
 from llm_carbon_meter.physics.step_work import (
     Floats,
     Ints,
     StepRows,
 )
-from llm_carbon_meter.records import REQUEST_ACCOUNTS, RequestEnd
+from llm_carbon_meter.records import (
+    REQUEST_ACCOUNTS,
+    AccountJoules,
+    Quality,
+    RequestEnd,
+    RequestEnergy,
+    Source,
+    Status,
+)
 
 IDLE_COLUMN: Final = len(REQUEST_ACCOUNTS)
 COLUMNS: Final = IDLE_COLUMN + 1
+
+
+class Figures(NamedTuple):
+    """What is booked on a request, or expected."""
+
+    joules: Floats
+    """By column, shape (COLUMNS,)."""
+    grams: float
+    """gCO2eq."""
+    gpu_seconds: float
+
+    def plus(self, expected: "Figures", grams_per_joule: float) -> "Figures":
+        """With joules that are expected, and their grams."""
+        return Figures(
+            self.joules + expected.joules,
+            self.grams + float(expected.joules.sum()) * grams_per_joule,
+            self.gpu_seconds + expected.gpu_seconds,
+        )
+
+
+class Provenance(NamedTuple):
+    """Where the figures of an engine's requests come from."""
+
+    engine: int
+    source: Source
+    quality: Quality
+    """Of the source at its opening."""
+    embodied_grams_per_gpu_s: float | None
+
+    def worst(self, met: Quality) -> Quality:
+        """The label of a request that met a quality: joules that are missing come first."""
+        lower = met is Quality.RESET or met.rank > self.quality.rank
+        return met if lower else self.quality
+
+    def embodied_grams(self, gpu_seconds: float) -> float | None:
+        """gCO2eq of the hardware's making in some time; None where it is left out."""
+        rate = self.embodied_grams_per_gpu_s
+        return None if rate is None else gpu_seconds * rate
 
 
 class OpenRequests:
@@ -113,7 +161,35 @@ class OpenRequests:
         del self._slots[end.request_id]
         self.closed[slot] = end
         self.closed_s[slot] = end.monotonic_s
+        if not end.whole and (self.num_steps[slot] or end.output_tokens):
+            self.worst[slot] = max(self.worst[slot], Quality.RESET.rank)
         return slot
+
+    def record(
+        self, slot: int, figures: Figures, status: Status, provenance: Provenance
+    ) -> RequestEnergy:
+        """A closed request as it leaves the book."""
+        end, steps = self.closed[slot], int(self.num_steps[slot])
+        gpu_seconds = float(figures.gpu_seconds)
+        return RequestEnergy(
+            request_id=end.request_id,
+            engine=provenance.engine,
+            status=status,
+            source=provenance.source,
+            quality=provenance.worst(list(Quality)[self.worst[slot]]),
+            outcome=end.outcome,
+            accounts=AccountJoules(*figures.joules.tolist()),
+            operational_grams=float(figures.grams),
+            gpu_seconds=gpu_seconds,
+            embodied_grams=provenance.embodied_grams(gpu_seconds),
+            prompt_tokens=end.prompt_tokens,
+            cached_tokens=end.cached_tokens,
+            output_tokens=end.output_tokens,
+            num_steps=steps,
+            mean_running=float(self.running[slot]) / steps if steps else 0.0,
+            first_step_s=float(self.opened_s[slot]),
+            last_step_s=float(self.last_step_s[slot]) if steps else end.monotonic_s,
+        )
 
     def free(self, slot: int) -> None:
         """A closed request's final figure is out."""
@@ -121,29 +197,28 @@ class OpenRequests:
         self.opened_s[slot] = np.inf
         self._free.append(slot)
 
-    def accounts(self, slot: int) -> Floats:
-        """Joules of one request, shape (COLUMNS,)."""
-        return self.joules[slot * COLUMNS : (slot + 1) * COLUMNS].copy()
+    def figures(self, slot: int) -> Figures:
+        """What is booked on one request."""
+        joules = self.joules[slot * COLUMNS : (slot + 1) * COLUMNS].copy()
+        return Figures(joules, float(self.grams[slot]), float(self.gpu_s[slot]))
 
-    def book(self, keys: Ints, joules: Floats, seconds: Floats, grams_per_joule: float) -> None:
+    def book(self, rows: RowShares, grams_per_joule: float) -> None:
         """Add joules and seconds of rows, and the joules' grams."""
-        booked = np.bincount(keys, joules, len(self.joules))
+        booked = np.bincount(rows.keys, rows.joules, len(self.joules))
         self.joules += booked
         self.grams += booked.reshape(-1, COLUMNS).sum(axis=1) * grams_per_joule
-        self.gpu_s += np.bincount(keys // COLUMNS, seconds, len(self.gpu_s))
+        self.gpu_s += np.bincount(rows.keys // COLUMNS, rows.seconds, len(self.gpu_s))
 
-    def spread_idle(
-        self, start_s: float, end_s: float, joules: float, seconds: float, grams_per_joule: float
-    ) -> None:
-        """Share idle joules and seconds of a span by the time that each was in the server."""
-        present_s = np.minimum(self.closed_s, end_s) - np.maximum(self.opened_s, start_s)
+    def spread_idle(self, tick: Tick, division: Division, grams_per_joule: float) -> None:
+        """Share a tick's idle joules and seconds by the time that each was in the server."""
+        present_s = np.minimum(self.closed_s, tick.end_s) - np.maximum(self.opened_s, tick.start_s)
         present_s = np.maximum(present_s, 0.0)
         total_s = float(present_s.sum())
         if total_s > 0:
             share = present_s / total_s
-            self.joules[IDLE_COLUMN::COLUMNS] += joules * share
-            self.grams += joules * share * grams_per_joule
-            self.gpu_s += seconds * share
+            self.joules[IDLE_COLUMN::COLUMNS] += division.idle_joules * share
+            self.grams += division.idle_joules * share * grams_per_joule
+            self.gpu_s += division.idle_s * share
 
     def lower(self, keys: Ints, rank: int) -> None:
         """Joules of these rows are of no better quality."""

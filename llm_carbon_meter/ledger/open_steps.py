@@ -31,9 +31,22 @@ class OpenSteps(NamedTuple):
     @classmethod
     def empty(cls) -> Self:
         """No steps."""
-        none, whole = np.zeros(0), np.zeros(0, np.intp)
+        return cls.idling(np.zeros(0), np.zeros(0), 0.0)
+
+    @classmethod
+    def idling(cls, start: Floats, end: Floats, idle_watts: float) -> Self:
+        """Steps of which nothing but their times is known yet: no load, no rows."""
+        number = len(start)
         return cls(
-            none, none, none, np.zeros((0, 2)), none, np.zeros(0, np.bool_), whole, whole, none
+            start,
+            end,
+            np.full(number, idle_watts),
+            np.zeros((number, 2)),
+            np.zeros(number),
+            np.zeros(number, np.bool_),
+            np.zeros(number, np.intp),
+            np.zeros(0, np.intp),
+            np.zeros(0),
         )
 
     @property

@@ -6,7 +6,6 @@ every meter of this user holds for each of its GPUs.
 
 import fcntl
 import os
-import threading
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from enum import StrEnum
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.service import Service
 
 REVIEW_S: Final = 30.0
 """The list of processes costs milliseconds and is asked this often."""
@@ -160,23 +160,21 @@ class Watch:
         self._review = review
         self._neighbours = neighbours
         self._faults = faults
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="llm-carbon-watch", daemon=True)
+        self._service = Service("llm-carbon-watch", self._turn, self._failed)
 
     def start(self) -> None:
         """Start reviewing."""
-        self._thread.start()
+        self._service.start()
 
     def stop(self) -> None:
         """Stop reviewing; a driver that does not answer is not waited for."""
-        self._stop.set()
-        self._thread.join(timeout=0.5)
+        self._service.stop(timeout_s=0.5)
         self._neighbours.close()
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self._review(self._neighbours.on)
-            except Exception as error:  # noqa: BLE001 - boundary: metering goes on without
-                self._faults.note("watch", error, "Others on a GPU may not be noticed.")
-            self._stop.wait(REVIEW_S)
+    def _turn(self) -> float:
+        self._review(self._neighbours.on)
+        return REVIEW_S
+
+    def _failed(self, error: Exception) -> float:
+        self._faults.note("watch", error, "Others on a GPU may not be noticed.")
+        return REVIEW_S

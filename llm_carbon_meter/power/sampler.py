@@ -1,7 +1,6 @@
 """The sampler thread: reads all GPUs of an engine together, at a steady rate, and never raises."""
 
 import statistics
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -10,11 +9,14 @@ from typing import Final
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.power.power_meter import PowerMeter
 from llm_carbon_meter.records import EnergyReading
+from llm_carbon_meter.service import Service
 
 MAX_READ_SHARE: Final = 0.05
 """Of the time: the driver serves one call after the other, and the engine waits behind ours."""
 MAX_PERIOD_S: Final = 0.5
 """However slow the calls are."""
+STOP_S: Final = 5.0
+"""A driver that does not answer is waited for no longer."""
 READS_KEPT: Final = 15
 """Their median is what a reading takes: one that was slow by chance changes nothing."""
 
@@ -45,9 +47,8 @@ class PowerSampler:
         self._period_s = period_s
         self._sink = sink
         self._faults = faults
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="llm-carbon-sampler", daemon=True)
-        self._last_s = time.monotonic()
+        self._service = Service("llm-carbon-sampler", self._sample, self._failed)
+        self._last_s = self._due_s = time.monotonic()
         self._reads_s = deque([0.0], maxlen=READS_KEPT)
 
     @property
@@ -62,26 +63,27 @@ class PowerSampler:
 
     def start(self) -> None:
         """Start sampling."""
-        self._thread.start()
+        self._due_s = time.monotonic()
+        self._service.start()
 
     def stop(self) -> None:
         """Stop sampling and wait for the thread."""
-        self._stop.set()
-        self._thread.join(timeout=5)
+        self._service.stop(STOP_S)
 
-    def _run(self) -> None:
-        due_s = time.monotonic()
-        while not self._stop.is_set():
-            self._sample()
-            due_s = max(due_s + spaced(self._period_s, self.read_s), time.monotonic())
-            self._stop.wait(due_s - time.monotonic())
-
-    def _sample(self) -> None:
+    def _sample(self) -> float:
         before_s = time.monotonic()
-        try:
-            readings = self._meter.read()
-            self._last_s = time.monotonic()
-            self._reads_s.append(self._last_s - before_s)
-            self._sink(readings)
-        except Exception as error:  # noqa: BLE001 - boundary: no reading may stop the thread
-            self._faults.note("sampler", error, "Readings are tried again.")
+        readings = self._meter.read()
+        self._last_s = time.monotonic()
+        self._reads_s.append(self._last_s - before_s)
+        self._sink(readings)
+        return self._pause_s()
+
+    def _failed(self, error: Exception) -> float:
+        self._faults.note("sampler", error, "Readings are tried again.")
+        return self._pause_s()
+
+    def _pause_s(self) -> float:
+        """Seconds until the next reading is due: late readings move the ones after them."""
+        now_s = time.monotonic()
+        self._due_s = max(self._due_s + spaced(self._period_s, self.read_s), now_s)
+        return self._due_s - now_s

@@ -197,7 +197,7 @@ def error_ratios(record: RequestRecord) -> Mapping[tuple[str, str], float]:
         or energy.outcome not in (Outcome.FINISHED, Outcome.STOPPED)
     ):
         return {}
-    measured = energy.joules - energy.idle_joules
+    measured = energy.accounts.busy
     bases = {"conditional": record.conditional, "end_to_end": record.estimate}
     return {
         (stage, basis): shown.joules / measured - 1

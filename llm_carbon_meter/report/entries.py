@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from llm_carbon_meter.frontend.request_log import ACCOUNTS, parse
-from llm_carbon_meter.records import MeterError
+from llm_carbon_meter.frontend.request_log import parse
+from llm_carbon_meter.records import ACCOUNT_NAMES, MeterError
 
 NOT_SAID: Final = "not said"
 """Stands where an older version logged nothing."""
@@ -27,7 +27,7 @@ class Entry:
     output_tokens: int
     joules: float
     account_joules: Mapping[str, float]
-    """By the names of `ACCOUNTS`; they add up to the joules."""
+    """By the names of `ACCOUNT_NAMES`; they add up to the joules."""
     operational_grams: float
     embodied_grams: float | None
     """None where the settings left it out, or an older version logged the request."""
@@ -130,7 +130,7 @@ def entry_of(record: Mapping[str, Any]) -> Entry:
         prompt_tokens=int(record["prompt_tokens"]),
         output_tokens=int(record["output_tokens"]),
         joules=_figure(record["energy_joules"]),
-        account_joules={name: _figure(record.get(f"{name}_joules", 0.0)) for name in ACCOUNTS},
+        account_joules={name: _figure(record.get(f"{name}_joules", 0.0)) for name in ACCOUNT_NAMES},
         operational_grams=_figure(record.get("operational_grams", 0.0)),
         embodied_grams=None if embodied is None else _figure(embodied),
         covers=_word(record, "covers"),

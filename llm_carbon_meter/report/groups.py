@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from statistics import median
 from typing import Final
 
-from llm_carbon_meter.frontend.request_log import ACCOUNTS
+from llm_carbon_meter.records import ACCOUNT_NAMES
 from llm_carbon_meter.report.entries import Entry
 from llm_carbon_meter.units import watt_hours
 
@@ -139,7 +139,7 @@ SECTIONS: Final[Mapping[str, Columns]] = {
         "quality": lambda group: counted(entry.quality for entry in group.entries),
     },
     "Energy": {
-        **{f"{name}_wh": _account(name) for name in ACCOUNTS},
+        **{f"{name}_wh": _account(name) for name in ACCOUNT_NAMES},
         "energy_wh": lambda group: watt_hours(group.joules),
         "wh_per_1000_output_tokens": lambda group: _ratio(
             watt_hours(group.joules) * THOUSAND, group.output_tokens

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 import httpx
 
-from llm_carbon_meter.columns import aligned
+from llm_carbon_meter.exporters.columns import aligned
 from llm_carbon_meter.records import Account, MeterError
 from llm_carbon_meter.report.entries import Period, iso
 from llm_carbon_meter.report.groups import Value

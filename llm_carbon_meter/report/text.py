@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from llm_carbon_meter.columns import aligned
+from llm_carbon_meter.exporters.columns import aligned
 from llm_carbon_meter.exporters.headers import decimal
 from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.report.entries import Log, Period, span

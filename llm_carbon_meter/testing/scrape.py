@@ -1,8 +1,6 @@
 """Reads the server's own account of energy: /metrics and the record of each request."""
 
-import contextlib
 import json
-import threading
 import time
 import urllib.error
 import urllib.parse
@@ -13,6 +11,8 @@ from types import TracebackType
 from typing import Any, Final, NamedTuple, Self
 
 from prometheus_client.parser import text_string_to_metric_families
+
+from llm_carbon_meter.service import Service
 
 PREFIX: Final = "llm_carbon_meter_"
 _ENERGY: Final = PREFIX + "energy_joules_total"
@@ -102,19 +102,18 @@ class Watch:
         self.scrapes: list[Scrape] = []
         self._url = url
         self._period_s = period_s
-        self._end = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="demo-watch", daemon=True)
+        self._service = Service("demo-watch", self._turn, self._missed)
 
-    def _run(self) -> None:
-        while True:
-            # A busy server may miss one; the counters are cumulative, so nothing is lost.
-            with contextlib.suppress(OSError):
-                self.scrapes.append(scrape(self._url))
-            if self._end.wait(self._period_s):
-                return
+    def _turn(self) -> float:
+        self.scrapes.append(scrape(self._url))
+        return self._period_s
+
+    def _missed(self, _error: Exception) -> float:
+        """A busy server may miss one; the counters are cumulative, so nothing is lost."""
+        return self._period_s
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self._service.start()
         return self
 
     def __exit__(
@@ -123,8 +122,7 @@ class Watch:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self._end.set()
-        self._thread.join()
+        self._service.stop(_TIMEOUT_S)
 
 
 def _get(url: str) -> bytes:

@@ -11,8 +11,10 @@ from transformers.generation.continuous_batching.requests import FutureRequestSt
 
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.servers.transformers.hooks import HOOKED
-from llm_carbon_meter.servers.transformers.serve import ServeHooks
+from llm_carbon_meter.servers.shared.hooks import install
+from llm_carbon_meter.servers.transformers.batching import BatchingHooks
+from llm_carbon_meter.servers.transformers.hooks import BATCHING
+from llm_carbon_meter.servers.transformers.lifecycle import ServedModel
 
 STEPS = 4000
 REQUESTS = 32
@@ -46,29 +48,26 @@ class Outputs:
 
 def measure(model: Path) -> Mapping[str, float]:
     """Wrapped minus bare, in turn, median microseconds a step."""
-    hooks = ServeHooks(Config(), Faults())
+    served = ServedModel(Config(), Faults())
+    served.text_config = Processor.config
     processor, outputs = type("P", (Processor,), {}), type("O", (Outputs,), {})
-    bystander = type("Bystander", (), dict.fromkeys(NAMES, lambda *_: None))
-    server = SimpleNamespace(build_server=None)
-    # The processor and its outputs are what a step goes through, in the order of HOOKED.
-    owners = [processor, bystander, outputs, *[bystander] * (len(HOOKED) - 4), server]
-    hooks.install(*owners)
-    hooks._text_config = Processor.config
+    bystander = type("Bystander", (), {hook.method: lambda *_: None for hook in BATCHING})
+    # The processor and its outputs are what a step goes through.
+    stepped = {"ContinuousBatchProcessor": processor, "ContinuousBatchingIOs": outputs}
+    install(
+        BATCHING,
+        BatchingHooks(served),
+        lambda target: stepped.get(target.rpartition(":")[2], bystander),
+    )
     wrapped, bare = processor(outputs()), Processor(Outputs())
     with_hook, without = [], []
     for step in range(STEPS):
         without.append(_time(bare))
         with_hook.append(_time(wrapped))
         if step % 100 == 0:
-            hooks._capture._events.clear()
+            served.capture._events.clear()
     difference = statistics.median(with_hook) - statistics.median(without)
     return {"batching_hook_us": difference * 1e6}
-
-
-NAMES = (
-    *("add_request", "finish_request", "clear_cancelled_requests", "load_model_and_processor"),
-    *("generate_streaming", "generate_non_streaming", "init_cb", "submit", "async_submit"),
-)
 
 
 def _time(processor: Processor) -> float:

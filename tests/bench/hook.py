@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
 
-from tests.support.driving import BareHooks, bare_hooks
+from tests.support.driving import BareHooks, bare_hooks, wrap_engine
 
 STEPS = 4000
 SIZES = (256, 512, 1024)
@@ -53,7 +53,12 @@ def _cost_us(requests: int) -> float:
     """Wrapped minus bare, in turn, median over the steps."""
     hooks = bare_hooks()
     wrapped_class = type("Wrapped", (Engine,), {})
-    hooks.install(wrapped_class, wrapped_class, type("Executor", (), {}))
+    wrap_engine(
+        hooks,
+        Scheduler=wrapped_class,
+        EngineCore=wrapped_class,
+        Executor=type("Executor", (), {}),
+    )
     wrapped, bare = wrapped_class(_output(requests)), Engine(_output(requests))
     with_hook, without = [], []
     for step in range(STEPS):

@@ -25,6 +25,7 @@ from tests.support.driving import (
     engine_config,
     make_scheduler,
     restored,
+    wrap_engine,
 )
 
 REQUESTS = 256
@@ -44,7 +45,7 @@ def measure(model: Path) -> Mapping[str, float]:
 
     hooks = bare_hooks()
     with restored(Scheduler, EngineCore, Executor):
-        hooks.install(Scheduler, EngineCore, Executor)
+        wrap_engine(hooks)
         drive = _full(model, hooks)
         _steps(drive)  # warm-up
         gc.collect()

@@ -192,21 +192,16 @@ def test_the_last_answer_holds_for_a_while(service: Service) -> None:
     assert used.now == annual("DE")
 
 
-def test_pauses_double(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pauses_double(service: Service) -> None:
     """A service that fails is asked less and less often, and as before once it answers."""
-    pauses: list[float] = []
     used = Grid(maps(service), annual("DE"), Faults())
-
-    def wait(pause_s: float) -> bool:
-        pauses.append(pause_s)
-        if len(pauses) == 9:
-            service.answers(MAPS)
-        return len(pauses) == 11
-
-    monkeypatch.setattr(used._stop, "wait", wait)
     service.answers(b"", 500)
-    used._run()
-    assert pauses == [30, 60, 120, 240, 480, 960, 1920, 3600, 3600, 60, 60]
+    pauses = [used._turn() for _ in range(9)]
+    service.answers(MAPS)
+    pauses += [used._turn(), used._turn()]
+    service.answers(b"", 500)
+    pauses.append(used._turn())
+    assert pauses == [30, 60, 120, 240, 480, 960, 1920, 3600, 3600, 60, 60, 30]
 
 
 def test_the_table_of_countries() -> None:

@@ -18,7 +18,11 @@ atexit.register(print, "a farewell")
 MakeVllm = Callable[..., Path]
 
 
-NAMES = {**vllm_hooks.HOOKED, **transformers_hooks.HOOKED, **transformers_hooks.NEEDED}
+HOOKS = (*vllm_hooks.HOOKS, *transformers_hooks.NEEDED)
+NAMES = {
+    target: [hook.method for hook in HOOKS if hook.target == target]
+    for target in dict.fromkeys(hook.target for hook in HOOKS)
+}
 
 
 @pytest.fixture

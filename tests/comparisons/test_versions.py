@@ -1,4 +1,4 @@
-"""The table of engines in README is what their versions do, each in an environment of its own."""
+"""The table of engines is what their versions do, each in an environment of its own."""
 
 import os
 import shutil
@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.documents import README
+from tests.support.documents import SERVERS
 from tests.support.environments import Environments
 from tests.support.metered import StartServer
 
@@ -31,7 +31,7 @@ def environments(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Environme
     ("engine", "version"),
     [(engine, version) for engine, versions in VERSIONS.items() for version in versions],
 )
-def test_readme_says_what_is_metered_how(
+def test_the_table_says_what_is_metered_how(
     engine: str,
     version: str,
     environments: Environments,
@@ -43,7 +43,7 @@ def test_readme_says_what_is_metered_how(
     place = Place(tiny_model, stub_directory, start_server)
     found = probe(engine, version, environments.of(engine, version), place)
     begin = line([engine, version]).removesuffix("|")
-    rows = [row for row in README.read_text("utf-8").splitlines() if row.startswith(begin)]
+    rows = [row for row in SERVERS.read_text("utf-8").splitlines() if row.startswith(begin)]
     assert rows == [line(row) for row in found]
 
 

@@ -1,5 +1,5 @@
-"""What is metered how in each version of an engine: probes of real servers, and README's table of
-what they find.
+"""What is metered how in each version of an engine: probes of real servers, and the table of what
+they find in llm_carbon_meter/servers/README.md.
 
 ``python -m tests.comparisons.versions`` writes the table; a slow test repeats the probes.
 """
@@ -20,7 +20,7 @@ import pytest
 
 from llm_carbon_meter.testing.nvml_stub import SCRIPT_VARIABLE, StubScript, build
 from llm_carbon_meter.testing.tiny_model import make_tiny_model
-from tests.support.documents import README, replaced
+from tests.support.documents import SERVERS, replaced
 from tests.support.environments import Environment, Environments
 from tests.support.metered import MIDDLEWARE, Metered, StartServer, assert_balanced, starter
 from tests.support.waiting import eventually
@@ -240,7 +240,7 @@ def table(rows: Sequence[Row]) -> str:
 
 
 def main() -> None:
-    """Probe every version and write README's table."""
+    """Probe every version and write the table."""
     with tempfile.TemporaryDirectory() as name:
         folder, numbers = Path(name), itertools.count()
 
@@ -258,7 +258,7 @@ def main() -> None:
             for version in versions
             for row in probe(engine, version, environments.of(engine, version), place)
         ]
-    README.write_text(replaced(README.read_text("utf-8"), PART, table(rows)), "utf-8")
+    SERVERS.write_text(replaced(SERVERS.read_text("utf-8"), PART, table(rows)), "utf-8")
 
 
 if __name__ == "__main__":

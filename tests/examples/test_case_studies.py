@@ -20,6 +20,6 @@ def test_a_study_prints_what_is_committed(name: str, tmp_path: Path) -> None:
 
 
 def test_every_study_has_been_run() -> None:
-    """The four of README, each with its picture."""
+    """The four of examples/README.md, each with its picture."""
     assert NAMES == ["day", "number_of_gpus", "phases", "training"]
     assert all((STUDIES / f"{name}.png").exists() for name in NAMES)

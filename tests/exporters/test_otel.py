@@ -107,7 +107,7 @@ def test_requests_have_their_own_spans(collected: InMemorySpanExporter) -> None:
     spans = SpanExporter(GRID)
     other = SpanContext(0xABCD, 0x9999, is_remote=True, trace_flags=PARENT.trace_flags)
     spans.parent("a", PARENT, START_NS)
-    spans.final(energy_of("b", decode_joules=3600.0), None)
+    spans.final(energy_of("b", joules={"decode": 3600.0}), None)
     spans.parent("b", other, START_NS)
     spans.final(energy_of("a"), None)
     spans.final(energy_of("a"), None)

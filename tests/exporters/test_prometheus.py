@@ -26,7 +26,7 @@ from llm_carbon_meter.records import (
     RequestRecord,
     Source,
 )
-from tests.support.energies import ENERGY
+from tests.support.energies import ENERGY, booked
 from tests.support.made_records import ACCOUNT_JOULES, TOTALS
 
 # Names that others rely on. The parser cuts _total off counters.
@@ -276,9 +276,7 @@ def test_rare_phases_appear_when_they_happen() -> None:
     rare = {"source": "measured"}
     name = "request_energy_watt_hours_sum"
     assert value(registry, name, phase="waste", **rare) is None
-    exporter.record(
-        replace(RECORD, energy=replace(ENERGY, waste_joules=3600.0, recompute_joules=7200.0))
-    )
+    exporter.record(replace(RECORD, energy=booked(ENERGY, waste=3600.0, recompute=7200.0)))
     assert value(registry, name, phase="waste", **rare) == 1
     assert value(registry, name, phase="recompute", **rare) == 2
 

@@ -11,7 +11,7 @@ from .playing import Run, simulate
 from .ranges import CONCURRENCIES, SIMULATED_S, draw
 from .report import markdown, save
 
-OUTPUT = Path(__file__).parents[2] / "examples" / "attribution"
+OUTPUT = Path(__file__).with_name("results")
 
 
 def judge(

@@ -77,8 +77,8 @@ def test_equal_external_ids_never_overwrite_each_other() -> None:
     registry = Registry()
     first = begun(registry, "a", external_id="chatcmpl-mine")
     second = begun(registry, "b", external_id="chatcmpl-mine")
-    registry.receive(energy_in_every_account("b", Status.PROVISIONAL, decode_joules=99.0))
-    registry.receive(energy_in_every_account("a", Status.PROVISIONAL, decode_joules=1.0))
+    registry.receive(energy_in_every_account("b", Status.PROVISIONAL, joules={"decode": 99.0}))
+    registry.receive(energy_in_every_account("a", Status.PROVISIONAL, joules={"decode": 1.0}))
     assert registry.find("chatcmpl-mine") == [first, second]
     assert first.energy is not None
     assert second.energy is not None
@@ -95,12 +95,16 @@ def test_children_are_summed() -> None:
     registry.receive(energy_in_every_account("0_x"))
     assert exchange.energy is None
     registry.receive(
-        energy_in_every_account("1_x", decode_joules=5.0, num_steps=2, mean_running=10.0)
+        energy_in_every_account("1_x", joules={"decode": 5.0}, num_steps=2, mean_running=10.0)
     )
     energy = exchange.energy
     assert energy is not None
     assert (energy.prefill_joules, energy.decode_joules) == (2.0, 7.0)
-    assert (energy.recompute_joules, energy.waste_joules, energy.idle_joules) == (0.5, 1.0, 0.25)
+    assert (energy.accounts.recompute, energy.accounts.waste, energy.accounts.idle) == (
+        0.5,
+        1.0,
+        0.25,
+    )
     assert energy.joules == 10.75
     assert energy.operational_grams == 8.0
     assert (energy.prompt_tokens, energy.cached_tokens, energy.output_tokens) == (20, 6, 10)
@@ -163,12 +167,12 @@ def test_the_figure_that_was_shown_is_kept() -> None:
     registry = Registry()
     exchange = begun(registry, "a")
     assert exchange.show() is None
-    shown = energy_in_every_account("a", Status.PROVISIONAL, decode_joules=1.0)
+    shown = energy_in_every_account("a", Status.PROVISIONAL, joules={"decode": 1.0})
     registry.receive(shown)
     assert exchange.show() == shown
-    registry.receive(energy_in_every_account("a", decode_joules=7.0))
+    registry.receive(energy_in_every_account("a", joules={"decode": 7.0}))
     assert exchange.show() == exchange.provisional == shown
-    assert exchange.energy == energy_in_every_account("a", decode_joules=7.0)
+    assert exchange.energy == energy_in_every_account("a", joules={"decode": 7.0})
 
 
 @pytest.mark.parametrize(

@@ -12,10 +12,10 @@ from prometheus_client import CollectorRegistry
 from llm_carbon_meter.exporters.headers import estimate_headers
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend.exchanges import Exchange
-from llm_carbon_meter.predictor import estimator
+from llm_carbon_meter.predictor import models as energy_models
 from llm_carbon_meter.predictor.energy_model import Deployment, Numbers, PhaseEnergy
-from llm_carbon_meter.records import EstimateQuery, Outcome, Quality, Source, Status
-from tests.support.energies import energy_in_every_account
+from llm_carbon_meter.records import AccountJoules, EstimateQuery, Outcome, Quality, Source, Status
+from tests.support.energies import energy_of
 from tests.support.front_ends import front_end
 from tests.support.made_records import TOTALS
 
@@ -49,8 +49,8 @@ class TenJoules:
 def bound(monkeypatch: pytest.MonkeyPatch) -> list[Deployment]:
     """The deployments of the energy model that is called gnn here."""
     deployments: list[Deployment] = []
-    models = {**estimator.ENERGY_MODELS, "gnn": lambda: TenJoules(deployments)}
-    monkeypatch.setattr(estimator, "ENERGY_MODELS", models)
+    models = {**energy_models.ENERGY_MODELS, "gnn": lambda: TenJoules(deployments)}
+    monkeypatch.setattr(energy_models, "ENERGY_MODELS", models)
     return deployments
 
 
@@ -79,19 +79,14 @@ class Frontend:
         exchange, name = Exchange(), f"request-{number}"
         self.meter.begin(exchange, name, f"chatcmpl-{number}", 10, 5)
         self.meter.end(exchange, answered=True)
-        nothing = dict.fromkeys(("prefill_joules", "recompute_joules", "waste_joules"), 0.0)
         figures = {
             "source": Source.MEASURED,
             "quality": Quality.COUNTER,
             "outcome": Outcome.FINISHED,
-            **nothing,
-            "decode_joules": joules,
-            "idle_joules": 0.0,
+            "accounts": AccountJoules(decode=joules),
             "mean_running": 1.0,
         }
-        self.meter.receive_energy(
-            energy_in_every_account(name, Status.FINAL, **{**figures, **changes})
-        )
+        self.meter.receive_energy(energy_of(name, Status.FINAL, **{**figures, **changes}))
         (text,) = self.meter.find(name).values()
         record: Mapping[str, Any] = json.loads(text)
         return record

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from llm_carbon_meter.predictor import estimator
+from llm_carbon_meter.predictor import models as energy_models
 from llm_carbon_meter.predictor.energy_model import (
     Deployment,
     EnergyModel,
@@ -37,7 +37,7 @@ class JoulesPerToken:
 def main() -> None:
     """Start vLLM's own module with this process's arguments."""
     models: dict[str, Callable[[], EnergyModel]] = {"gnn": JoulesPerToken}
-    estimator.ENERGY_MODELS = models
+    energy_models.ENERGY_MODELS = models  # type: ignore[misc]
     runpy.run_module(entry_point(), run_name="__main__", alter_sys=True)
 
 

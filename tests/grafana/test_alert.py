@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from grafana.boards.runbooks import runbook_url
 from grafana.dashboards import FOLDER
 from llm_carbon_meter.cli import main
 from llm_carbon_meter.testing.servers import MODEL_NAME
@@ -118,7 +119,7 @@ def test_operators_get_the_alert_and_its_end(session: Session) -> None:
     (alert,) = firing["alerts"]
     (value,) = re.findall(r"is (\S+)% off", alert["annotations"]["description"])
     assert float(value) > 100
-    assert alert["annotations"]["runbook_url"].endswith("README.md#energyestimatedrift")
+    assert alert["annotations"]["runbook_url"] == runbook_url(ALERT)
     assert resolved["alerts"][0]["fingerprint"] == alert["fingerprint"]
 
 

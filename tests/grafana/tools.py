@@ -19,8 +19,12 @@ ALERTMANAGER_NAMES = ("prometheus-alertmanager", "alertmanager")
 
 
 def dashboards() -> Mapping[str, dict[str, Any]]:
-    """The committed dashboards by name."""
-    return {path.stem: json.loads(path.read_text()) for path in DASHBOARD_FOLDER.glob("*.json")}
+    """The committed dashboards that show metrics, by name."""
+    return {
+        path.stem: json.loads(path.read_text())
+        for path in DASHBOARD_FOLDER.glob("*.json")
+        if path.stem != "runbooks"
+    }
 
 
 class Tools:

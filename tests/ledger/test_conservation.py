@@ -48,7 +48,7 @@ def test_requests_and_the_other_accounts_make_the_total(
     requests = sum(record.joules for record in play.final)
     others = accounts[[Account.OVERHEAD, Account.IDLE, Account.UNATTRIBUTED]].sum()
     assert requests + others == close_to(sum(g.counter_joules for g in play.ledger.totals()))
-    assert sum(record.waste_joules for record in play.final) == close_to(accounts[Account.WASTE])
+    assert sum(record.accounts.waste for record in play.final) == close_to(accounts[Account.WASTE])
     assert sorted(r.request_id for r in play.final) == sorted(e.request_id for e in world.ends)
     assert all(record.status is Status.FINAL for record in play.final)
     assert play.ledger.num_open == play.ledger.num_closed == 0
@@ -64,8 +64,8 @@ def test_figures_equal_the_sums_done_one_by_one(world: World, settle_at: list[bo
         figures = (
             record.prefill_joules,
             record.decode_joules,
-            record.recompute_joules,
-            record.waste_joules,
+            record.accounts.recompute,
+            record.accounts.waste,
         )
         for account, joules in enumerate(figures):
             assert joules == close_to(expected.get((record.request_id, account), 0.0))

@@ -16,11 +16,11 @@ def test_idle_by_time_spreads_but_keeps_the_accounts(world: World, settle_at: li
     for one, other in zip(apart.ledger.totals(), spread.ledger.totals(), strict=True):
         assert one == other
     idle = sum(gpu.account_joules[Account.IDLE] for gpu in spread.ledger.totals())
-    assert sum(record.idle_joules for record in spread.final) <= idle * (1 + 1e-12)
-    assert sum(record.idle_joules for record in apart.final) == 0
+    assert sum(record.accounts.idle for record in spread.final) <= idle * (1 + 1e-12)
+    assert sum(record.accounts.idle for record in apart.final) == 0
     before = {record.request_id: record.joules for record in apart.final}
     for record in spread.final:
-        assert record.joules - record.idle_joules == close_to(before[record.request_id])
+        assert record.joules - record.accounts.idle == close_to(before[record.request_id])
 
 
 def test_idle_by_time_divides_by_presence() -> None:
@@ -30,7 +30,7 @@ def test_idle_by_time_divides_by_presence() -> None:
     ledger.observe_steps([step_of(0, 0, "a"), step_of(1, 1, "b")])
     ledger.close(end_of("a", 3))
     ledger.close(end_of("b", 2))
-    figures = {record.request_id: record.idle_joules for record in ledger.settle(4)}
+    figures = {record.request_id: record.accounts.idle for record in ledger.settle(4)}
     assert figures == close_to({"a": 300, "b": 100})
     assert book(ledger.totals()[0]) == {"idle": 400}
 
@@ -42,5 +42,5 @@ def test_idle_with_nobody_there_stays_idle() -> None:
     ledger.close(end_of("a", 1))
     read(ledger, "gpu-0", (0, 0), (1, 100), (2, 170))
     (record,) = ledger.settle(2)
-    assert (record.joules, record.idle_joules) == (100, 0)
+    assert (record.joules, record.accounts.idle) == (100, 0)
     assert book(ledger.totals()[0]) == {"decode": 100, "idle": 70}

@@ -2,7 +2,8 @@
 
 import pytest
 
-from llm_carbon_meter.ledger.ledger import MAX_WAITING_TICKS, EnergyLedger
+from llm_carbon_meter.ledger.counters import MAX_WAITING_TICKS
+from llm_carbon_meter.ledger.ledger import EnergyLedger
 from llm_carbon_meter.records import EnergyReading, Quality, Source
 from tests.support.cost_models import UNKNOWN
 from tests.support.ledgers import end_of, ledger_of, read, step_of

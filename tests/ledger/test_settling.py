@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llm_carbon_meter.ledger.ledger import MAX_WAITING_TICKS, EnergyLedger
+from llm_carbon_meter.ledger.counters import MAX_WAITING_TICKS
+from llm_carbon_meter.ledger.ledger import EnergyLedger
 from llm_carbon_meter.power.modelled import ModelledMeter
 from llm_carbon_meter.records import (
     Account,
@@ -34,7 +35,7 @@ def test_it_does_not_matter_when_ticks_are_settled(
         return {
             record.request_id: (
                 close_to(record.joules),
-                close_to(record.idle_joules),
+                close_to(record.accounts.idle),
                 record.quality,
                 record.num_steps,
                 record.last_step_s,
@@ -134,7 +135,7 @@ def test_ticks_of_a_hanging_step_are_bounded() -> None:
         read(ledger, "gpu-0", (number * 0.05, number * 2.0))
     ledger.observe_steps([step_of(0, 200, "a")])
     ledger.close(end_of("a", 200))
-    assert len(ledger._gpus["gpu-0"].ticks) == MAX_WAITING_TICKS
+    assert len(ledger._gpus["gpu-0"].counter.ticks) == MAX_WAITING_TICKS
     ledger.settle(200)
     totals = ledger.totals()[0]
     assert totals.counter_joules == 2.0 * (MAX_WAITING_TICKS + 499)
@@ -159,12 +160,11 @@ def test_the_intensity_of_the_moment_counts() -> None:
     ledger = ledger_of()
     read(ledger, "gpu-0", (0, 0), (1, 448))
     ledger.observe_steps([step_of(0, 2, "a")])
-    ledger.grams_per_joule = 1.0
-    ledger.settle(1)
-    ledger.grams_per_joule = 3.0
-    assert ledger.close(end_of("a", 2)).operational_grams == pytest.approx(448 + 3 * 448)
+    ledger.settle(1, grams_per_joule=1.0)
+    provisional = ledger.close(end_of("a", 2), grams_per_joule=3.0)
+    assert provisional.operational_grams == pytest.approx(448 + 3 * 448)
     read(ledger, "gpu-0", (2, 458))
-    (record,) = ledger.settle(2)
+    (record,) = ledger.settle(2, grams_per_joule=3.0)
     assert record.operational_grams == pytest.approx(448 + 3 * 10)
     assert ledger.account_grams[Account.DECODE] == pytest.approx(478)
 

@@ -60,7 +60,7 @@ def test_dropped_results_are_waste() -> None:
     for name in "abc":
         ledger.close(end_of(name, 1))
     a, b, c = ledger.settle(1)
-    assert (a.waste_joules, b.decode_joules, c.recompute_joules) == close_to((30, 30, 30))
+    assert (a.accounts.waste, b.decode_joules, c.accounts.recompute) == close_to((30, 30, 30))
     assert a.joules == close_to(30)
     assert book(ledger.totals()[0]) == close_to({"decode": 30, "recompute": 30, "waste": 30})
 
@@ -78,8 +78,8 @@ def test_steps_and_tokens_are_counted_by_phase() -> None:
             overhead(4, 5),
         ]
     )
-    assert ledger.step_counts == {"prefill": 1, "decode": 1, "mixed": 2}
-    assert ledger.token_counts == {"prefill": 14, "decode": 3, "recompute": 9, "waste": 1}
+    assert ledger.counts.steps == {"prefill": 1, "decode": 1, "mixed": 2}
+    assert ledger.counts.tokens == {"prefill": 14, "decode": 3, "recompute": 9, "waste": 1}
 
 
 def test_exchanges_are_a_part_of_the_books_by_gpu() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from llm_carbon_meter.ledger.ledger import STUCK_S
+from llm_carbon_meter.ledger.counters import STUCK_S
 from llm_carbon_meter.records import Quality
 from tests.support.ledgers import GPUS, book, close_to, end_of, ledger_of, read, step_of
 

@@ -219,7 +219,7 @@ def test_a_damaged_file_is_named(tmp_path: Path, text: str) -> None:
 
 def test_errors_are_signed_and_of_four_kinds() -> None:
     """(estimated - measured) / measured, before and after the factor, on both bases."""
-    measured = RECORD.energy.joules - RECORD.energy.idle_joules  # type: ignore[union-attr]
+    measured = RECORD.energy.joules - RECORD.energy.accounts.idle  # type: ignore[union-attr]
     told = replace(ESTIMATE, prefill_joules=0.0, decode_joules=measured / 2, calibration=1.5)
     known = replace(told, decode_joules=measured * 2, calibration=0.5)
     assert error_ratios(replace(RECORD, estimate=told, conditional=known)) == pytest.approx(

@@ -1,14 +1,17 @@
 """Makes the documents' tables: ``python -m tests.support.documents`` writes them, a test compares.
 
 The figures of the predictor are from ``examples/predictor``, as the verb ``evaluate`` left them;
-the table of engines takes minutes and is made by tests/comparisons/versions.py.
+those of the ledger from ``tests/fairness/results``. The table of engines takes minutes and is made
+by tests/comparisons/versions.py.
 """
 
 import json
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Final
 
 from prometheus_client import CollectorRegistry
 
@@ -21,9 +24,14 @@ from llm_carbon_meter.training.study.evaluate.report import readme_section
 
 from .energies import ENERGY
 
-README = Path(__file__).parents[2] / "README.md"
-EVALUATION = README.parent / "examples" / "predictor"
-ATTRIBUTION = README.parent / "examples" / "attribution"
+ROOT: Final = Path(__file__).parents[2]
+README: Final = ROOT / "README.md"
+PACKAGE: Final = ROOT / "llm_carbon_meter"
+SERVERS: Final = PACKAGE / "servers" / "README.md"
+"""Has the table of engines."""
+EVALUATION: Final = ROOT / "examples" / "predictor"
+FAIRNESS: Final = ROOT / "tests" / "fairness" / "results"
+FOLDERS: Final = ("llm_carbon_meter", "grafana", "examples", "tests")
 
 MEANINGS = {
     "Estimated-Wh": "energy estimated before the request ran, calibrated",
@@ -37,6 +45,14 @@ MEANINGS = {
     "Quality": "how far to trust it: " + ", ".join(Quality),
     "Status": "`provisional` until the counter tick of its last step is settled, then `final`",
 }
+
+
+def documents() -> Iterator[Path]:
+    """Every README and the changelog."""
+    yield README
+    for folder in FOLDERS:
+        yield from sorted((ROOT / folder).rglob("*README.md"))
+    yield PACKAGE / "CHANGELOG.md"
 
 
 def metrics_table() -> str:
@@ -68,41 +84,48 @@ def headers_table() -> str:
 def evaluation() -> str:
     """What the predictor's committed evaluation found."""
     results = json.loads((EVALUATION / RESULTS).read_text("utf-8"))
-    return readme_section(results, EVALUATION.relative_to(README.parent).as_posix(), PLOTS)
+    folder = os.path.relpath(EVALUATION, PACKAGE / "predictor")
+    return readme_section(results, folder, PLOTS)
 
 
-def attribution() -> str:
+def fairness() -> str:
     """Errors by policy, and how many draws of the committed comparison reach each goal."""
-    parts = (ATTRIBUTION / "results.md").read_text("utf-8").split("\n\n")
+    parts = (FAIRNESS / "results.md").read_text("utf-8").split("\n\n")
     heads = "| requests at once |", "| goal:", "Short requests"
     return "\n\n".join(part for part in parts if part.startswith(heads))
 
 
-def tables() -> Mapping[str, str]:
-    """The generated parts of README by name."""
-    return {
-        "attribution": attribution(),
-        "metrics": metrics_table(),
-        "headers": headers_table(),
-        "settings": settings_table(),
-        "evaluation": evaluation(),
-    }
+PARTS: Final[Mapping[Path, Mapping[str, Callable[[], str]]]] = {
+    PACKAGE / "README.md": {"settings": settings_table},
+    PACKAGE / "exporters" / "README.md": {"metrics": metrics_table, "headers": headers_table},
+    PACKAGE / "ledger" / "README.md": {"fairness": fairness},
+    PACKAGE / "predictor" / "README.md": {"evaluation": evaluation},
+}
+"""The generated parts of each document by name."""
 
 
 def replaced(text: str, name: str, table: str) -> str:
-    """README with one generated part exchanged."""
+    """A document with one generated part exchanged."""
     begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
     pattern = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    assert pattern.search(text), f"README has no part {begin}"
+    assert pattern.search(text), f"the document has no part {begin}"
     return pattern.sub(lambda _: f"{begin}\n{table}\n{end}", text)
 
 
-def rendered(text: str) -> str:
-    """README with every generated part made anew."""
-    for name, table in tables().items():
-        text = replaced(text, name, table)
+def rendered(document: Path) -> str:
+    """A document with every generated part made anew."""
+    text = document.read_text("utf-8")
+    for name, table in PARTS[document].items():
+        text = replaced(text, name, table())
     return text
 
 
+def table_column(name: str, pattern: str) -> set[str]:
+    """What a generated table has in backticks, as far as it looks so."""
+    (make,) = (parts[name] for parts in PARTS.values() if name in parts)
+    return set(re.findall(f"`({pattern})`", make()))
+
+
 if __name__ == "__main__":
-    README.write_text(rendered(README.read_text("utf-8")), "utf-8")
+    for document in PARTS:
+        document.write_text(rendered(document), "utf-8")

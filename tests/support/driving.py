@@ -28,10 +28,12 @@ from vllm.v1.structured_output import StructuredOutputManager
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import Account, RequestEnd, StepEvent
+from llm_carbon_meter.servers.shared.hooks import install, owner_of
 from llm_carbon_meter.servers.shared.meter_process import MeterProcess
 from llm_carbon_meter.servers.shared.steps import StepDecoder
 from llm_carbon_meter.servers.vllm import engine_hooks as vllm_engine
 from llm_carbon_meter.servers.vllm.capture import StepCapture
+from llm_carbon_meter.servers.vllm.hooks import ENGINE_CORE
 
 BLOCK: Final = 16
 STOP_TOKEN: Final = 7
@@ -51,12 +53,12 @@ class Row(NamedTuple):
 class BareHooks(vllm_engine.EngineHooks):
     """The hooks without a process: a new scheduler gets a capture and nothing else."""
 
-    def _before_executor(self, *_: Any, **__: Any) -> None:
+    def before_executor(self, *_: Any, **__: Any) -> None:
         pass
 
-    def _after_init(self, scheduler: Any, *_: Any, **__: Any) -> None:
+    def after_init(self, scheduler: Any, *_: Any, **__: Any) -> None:
         self._engines[id(scheduler)] = vllm_engine._Engine(
-            StepCapture(self._faults), create_autospec(MeterProcess, instance=True)
+            StepCapture(self.faults), create_autospec(MeterProcess, instance=True)
         )
 
     def engine(self, scheduler: Scheduler) -> Any:
@@ -72,6 +74,16 @@ class BareHooks(vllm_engine.EngineHooks):
 def bare_hooks() -> BareHooks:
     """Hooks with a count of faults of their own."""
     return BareHooks(Config(), Faults())
+
+
+def wrap_engine(hooks: vllm_engine.EngineHooks, **stand_ins: Any) -> None:
+    """Wrap vLLM's classes, or what stands in for some of them under their names."""
+
+    def owners(target: str) -> Any:
+        name = target.rpartition(":")[2]
+        return stand_ins[name] if name in stand_ins else owner_of(target)
+
+    install(ENGINE_CORE, hooks, owners)
 
 
 @contextlib.contextmanager

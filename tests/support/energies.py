@@ -1,9 +1,10 @@
 """What an engine tells of a request, for tests that need such a figure."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, Final
 
-from llm_carbon_meter.records import Outcome, Quality, RequestEnergy, Source, Status
+from llm_carbon_meter.records import AccountJoules, Outcome, Quality, RequestEnergy, Source, Status
 
 ENERGY: Final = RequestEnergy(
     request_id="a",
@@ -12,11 +13,7 @@ ENERGY: Final = RequestEnergy(
     source=Source.MEASURED,
     quality=Quality.COUNTER,
     outcome=Outcome.FINISHED,
-    prefill_joules=3.6,
-    decode_joules=7.2,
-    recompute_joules=0.0,
-    waste_joules=0.0,
-    idle_joules=0.0,
+    accounts=AccountJoules(prefill=3.6, decode=7.2),
     operational_grams=0.0015,
     gpu_seconds=2.5,
     embodied_grams=0.004,
@@ -31,21 +28,30 @@ ENERGY: Final = RequestEnergy(
 """3 mWh."""
 
 
-def energy_of(request_id: str, status: Status = Status.FINAL, **changes: Any) -> RequestEnergy:
-    """The same of another request, with what differs."""
-    return replace(ENERGY, request_id=request_id, status=status, **changes)
+def booked(energy: RequestEnergy, **joules: float) -> RequestEnergy:
+    """The same with other joules on some accounts."""
+    return replace(energy, accounts=replace(energy.accounts, **joules))
+
+
+def energy_of(
+    request_id: str,
+    status: Status = Status.FINAL,
+    joules: Mapping[str, float] | None = None,
+    **changes: Any,
+) -> RequestEnergy:
+    """The same of another request, with the accounts and fields that differ."""
+    return booked(
+        replace(ENERGY, request_id=request_id, status=status, **changes), **(joules or {})
+    )
 
 
 def energy_in_every_account(
-    request_id: str, status: Status = Status.FINAL, **changes: Any
+    request_id: str,
+    status: Status = Status.FINAL,
+    joules: Mapping[str, float] | None = None,
+    **changes: Any,
 ) -> RequestEnergy:
     """A figure of an engine: every account has its own."""
-    accounts = {
-        "prefill_joules": 1.0,
-        "decode_joules": 2.0,
-        "recompute_joules": 0.25,
-        "waste_joules": 0.5,
-        "idle_joules": 0.125,
-    }
+    own = {"prefill": 1.0, "decode": 2.0, "recompute": 0.25, "waste": 0.5, "idle": 0.125}
     others = {"operational_grams": 4.0, "cached_tokens": 3, "mean_running": 2.0}
-    return energy_of(request_id, status, **{**accounts, **others, **changes})
+    return energy_of(request_id, status, {**own, **(joules or {})}, **{**others, **changes})

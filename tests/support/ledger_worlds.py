@@ -12,7 +12,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from llm_carbon_meter.ledger.attribution import shares
-from llm_carbon_meter.ledger.ledger import STUCK_S, EnergyLedger
+from llm_carbon_meter.ledger.counters import STUCK_S
+from llm_carbon_meter.ledger.ledger import EnergyLedger
 from llm_carbon_meter.physics.step_coefficients import sheet_coefficients
 from llm_carbon_meter.physics.step_work import CostModel, step_work
 from llm_carbon_meter.records import (
@@ -59,13 +60,10 @@ def played(
     world: World,
     settle_at: Sequence[bool],
     grams_per_joule: float = 0.0,
-    embodied_grams_per_gpu_s: float | None = None,
     **options: Any,
 ) -> Play:
     """Enter everything at its time; settle after the events that are marked, and at the end."""
     play = Play(ledger_of(GPUS, model=world.model, **options))
-    play.ledger.grams_per_joule = grams_per_joule
-    play.ledger.embodied_grams_per_gpu_s = embodied_grams_per_gpu_s
     events: list[tuple[float, int, Any]] = [(step.done_s, 0, step) for step in world.steps]
     events += [(end.monotonic_s, 1, end) for end in world.ends]
     events += [(reading.monotonic_s, 2, reading) for reading in world.readings]
@@ -75,13 +73,13 @@ def played(
             case StepEvent():
                 play.ledger.observe_steps([event])
             case RequestEnd():
-                play.provisional.append(play.ledger.close(event))
+                play.provisional.append(play.ledger.close(event, grams_per_joule))
             case EnergyReading():
                 play.ledger.observe_reading(event)
         if settle_at[number % len(settle_at)]:
-            play.final += play.ledger.settle(world.known_until(now_s))
+            play.final += play.ledger.settle(world.known_until(now_s), grams_per_joule)
             play.accounts.append([gpu.account_joules for gpu in play.ledger.totals()])
-    play.final += play.ledger.settle(world.over_s)
+    play.final += play.ledger.settle(world.over_s, grams_per_joule)
     play.accounts.append([gpu.account_joules for gpu in play.ledger.totals()])
     return play
 

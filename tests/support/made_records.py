@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 from llm_carbon_meter.records import (
+    AccountJoules,
     CarbonIntensity,
     EnergyEstimate,
     EngineTotals,
@@ -14,16 +15,12 @@ from llm_carbon_meter.records import (
     Source,
     Status,
 )
-from tests.support.energies import energy_of
+from tests.support.energies import booked, energy_of
 
 ENERGY = energy_of(
     "a",
     engine=2,
-    prefill_joules=1.0,
-    decode_joules=2.0,
-    recompute_joules=0.5,
-    waste_joules=0.25,
-    idle_joules=0.125,
+    accounts=AccountJoules(1.0, 2.0, recompute=0.5, waste=0.25, idle=0.125),
     operational_grams=5.1145833333e-4,
     cached_tokens=4,
     mean_running=1.5,
@@ -37,7 +34,7 @@ RECORD = RequestRecord(
     model="llama",
     deployment={"engine": "vllm"},
     energy=ENERGY,
-    provisional=replace(ENERGY, status=Status.PROVISIONAL, decode_joules=1.0),
+    provisional=booked(replace(ENERGY, status=Status.PROVISIONAL), decode=1.0),
     estimate=ESTIMATE,
     conditional=CONDITIONAL,
     features=Features(1.7e9, 500, 2, 3),

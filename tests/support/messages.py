@@ -18,7 +18,7 @@ ENERGY = energy_of(
     source=Source.MODELLED,
     quality=Quality.MODELLED,
     outcome=Outcome.STOPPED,
-    waste_joules=0.1,
+    joules={"waste": 0.1},
 )
 
 

@@ -24,10 +24,15 @@ ESTIMATED = [
 ]
 
 
-def energy_of(request_id: str, status: Status = Status.PROVISIONAL, **changes: Any) -> Any:
+def energy_of(
+    request_id: str,
+    status: Status = Status.PROVISIONAL,
+    joules: Mapping[str, float] | None = None,
+    **changes: Any,
+) -> Any:
     """An engine's figure of 3.6 J, a milliwatt-hour."""
-    joules = {"prefill_joules": 0.6, "decode_joules": 3.0, "operational_grams": 0.000475}
-    return energies.energy_of(request_id, status, **{**joules, **changes})
+    own = {"prefill": 0.6, "decode": 3.0, **(joules or {})}
+    return energies.energy_of(request_id, status, own, **{"operational_grams": 0.000475, **changes})
 
 
 def begin(meter: FrontendMeter, internal_id: str = "engine-1", prompt_tokens: int = 10) -> Exchange:

@@ -16,6 +16,7 @@ import tempfile
 import threading
 import types
 import typing
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
@@ -25,10 +26,14 @@ import zmq
 
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import Account, EngineTotals, MeterError, RequestEnergy
+from llm_carbon_meter.service import Service
 
 VERSION: Final = 1
 HIGH_WATER_MARK: Final = 10_000
 """Messages kept for a slow subscriber before new ones are dropped."""
+POLL_MS: Final = 200
+"""A subscriber looks this often whether it shall stop."""
+STOP_S: Final = 5.0
 MAX_SOCKET_PATH: Final = 107
 """Of a Unix domain socket (sys/un.h)."""
 
@@ -250,33 +255,33 @@ class Subscriber:
         addresses = [_address(directory, name) for name in names]
         self._receive = receive
         self._faults = faults
-        self._stop = threading.Event()
+        self._parts: deque[bytes] = deque()
+        """Heard, not yet taken."""
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
         self._socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
         self._socket.setsockopt(zmq.SUBSCRIBE, b"")
         for address in addresses:
             self._socket.connect(address)
-        self._thread = threading.Thread(target=self._run, name="llm-carbon-channel", daemon=True)
-        self._thread.start()
+        self._service = Service("llm-carbon-channel", self._turn, self._failed)
+        self._service.start()
 
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            if self._socket.poll(200):
-                for part in self._socket.recv_multipart():
-                    self._take(part)
-        self._socket.close(linger=0)
+    def _turn(self) -> float:
+        if not self._parts and self._socket.poll(POLL_MS):
+            self._parts.extend(self._socket.recv_multipart())
+        if self._parts:
+            self._receive(decode(self._parts.popleft()))
+        return 0.0
 
-    def _take(self, part: bytes) -> None:
-        try:
-            self._receive(decode(part))
-        except Exception as error:  # noqa: BLE001 - boundary: one bad message is one lost message
-            self._faults.note("channel", error)
+    def _failed(self, error: Exception) -> float:
+        """One bad message is one lost message."""
+        self._faults.note("channel", error)
+        return 0.0
 
     def close(self) -> None:
         """Stop hearing."""
-        self._stop.set()
-        self._thread.join(timeout=5)
+        self._service.stop(STOP_S)
+        self._socket.close(linger=0)
 
 
 def engine_name(index: int) -> str:

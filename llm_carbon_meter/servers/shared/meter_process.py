@@ -8,7 +8,6 @@ import dataclasses
 import pickle
 import subprocess
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -21,6 +20,7 @@ from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.physics.model_specs import ModelSpec
 from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.servers.shared.events import EventQueue
+from llm_carbon_meter.service import Service
 
 MODULE: Final = "llm_carbon_meter.servers.shared.meter_main"
 FLUSH_S: Final = 0.1
@@ -72,8 +72,9 @@ class MeterProcess:
         self._setup = setup
         self._faults = faults
         self._told: Counter[str] = Counter()
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="llm-carbon-sender", daemon=True)
+        self._sender: Service | None = None
+        self._broken = False
+        """A fault of ours ended the metering."""
         self._begin(setup)
 
     def _begin(self, setup: Setup) -> None:
@@ -105,14 +106,15 @@ class MeterProcess:
     def follow(self, capture: EventQueue) -> None:
         """Send on what a capture holds from now on."""
         self._capture = capture
-        self._thread.start()
+        self._sender = Service("llm-carbon-sender", self._send_events, self._give_up, capture.wake)
+        self._sender.start()
 
     def stop(self) -> None:
         """Send the last events, and wait until the meter has settled and published them."""
-        self._stop.set()
-        if self._thread.is_alive():
-            self._capture.wake.set()
-            self._thread.join(STOP_S)
+        if self._sender is not None:
+            self._sender.stop(STOP_S)
+            if self._sender.ended:
+                self._send_events()
         self._end()
 
     def _end(self) -> None:
@@ -124,19 +126,22 @@ class MeterProcess:
             self._process.wait()
             self._faults.note("stop", f"the meter's process did not end within {STOP_S:g} s")
 
-    def _run(self) -> None:
+    def _send_events(self) -> float:
+        """Tell what the engine did; seconds until the next time."""
+        if self._broken:
+            self._forget()
+            return FLUSH_S
         try:
-            while not self._stop.is_set():
-                self._capture.wake.wait(FLUSH_S)
-                self._capture.wake.clear()
-                try:
-                    self._flush()
-                except OSError:
-                    self._restart()
-        except Exception as error:  # noqa: BLE001 - boundary: the engine goes on without a meter
-            self._faults.note("meter_process", error, "This engine is no longer metered.")
-            while not self._stop.wait(FLUSH_S):
-                self._forget()
+            self._flush()
+        except OSError:
+            self._restart()
+        return FLUSH_S
+
+    def _give_up(self, error: Exception) -> float:
+        """The engine goes on without a meter."""
+        self._faults.note("meter_process", error, "This engine is no longer metered.")
+        self._broken = True
+        return FLUSH_S
 
     def _flush(self) -> None:
         faults = list((self._faults.counts - self._told).elements())
@@ -155,7 +160,7 @@ class MeterProcess:
         self._faults.note(
             "meter_process", f"the meter's process ended with code {code}", "A new one is started."
         )
-        if self._stop.wait(RESTART_S):
+        if self._sender is None or self._sender.pause(RESTART_S):
             return
         self._begin(dataclasses.replace(self._setup, start_s=time.monotonic()))
         try:

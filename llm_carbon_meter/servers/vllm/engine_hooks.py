@@ -1,7 +1,6 @@
-"""Hooks into vLLM's EngineCore process: wraps the scheduler, never replaces it.
+"""What is called around the methods of vLLM's EngineCore process that hooks.py lists.
 
-An error of ours is counted and metering goes silent, serving goes on. The names that are wrapped
-stand in hooks.py.
+An error of ours is counted and metering goes silent; serving goes on.
 """
 
 import dataclasses
@@ -15,7 +14,6 @@ from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.physics.model_specs import ModelSpec, model_spec
 from llm_carbon_meter.records import MeterError, SpecError
 from llm_carbon_meter.servers.shared.meter_process import MeterProcess, Setup
-from llm_carbon_meter.servers.shared.wrapping import wrap
 from llm_carbon_meter.servers.vllm.capture import StepCapture, request_end
 
 
@@ -34,7 +32,7 @@ class _Early(NamedTuple):
 
 
 class EngineHooks:
-    """The wrappers of one EngineCore process, and the meters that they feed.
+    """Handlers of one EngineCore process, and the meters that they feed.
 
     Args:
         config: settings.
@@ -43,70 +41,54 @@ class EngineHooks:
 
     def __init__(self, config: Config, faults: Faults) -> None:
         self._config = config
-        self._faults = faults
+        self.faults = faults
         self._engines: dict[int, _Engine] = {}
         self._early: _Early | None = None
         self._overhead_from_s = 0.0
 
-    def install(self, scheduler: type, engine_core: type, executor: type) -> None:
-        """Wrap vLLM's classes; nothing starts until a scheduler is made.
-
-        Raises:
-            AttributeError: a method to wrap does not exist; `hooks.load` says so before.
-        """
-        wrap(executor, "__init__", before=self._before_executor, on_error=self._start_failed)
-        wrap(scheduler, "__init__", after=self._after_init, on_error=self._start_failed)
-        wrap(scheduler, "schedule", after=self._after_schedule, on_error=self._drop)
-        wrap(scheduler, "update_from_output", before=self._before_update, on_error=self._drop)
-        wrap(scheduler, "_free_request", before=self._before_free, on_error=self._drop)
-        wrap(scheduler, "shutdown", before=self._before_shutdown, on_error=self._drop)
-        for name in ("execute_dummy_batch", "sleep", "wake_up"):
-            wrap(
-                engine_core,
-                name,
-                before=self._before_overhead,
-                after=self._after_overhead,
-                on_error=self._drop,
-            )
-
     # The engine's thread: copies, nothing else.
 
-    def _after_schedule(self, scheduler: Any, output: Any, *_: Any, **__: Any) -> None:
+    def after_schedule(self, scheduler: Any, output: Any, *_: Any, **__: Any) -> None:
+        """``Scheduler.schedule`` planned a step."""
         engine = self._engines.get(id(scheduler))
         if engine is not None:
             engine.capture.scheduled(output)
 
-    def _before_update(self, scheduler: Any, scheduler_output: Any, *_: Any, **__: Any) -> None:
+    def before_update(self, scheduler: Any, scheduler_output: Any, *_: Any, **__: Any) -> None:
+        """``Scheduler.update_from_output`` gets the result of a step."""
         engine = self._engines.get(id(scheduler))
         if engine is not None:
             engine.capture.done(scheduler_output)
 
-    def _before_free(self, scheduler: Any, request: Any, *_: Any, **__: Any) -> None:
+    def before_free(self, scheduler: Any, request: Any, *_: Any, **__: Any) -> None:
+        """``Scheduler._free_request`` ends a request."""
         engine = self._engines.get(id(scheduler))
         if engine is not None:
             engine.capture.ended(request_end(request))
 
-    def _before_overhead(self, *_: Any, **__: Any) -> None:
+    def before_overhead(self, *_: Any, **__: Any) -> None:
+        """EngineCore begins work that is for no request."""
         self._overhead_from_s = time.monotonic()
 
-    def _after_overhead(self, engine_core: Any, *_: Any, **__: Any) -> None:
+    def after_overhead(self, engine_core: Any, *_: Any, **__: Any) -> None:
+        """EngineCore has ended that work."""
         engine = self._engines.get(id(engine_core.scheduler))
         if engine is not None:
             engine.capture.overhead(self._overhead_from_s, time.monotonic())
 
-    def _drop(self, owner: Any, error: Exception) -> None:
+    def drop(self, owner: Any, error: Exception) -> None:
         """Stop metering an engine whose internals are not what we know."""
         scheduler = getattr(owner, "scheduler", owner)
         engine = self._engines.pop(id(scheduler), None)
         if engine is not None:  # what it would book from now on is wrong; ending takes a moment
             threading.Thread(target=engine.meter.stop, name="llm-carbon-stop", daemon=True).start()
-        self._faults.note(
+        self.faults.note(
             "engine", error, "This vLLM's internals do not fit; it is no longer metered."
         )
 
     # Start and stop.
 
-    def _before_executor(self, _executor: Any, vllm_config: Any, *_: Any, **__: Any) -> None:
+    def before_executor(self, _executor: Any, vllm_config: Any, *_: Any, **__: Any) -> None:
         """The meter comes first, so that loading the model is metered too."""
         self._early = self._begin(vllm_config)
 
@@ -125,27 +107,29 @@ class EngineHooks:
             tensor_parallel=int(parallel.tensor_parallel_size),
             start_s=begun_s,
         )
-        return _Early(MeterProcess(setup, self._faults), begun_s)
+        return _Early(MeterProcess(setup, self.faults), begun_s)
 
-    def _after_init(self, scheduler: Any, *_: Any, **__: Any) -> None:
+    def after_init(self, scheduler: Any, *_: Any, **__: Any) -> None:
+        """The engine's scheduler is there: from now on it is metered."""
         early, self._early = self._early or self._begin(scheduler.vllm_config), None
         try:
             early.meter.ready()
         except MeterError:
             early.meter.stop()
             raise
-        capture = StepCapture(self._faults)
+        capture = StepCapture(self.faults)
         capture.overhead(early.begun_s, time.monotonic())
         early.meter.follow(capture)
         self._engines[id(scheduler)] = _Engine(capture, early.meter)
 
-    def _start_failed(self, _owner: Any, error: Exception) -> None:
+    def start_failed(self, _owner: Any, error: Exception) -> None:
         """Serving goes on unmetered, unless the settings are strict and the fault is theirs."""
         if self._config.strict and isinstance(error, MeterError):
             raise error
-        self._faults.note("start", error, "This engine is not metered.")
+        self.faults.note("start", error, "This engine is not metered.")
 
-    def _before_shutdown(self, scheduler: Any) -> None:
+    def before_shutdown(self, scheduler: Any) -> None:
+        """The engine ends."""
         engine = self._engines.pop(id(scheduler), None)
         if engine is not None:
             engine.meter.stop()
@@ -154,7 +138,7 @@ class EngineHooks:
         try:
             return engine_model(vllm_config)
         except SpecError as error:
-            self._faults.note("model", error)
+            self.faults.note("model", error)
             return None
 
 

@@ -1,8 +1,7 @@
-"""Hooks into vLLM's API server process: estimates, ids, routes and spans.
+"""What is called around the methods of vLLM's API server process that hooks.py lists.
 
-Of the names wrapped (hooks.py), OutputProcessor.add_request sees every engine request with its
-internal id before it is sent, children of n > 1 included, and register_vllm_serve_api_routers the
-application before its middleware.
+OutputProcessor.add_request sees every engine request with its internal id before it is sent,
+children of n > 1 included.
 """
 
 import functools
@@ -18,14 +17,13 @@ from llm_carbon_meter.records import MeterError, SpecError
 from llm_carbon_meter.servers.shared.api_server import ApiServer
 from llm_carbon_meter.servers.shared.middleware import ExchangeMiddleware
 from llm_carbon_meter.servers.shared.routes import RefusedError, prompt_lengths
-from llm_carbon_meter.servers.shared.wrapping import OnError, wrap
 from llm_carbon_meter.servers.vllm.engine_hooks import deployment, engine_model
 
 _traced_request: ContextVar[str | None] = ContextVar("llm_carbon_traced_request", default=None)
 
 
 class FrontendHooks:
-    """The wrappers of one API server process, and the meter that they feed.
+    """Handlers of one API server process, and the meter that they feed.
 
     Args:
         config: settings.
@@ -34,49 +32,21 @@ class FrontendHooks:
 
     def __init__(self, config: Config, faults: Faults) -> None:
         self._config = config
-        self._faults = faults
+        self.faults = faults
         self._server: ApiServer | None = None
-
-    def install(self, async_llm: type, output_processor: type, serve: Any) -> None:
-        """Wrap vLLM's classes; nothing starts until an `AsyncLLM` is made.
-
-        Raises:
-            AttributeError: a name to wrap does not exist in this vLLM.
-        """
-        register = serve.register_vllm_serve_api_routers
-        wrap(async_llm, "__init__", after=self._after_init, on_error=self._start_failed)
-        wrap(async_llm, "shutdown", after=self._after_shutdown, on_error=self._note("stop"))
-        wrap(
-            output_processor, "add_request", before=self._before_add, on_error=self._note("request")
-        )
-        wrap(
-            output_processor,
-            "do_tracing",
-            before=self._before_tracing,
-            after=self._after_tracing,
-            on_error=self._note("spans"),
-        )
-
-        @functools.wraps(register)
-        def register_with_ours(app: Any) -> None:
-            register(app)
-            self._attach(app)
-
-        serve.register_vllm_serve_api_routers = register_with_ours
-
-    def _note(self, where: str) -> OnError:
-        return lambda _owner, error: self._faults.note(where, error)
 
     # Start and stop
 
-    def _after_init(self, async_llm: Any, *_: Any, **named: Any) -> None:
+    def after_init(self, async_llm: Any, *_: Any, **named: Any) -> None:
+        """``AsyncLLM`` was made: this process is an API server."""
         index, count = int(named.get("client_index", 0)), int(named.get("client_count", 1))
         self._start(async_llm.vllm_config, index, count)
 
-    def _start_failed(self, _owner: Any, error: Exception) -> None:
+    def start_failed(self, _owner: Any, error: Exception) -> None:
+        """Serving goes on, unless the settings are strict and the fault is theirs."""
         if self._config.strict and isinstance(error, MeterError):
             raise error
-        self._faults.note("start", error, "This server's figures are missing or incomplete.")
+        self.faults.note("start", error, "This server's figures are missing or incomplete.")
 
     def _start(self, vllm_config: Any, index: int, count: int) -> None:
         tracing = vllm_config.observability_config.otlp_traces_endpoint is not None
@@ -89,7 +59,7 @@ class FrontendHooks:
             index=index,
             count=count,
             tracing=tracing,
-            faults=self._faults,
+            faults=self.faults,
         )
         if tracing:
             self._add_span_processor()
@@ -99,38 +69,43 @@ class FrontendHooks:
         try:
             return engine_model(vllm_config)
         except SpecError as error:
-            self._faults.note("model", error, "Requests have no estimate.")
+            self.faults.note("model", error, "Requests have no estimate.")
             return None
 
-    def _after_shutdown(self, *_: Any, **__: Any) -> None:
+    def after_shutdown(self, *_: Any, **__: Any) -> None:
+        """The server ends."""
         server, self._server = self._server, None
         if server is not None:
             server.stop()
 
     # Requests
 
-    def _before_add(self, processor: Any, request: Any, *_: Any, **__: Any) -> None:
+    def before_add(self, processor: Any, request: Any, *_: Any, **__: Any) -> None:
+        """An engine request is about to be sent."""
         # A request that is known already is a session's next turn.
         if self._server is not None and request.request_id not in processor.request_states:
             _begin(self._server.meter, request)
 
     # The application
 
-    def _attach(self, app: Any) -> None:
-        if self._server is None:
-            return
-        try:
+    def after_register(self, _serve: Any, _result: None, app: Any) -> None:
+        """``register_vllm_serve_api_routers`` dresses the application, before its middleware."""
+        if self._server is not None:
             app.add_middleware(ExchangeMiddleware)
             self._server.attach(app, count_tokens)
-        except Exception as error:  # noqa: BLE001 - boundary: the server starts without us
-            self._faults.note("routes", error, "/v1/carbon is not served.")
+
+    def routes_failed(self, _serve: Any, error: Exception) -> None:
+        """The server starts without our routes."""
+        self.faults.note("routes", error, "/v1/carbon is not served.")
 
     # Spans
 
-    def _before_tracing(self, _processor: Any, _output: Any, state: Any, *_: Any) -> None:
+    def before_tracing(self, _processor: Any, _output: Any, state: Any, *_: Any) -> None:
+        """The spans made from here on are of this request."""
         _traced_request.set(state.request_id)
 
-    def _after_tracing(self, *_: Any, **__: Any) -> None:
+    def after_tracing(self, *_: Any, **__: Any) -> None:
+        """The spans made from here on are of no request."""
         _traced_request.set(None)
 
     def _add_span_processor(self) -> None:
@@ -139,7 +114,7 @@ class FrontendHooks:
         provider = trace.get_tracer_provider()
         add = getattr(provider, "add_span_processor", None)
         if add is None:
-            self._faults.note("spans", "the tracer provider takes no span processors")
+            self.faults.note("spans", "the tracer provider takes no span processors")
         else:
             add(_span_processor(self))
 

@@ -5,11 +5,11 @@ import logging
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import ConfigError
-from llm_carbon_meter.servers.shared.hooks import load
+from llm_carbon_meter.servers.shared import hooks
 from llm_carbon_meter.servers.shared.settings import read_settings
 from llm_carbon_meter.servers.vllm.engine_hooks import EngineHooks
 from llm_carbon_meter.servers.vllm.frontend_hooks import FrontendHooks
-from llm_carbon_meter.servers.vllm.hooks import HOOKED
+from llm_carbon_meter.servers.vllm.hooks import API_SERVER, ENGINE_CORE, HOOKS
 
 logger = logging.getLogger("llm_carbon_meter")
 
@@ -42,9 +42,8 @@ def register() -> None:
 
 
 def _install(config: Config, faults: Faults) -> None:
-    owners, missing = load(HOOKED)
-    if missing:
-        raise ConfigError(f"this vLLM does not fit: it has no {', no '.join(missing)}")
-    scheduler, engine_core, executor, async_llm, output_processor, serve = owners
-    EngineHooks(config, faults).install(scheduler, engine_core, executor)
-    FrontendHooks(config, faults).install(async_llm, output_processor, serve)
+    lacking = hooks.missing(HOOKS)
+    if lacking:
+        raise ConfigError(f"this vLLM does not fit: it has no {', no '.join(lacking)}")
+    hooks.install(ENGINE_CORE, EngineHooks(config, faults))
+    hooks.install(API_SERVER, FrontendHooks(config, faults))

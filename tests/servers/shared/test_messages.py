@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from llm_carbon_meter.records import (
     Account,
+    AccountJoules,
     CarbonIntensity,
     EngineTotals,
     GpuTotals,
@@ -46,17 +47,15 @@ a_json = st.recursive(
 
 energies = st.builds(
     RequestEnergy,
-    **dict.fromkeys(
-        ["prefill_joules", "decode_joules", "recompute_joules", "waste_joules", "idle_joules"],
-        joules,
+    accounts=st.builds(
+        AccountJoules,
+        **dict.fromkeys(["prefill", "decode", "recompute", "waste", "idle"], joules),
     ),
     **dict.fromkeys(["operational_grams", "mean_running", "first_step_s", "last_step_s"], joules),
     gpu_seconds=joules,
     embodied_grams=st.none() | joules,
     request_id=some_text,
 )
-
-
 totals = st.builds(
     EngineTotals,
     session=some_text,
@@ -180,6 +179,16 @@ def test_messages_made_to_exhaust_us_end_soon(data: bytes) -> None:
     assert time.monotonic() - began_s < 5
 
 
+def _altered(name: str, value: object) -> bytes:
+    """A message with another value of a field, or of an account."""
+    outer = json.loads(encode(ENERGY))
+    body = outer["body"]
+    place = body if name in body else body["accounts"]
+    assert name in place
+    place[name] = value
+    return json.dumps(outer).encode()
+
+
 def _places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The path of every value inside some JSON."""
     yield path
@@ -228,9 +237,9 @@ def test_refusals_say_why(change: dict[str, Any], reason: str) -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("decode_joules", "2"),
-        ("decode_joules", True),
-        ("decode_joules", None),
+        ("decode", "2"),
+        ("decode", True),
+        ("decode", None),
         ("num_steps", 1.5),
         ("num_steps", True),
         ("request_id", 3),
@@ -240,10 +249,8 @@ def test_refusals_say_why(change: dict[str, Any], reason: str) -> None:
 )
 def test_values_of_the_wrong_type_are_refused(name: str, value: object) -> None:
     """A number must be a number: a record that was accepted can be added up."""
-    outer = json.loads(encode(ENERGY))
-    outer["body"][name] = value
     with pytest.raises(MeterError, match="cannot be read"):
-        decode(json.dumps(outer).encode())
+        decode(_altered(name, value))
 
 
 def test_deep_nesting_is_refused() -> None:
@@ -255,7 +262,7 @@ def test_deep_nesting_is_refused() -> None:
 @pytest.mark.parametrize(
     ("name", "value"),
     [
-        ("decode_joules", 10**400),
+        ("decode", 10**400),
         ("num_steps", False),
         ("num_steps", 1.5),
         ("status", "almost"),
@@ -264,7 +271,5 @@ def test_deep_nesting_is_refused() -> None:
 )
 def test_a_field_of_the_wrong_kind_is_refused(name: str, value: Any) -> None:
     """What is not of the annotated type never reaches the registry."""
-    message = json.loads(encode(ENERGY))
-    message["body"][name] = value
     with pytest.raises(MeterError, match="cannot be read"):
-        decode(json.dumps(message).encode())
+        decode(_altered(name, value))

@@ -45,7 +45,7 @@ async def test_interleaved_requests_never_mix() -> None:
         await asyncio.sleep(0.001 * (number % 3))
         begin(meter, f"engine-{number}", prompt_tokens=100 * (number + 1))
         await asyncio.sleep(0.001 * (number % 5))
-        figure = energy_of(f"engine-{number}", decode_joules=3600.0 * number, prefill_joules=0.0)
+        figure = energy_of(f"engine-{number}", joules={"prefill": 0.0, "decode": 3600.0 * number})
         asyncio.get_running_loop().call_later(0.002, meter.receive_energy, figure)
         if not number % 2:
             await send(start())

@@ -126,7 +126,7 @@ async def test_a_setting_makes_the_answer_wait_for_the_final_figure() -> None:
     async def app(scope: Any, receive: Any, send: Send) -> None:
         begin(meter)
         meter.receive_energy(energy_of("engine-1"))
-        final = energy_of("engine-1", Status.FINAL, decode_joules=6.6)
+        final = energy_of("engine-1", Status.FINAL, joules={"decode": 6.6})
         asyncio.get_running_loop().call_later(0.05, meter.receive_energy, final)
         await send(start())
         await send(chunk(b"{}"))
@@ -147,7 +147,7 @@ async def test_the_record_keeps_what_the_header_said() -> None:
         await send(chunk(b"{}"))
 
     first, _ = await call(CarbonHeadersMiddleware(app), meter)
-    meter.receive_energy(energy_of("engine-1", Status.FINAL, decode_joules=6.6))
+    meter.receive_energy(energy_of("engine-1", Status.FINAL, joules={"decode": 6.6}))
     (text,) = meter.find("chatcmpl-1").values()
     record = json.loads(text)
     assert record["status"] == "final"

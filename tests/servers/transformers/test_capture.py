@@ -13,8 +13,9 @@ from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import Account, MeterError, Outcome, RequestEnd, StepEvent
 from llm_carbon_meter.servers.shared.steps import StepDecoder
+from llm_carbon_meter.servers.transformers.batching import BatchingHooks
 from llm_carbon_meter.servers.transformers.capture import BatchCapture
-from llm_carbon_meter.servers.transformers.serve import ServeHooks
+from llm_carbon_meter.servers.transformers.lifecycle import ServedModel
 from tests.bench import batching
 
 pytestmark = pytest.mark.engine
@@ -149,9 +150,10 @@ class Hooked:
     """Our hooks on a processor of stand-ins with two batches that take turns."""
 
     def __init__(self) -> None:
-        self.hooks = ServeHooks(Config(), Faults())
-        self.hooks._text_config = CONFIG
-        self.world = World(self.hooks._capture)
+        served = ServedModel(Config(), Faults())
+        served.text_config = CONFIG
+        self.hooks = BatchingHooks(served)
+        self.world = World(served.capture)
         self.waited: list[int] = []
         pairs = [self._pair(number) for number in (0, 1)]
         self.outputs = SimpleNamespace(io_pairs=pairs, current_pair=0)
@@ -164,9 +166,9 @@ class Hooked:
         event = SimpleNamespace(synchronize=lambda: self.waited.append(number))
         return SimpleNamespace(d2h_over=event, host_io=SimpleNamespace(requests_in_batch=[]))
 
-    def prepare(self, found: bool) -> None:
-        self.hooks._before_prepare(self.processor)
-        self.hooks._after_prepare(self.processor, found)
+    def prepare(self, has_batch: bool) -> None:
+        self.hooks.before_prepare(self.processor)
+        self.hooks.after_prepare(self.processor, has_batch)
 
 
 def test_an_idle_server_settles_the_batch_in_flight() -> None:
@@ -174,9 +176,9 @@ def test_an_idle_server_settles_the_batch_in_flight() -> None:
     hooked, state = Hooked(), state_of("a")
     state.position_offset = 10
     hooked.outputs.io_pairs[0].host_io.requests_in_batch = [FutureRequestState(state, True, {}, 10)]
-    hooked.prepare(found=True)
+    hooked.prepare(has_batch=True)
     assert hooked.world.drained()[0] == []
-    hooked.prepare(found=False)
+    hooked.prepare(has_batch=False)
     assert hooked.waited == [0, 1]
     assert len(hooked.world.drained()[0]) == 1
 
@@ -185,11 +187,11 @@ def test_making_room_ends_no_request() -> None:
     """What is finished while a batch is prepared comes again; later it is over."""
     hooked, state = Hooked(), state_of("a")
     hooked.scheduler.active_requests["a"] = state
-    hooked.hooks._before_prepare(hooked.processor)
-    hooked.hooks._before_finish(hooked.scheduler, "a")
-    hooked.hooks._after_prepare(hooked.processor, found=False)
+    hooked.hooks.before_prepare(hooked.processor)
+    hooked.hooks.before_finish(hooked.scheduler, "a")
+    hooked.hooks.after_prepare(hooked.processor, has_batch=False)
     assert hooked.world.drained()[1] == []
-    hooked.hooks._before_finish(hooked.scheduler, "a")
+    hooked.hooks.before_finish(hooked.scheduler, "a")
     assert [end.request_id for end in hooked.world.drained()[1]] == ["a"]
 
 
@@ -197,13 +199,13 @@ def test_making_room_ends_no_request() -> None:
 def test_a_cancelled_request_ends_though_its_scheduler_may_not_say_so(told: bool) -> None:
     """Old schedulers return nothing: who was to be cancelled is seen before, and not kept."""
     hooked, states = Hooked(), {name: state_of(name) for name in ("runs", "waits", "stays")}
-    hooked.prepare(found=False)
+    hooked.prepare(has_batch=False)
     hooked.scheduler.active_requests = {name: states[name] for name in ("runs", "stays")}
     hooked.scheduler.waiting_requests = {"waits": states["waits"]}
     hooked.scheduler._requests_to_cancel = {"runs", "waits", "gone"}
-    hooked.hooks._before_cancel(hooked.scheduler)
+    hooked.hooks.before_cancel(hooked.scheduler)
     cancelled = [states["runs"], states["waits"]] if told else None
-    hooked.hooks._after_cancel(hooked.scheduler, cancelled)
+    hooked.hooks.after_cancel(hooked.scheduler, cancelled)
     ends = hooked.world.drained()[1]
     assert [(end.request_id, end.outcome) for end in ends] == [
         ("runs", Outcome.ABORTED),
@@ -219,11 +221,11 @@ def test_another_model_is_not_metered() -> None:
     """Neither its batches nor the ends of its requests are of concern here."""
     hooked = Hooked()
     hooked.processor.config = SimpleNamespace()
-    hooked.prepare(found=True)
+    hooked.prepare(has_batch=True)
     other = SimpleNamespace(active_requests={"b": state_of("b")})
-    hooked.hooks._before_finish(other, "b")
-    hooked.hooks._before_cancel(other)
-    hooked.hooks._after_cancel(other, [state_of("b")])
+    hooked.hooks.before_finish(other, "b")
+    hooked.hooks.before_cancel(other)
+    hooked.hooks.after_cancel(other, [state_of("b")])
     assert hooked.world.drained() == ([], [])
 
 
@@ -236,36 +238,37 @@ def test_a_model_that_is_loaded_again_is_metered_again(monkeypatch: pytest.Monke
         def generate(self) -> None: ...
         def prepare_inputs_for_generation(self) -> None: ...
 
-    hooks = ServeHooks(Config(), faults := Faults())
-    monkeypatch.setattr(hooks, "_start", lambda *_: setattr(hooks, "_meter", object()))
+    served = ServedModel(Config(), faults := Faults())
+    monkeypatch.setattr(served, "_start", lambda *_: setattr(served, "meter", object()))
     first = Model()
-    hooks._after_load(None, (first, None), "tiny@main")
-    kept = weakref.ref(first)
+    served.after_load(None, (first, None), "tiny@main")
+    reference = weakref.ref(first)
     del first
     gc.collect()
-    assert kept() is None
+    assert reference() is None
     second = Model()
-    hooks._after_load(None, (second, None), "tiny@main")
-    assert hooks._model() is second
+    served.after_load(None, (second, None), "tiny@main")
+    assert served.is_metered(second)
     assert not faults.counts
-    hooks._after_load(None, (Model(), None), "other@main")
-    assert hooks._model() is second
+    served.after_load(None, (Model(), None), "other@main")
+    assert served.is_metered(second)
     assert faults.counts == {"model": 1}
 
 
 def test_a_meter_that_did_not_start_is_not_started_again() -> None:
     """The model is asked for at every request; its power source failed once and for all."""
-    hooks, starts = ServeHooks(Config(), Faults()), []
+    served, starts = ServedModel(Config(), Faults()), []
 
     def fail(*_: Any) -> None:
         starts.append(1)
         raise MeterError("no power")
 
-    hooks._start = fail  # type: ignore[method-assign]
+    served._start = fail  # type: ignore[method-assign]
+    model = object()
     with pytest.raises(MeterError):
-        hooks._after_load(None, (object(), None), "tiny@main")
-    hooks._after_load(None, (object(), None), "tiny@main")
-    assert (len(starts), hooks._model()) == (1, None)
+        served.after_load(None, (model, None), "tiny@main")
+    served.after_load(None, (model, None), "tiny@main")
+    assert (len(starts), served.is_metered(model)) == (1, False)
 
 
 def test_the_benchmark_of_the_hook_fits_the_hooks(monkeypatch: pytest.MonkeyPatch) -> None:

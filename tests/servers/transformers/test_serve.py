@@ -13,7 +13,7 @@ from transformers.generation.continuous_batching.continuous_api import Continuou
 
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import ConfigError
-from llm_carbon_meter.servers.transformers import hooks as transformers_hooks
+from llm_carbon_meter.servers.shared.hooks import Hook
 from llm_carbon_meter.servers.transformers import serve as transformers_serve
 from tests.support.metered import (
     Metered,
@@ -238,7 +238,7 @@ def test_a_transformers_that_does_not_fit_serves_unmetered(
     """One fault that names what is missing; an error where the settings are strict."""
     faults = Faults()
     monkeypatch.setattr(transformers_serve, "Faults", lambda: faults)
-    monkeypatch.setattr(transformers_hooks, "NEEDED", {"transformers:Nothing": ("at_all",)})
+    monkeypatch.setattr(transformers_serve, "NEEDED", [Hook("transformers:Nothing", "at_all")])
     monkeypatch.setenv("LLM_CARBON_METER_CHANNEL_DIR", "/nowhere")
     before = ContinuousBatchProcessor.prepare_next_batch
     transformers_serve.install()

@@ -10,17 +10,21 @@ from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import ConfigError
 from llm_carbon_meter.servers.shared import hooks
-from llm_carbon_meter.servers.shared.hooks import load
 from llm_carbon_meter.servers.vllm import plugin as vllm_plugin
 from llm_carbon_meter.servers.vllm.engine_hooks import EngineHooks
 from llm_carbon_meter.servers.vllm.frontend_hooks import FrontendHooks
-from llm_carbon_meter.servers.vllm.hooks import HOOKED
+from llm_carbon_meter.servers.vllm.hooks import API_SERVER, ENGINE_CORE, HOOKS
+
+NAMES = {
+    target: [hook.method for hook in HOOKS if hook.target == target]
+    for target in dict.fromkeys(hook.target for hook in HOOKS)
+}
 
 
 def stand_in(place: str) -> Any:
     """A class, or a module, with the table's names and nothing else."""
     owner: Any = type("Owner", (), {}) if ":" in place else SimpleNamespace()
-    for name in HOOKED[place]:
+    for name in NAMES[place]:
         setattr(owner, name, lambda self: None)
     return owner
 
@@ -28,29 +32,28 @@ def stand_in(place: str) -> Any:
 @pytest.fixture
 def owners(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """A vLLM of stand-ins, by place."""
-    made = {place: stand_in(place) for place in HOOKED}
-    monkeypatch.setattr(hooks, "_owner", made.__getitem__)
+    made = {place: stand_in(place) for place in NAMES}
+    monkeypatch.setattr(hooks, "owner_of", made.__getitem__)
     return made
 
 
 def test_the_hooks_wrap_the_names_of_the_table_and_no_other(owners: dict[str, Any]) -> None:
     """Nothing else is touched, and every name of it is."""
     before = {place: dict(vars(owner)) for place, owner in owners.items()}
-    found, missing = load(HOOKED)
-    assert not missing
-    EngineHooks(Config(), Faults()).install(*found[:3])
-    FrontendHooks(Config(), Faults()).install(*found[3:])
+    assert not hooks.missing(HOOKS)
+    hooks.install(ENGINE_CORE, EngineHooks(Config(), Faults()))
+    hooks.install(API_SERVER, FrontendHooks(Config(), Faults()))
     for place, owner in owners.items():
         changed = {name for name, value in vars(owner).items() if before[place].get(name) != value}
-        assert changed == set(HOOKED[place])
+        assert changed == set(NAMES[place])
 
 
-@pytest.mark.parametrize("place", [place for place, names in HOOKED.items() if names[1:]])
+@pytest.mark.parametrize("place", [place for place, names in NAMES.items() if names[1:]])
 def test_every_name_that_is_missing_is_said(owners: dict[str, Any], place: str) -> None:
     """With the place where it was looked for."""
-    name = HOOKED[place][-1]
+    name = NAMES[place][-1]
     delattr(owners[place], name)
-    assert load(HOOKED)[1] == [f"{place}.{name}"]
+    assert hooks.missing(HOOKS) == [f"{place}.{name}"]
 
 
 def test_a_vllm_that_does_not_fit_is_left_alone(

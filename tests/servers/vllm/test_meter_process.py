@@ -73,7 +73,7 @@ def metered(tiny_model: Path, faults_of_engine: Faults) -> Iterator[Metered]:
     from vllm.v1.engine.core import EngineCore
     from vllm.v1.executor.abstract import Executor
 
-    from tests.support.driving import Drive, engine_config, make_scheduler, restored
+    from tests.support.driving import Drive, engine_config, make_scheduler, restored, wrap_engine
 
     heard: list[Any] = []
     with tempfile.TemporaryDirectory() as folder, restored(Scheduler, EngineCore, Executor):
@@ -82,7 +82,7 @@ def metered(tiny_model: Path, faults_of_engine: Faults) -> Iterator[Metered]:
         hooks = vllm_engine.EngineHooks(
             Config(power="modelled", channel_dir=directory), faults_of_engine
         )
-        hooks.install(Scheduler, EngineCore, Executor)
+        wrap_engine(hooks)
         scheduler = make_scheduler(engine_config(tiny_model), overlapped=True)
         capture = hooks._engines[id(scheduler)].capture
         engine = Metered(Drive(scheduler, capture, StepDecoder(Faults()), lazy=True), hooks, heard)
@@ -112,7 +112,7 @@ class TestWholeEngine:
         eventually(lambda: len(metered.finals) == 3 and metered.totals[-1].open_requests == 0)
         totals, finals = metered.totals[-1], metered.finals
         assert all(record.output_tokens == 8 for record in finals.values())
-        assert all(record.waste_joules > 0 for record in finals.values())
+        assert all(record.accounts.waste > 0 for record in finals.values())
         assert {record.quality for record in finals.values()} == {Quality.MODELLED}
         (gpu,) = totals.gpus
         charged = sum(gpu.account_joules[: len(Account) - 3])
@@ -157,10 +157,10 @@ class TestWholeEngine:
         from vllm.v1.engine.core import EngineCore
         from vllm.v1.executor.abstract import Executor
 
-        from tests.support.driving import engine_config, make_scheduler, restored
+        from tests.support.driving import engine_config, make_scheduler, restored, wrap_engine
 
         with tempfile.TemporaryDirectory() as folder, restored(Scheduler, EngineCore, Executor):
             config = Config(power="replay:/no/such/file", channel_dir=folder, strict=True)
-            vllm_engine.EngineHooks(config, Faults()).install(Scheduler, EngineCore, Executor)
+            wrap_engine(vllm_engine.EngineHooks(config, Faults()))
             with pytest.raises(PowerError, match="/no/such/file"):
                 make_scheduler(engine_config(tiny_model))

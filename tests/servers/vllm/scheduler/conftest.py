@@ -25,11 +25,11 @@ def hooks() -> Iterator["BareHooks"]:
     from vllm.v1.engine.core import EngineCore
     from vllm.v1.executor.abstract import Executor
 
-    from tests.support.driving import bare_hooks, restored
+    from tests.support.driving import bare_hooks, restored, wrap_engine
 
     with restored(Scheduler, AsyncScheduler, EngineCore, Executor):
         bare = bare_hooks()
-        bare.install(Scheduler, EngineCore, Executor)
+        wrap_engine(bare)
         yield bare
 
 
@@ -44,7 +44,7 @@ def start(tiny_model: Path, hooks: "BareHooks") -> Start:
         config = engine_config(tiny_model, **more)
         config.parallel_config.pipeline_parallel_size = pp
         scheduler = make_scheduler(config, overlapped=overlapped, v2=v2, blocks=blocks)
-        return Drive(scheduler, hooks.engine(scheduler).capture, StepDecoder(hooks._faults))
+        return Drive(scheduler, hooks.engine(scheduler).capture, StepDecoder(hooks.faults))
 
     return make
 
@@ -52,4 +52,4 @@ def start(tiny_model: Path, hooks: "BareHooks") -> Start:
 @pytest.fixture
 def faults(hooks: "BareHooks") -> Faults:
     """What the hooks counted."""
-    return hooks._faults
+    return hooks.faults

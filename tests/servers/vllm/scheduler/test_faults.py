@@ -170,10 +170,10 @@ class TestFaults:
         """After the tests before this one: no wrapper is left on a class."""
         from vllm.v1.core.sched.scheduler import Scheduler
 
-        from tests.support.driving import bare_hooks, restored
+        from tests.support.driving import bare_hooks, restored, wrap_engine
 
         before = dict(vars(Scheduler))
         with restored(Scheduler):
-            bare_hooks().install(Scheduler, Mock(), type("Executor", (), {}))
+            wrap_engine(bare_hooks(), EngineCore=Mock(), Executor=type("Executor", (), {}))
             assert vars(Scheduler)["schedule"] is not before["schedule"]
         assert dict(vars(Scheduler)) == before

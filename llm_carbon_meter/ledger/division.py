@@ -1,0 +1,78 @@
+"""How one tick of a counter is divided over the steps and gaps that it covers: pure arithmetic.
+
+In proportion to expected watts x time; the sum is the counter's.
+"""
+
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from llm_carbon_meter.ledger.counters import Tick
+from llm_carbon_meter.ledger.open_steps import OpenSteps
+from llm_carbon_meter.physics.step_coefficients import StepCoefficients
+from llm_carbon_meter.physics.step_work import Floats, Ints
+
+AWAKE_S: Final = 0.01
+"""In a gap shorter than this a GPU draws what it draws in a step that does nothing."""
+
+
+class Division(NamedTuple):
+    """The joules and seconds of a tick."""
+
+    steps: slice
+    """The steps that overlap the tick."""
+    busy_s: Floats
+    """Of each step inside the tick."""
+    step_joules: Floats
+    idle_s: float
+    awake_s: float
+    """Part of idle_s: gaps so short that clocks stayed up."""
+    idle_joules: float
+    busy_expected_joules: float
+    """As the coefficients expect the steps."""
+    expected_joules: float
+    """And the gaps with them."""
+
+
+def divide(tick: Tick, steps: OpenSteps, coefficients: StepCoefficients) -> Division:
+    """Divide a tick that lost nothing."""
+    part = steps.within(tick.start_s, tick.end_s)
+    busy_s = np.minimum(steps.end[part], tick.end_s) - np.maximum(steps.start[part], tick.start_s)
+    expected = steps.watts[part] * busy_s
+    idle_s = max(tick.end_s - tick.start_s - float(busy_s.sum()), 0.0)
+    gaps_s = steps.gaps_s(part)
+    awake_s = float(gaps_s[gaps_s < AWAKE_S].sum())
+    idle_expected = coefficients.idle_watts * max(idle_s - awake_s, 0.0)
+    idle_expected += coefficients.static_watts * awake_s
+    busy_expected = float(expected.sum())
+    total = busy_expected + idle_expected
+    return Division(
+        part,
+        busy_s,
+        tick.joules * expected / total,
+        idle_s,
+        awake_s,
+        tick.joules * idle_expected / total,
+        busy_expected,
+        total,
+    )
+
+
+class RowShares(NamedTuple):
+    """A division's steps, divided over their rows: one per scheduled request."""
+
+    keys: Ints
+    """Whose, and on which account, as `open_requests` has them."""
+    joules: Floats
+    seconds: Floats
+
+
+def over_rows(division: Division, steps: OpenSteps) -> RowShares:
+    """Divide each step of a tick over its requests, by their shares of the step."""
+    rows, counts = steps.rows(division.steps), steps.counts[division.steps]
+    share = steps.row_share[rows]
+    return RowShares(
+        steps.row_key[rows],
+        np.repeat(division.step_joules, counts) * share,
+        np.repeat(division.busy_s, counts) * share,
+    )
