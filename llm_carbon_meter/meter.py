@@ -283,7 +283,7 @@ class EngineMeter:
             session=self._session,
             engine=self._engine,
             source=self._power.source,
-            gpus=gpus,
+            gpus=tuple(gpus),
             account_grams=tuple(self._ledger.account_grams.tolist()),
             embodied_grams=() if rate is None else tuple(rate * sum(each) for each in seconds),
             intensity=self._grid.now,

@@ -5,6 +5,7 @@ import itertools
 import json
 import random
 import threading
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -16,14 +17,12 @@ from llm_carbon_meter.frontend import exchanges as registry_module
 from llm_carbon_meter.frontend.exchanges import (
     Exchange,
     Member,
-    RecordStore,
     Registry,
     current_exchange,
     response_id,
-    stopped,
-    sum_energies,
-    sum_estimates,
 )
+from llm_carbon_meter.frontend.record_store import RecordStore
+from llm_carbon_meter.frontend.sums import stopped, sum_energies, sum_estimates
 from llm_carbon_meter.records import (
     EnergyEstimate,
     Features,
@@ -37,17 +36,17 @@ from tests.support import energies
 FEATURES = Features(arrived_unix_s=0.0, max_tokens=10, num_sequences=1, concurrency=1)
 
 
-def energy_of(request_id: str, status: Status = Status.FINAL, **changes: Any) -> RequestEnergy:
+def energy_of(
+    request_id: str,
+    status: Status = Status.FINAL,
+    joules: Mapping[str, float] | None = None,
+    **changes: Any,
+) -> RequestEnergy:
     """A figure of an engine: every account has its own."""
-    accounts = {
-        "prefill_joules": 1.0,
-        "decode_joules": 2.0,
-        "recompute_joules": 0.25,
-        "waste_joules": 0.5,
-        "idle_joules": 0.125,
-    }
+    accounts = {"prefill": 1.0, "decode": 2.0, "recompute": 0.25, "waste": 0.5, "idle": 0.125}
     others = {"operational_grams": 4.0, "cached_tokens": 3, "mean_running": 2.0}
-    return energies.energy_of(request_id, status, **{**accounts, **others, **changes})
+    booked = {**accounts, **(joules or {})}
+    return energies.energy_of(request_id, status, booked, **{**others, **changes})
 
 
 def estimate_of(joules: float = 1.0) -> EnergyEstimate:
@@ -211,7 +210,7 @@ def test_every_id_leads_to_the_exchange() -> None:
     registry.begin(exchange, Member("x0", "cmpl-abc-0", None), FEATURES)
     registry.begin(exchange, Member("x1", "cmpl-abc-1", None), FEATURES)
     names = ["client-7", "cmpl-abc-0", "cmpl-abc", "cmpl-abc-1"]
-    assert exchange.external_ids() == names
+    assert list(exchange.external_ids()) == names
     for name in [*names, "x0", "x1"]:
         assert registry.find(name) == [exchange]
 

@@ -21,10 +21,17 @@ from llm_carbon_meter.predictor.energy_model import (
     Numbers,
     PhaseEnergy,
 )
-from llm_carbon_meter.records import EstimateQuery, Outcome, Quality, Source, Status
+from llm_carbon_meter.records import (
+    AccountJoules,
+    EstimateQuery,
+    Outcome,
+    Quality,
+    RequestRecord,
+    Source,
+    Status,
+)
 from tests.exporters.test_prometheus import TOTALS
-
-from .test_exchanges import energy_of
+from tests.support.energies import energy_of
 
 DEPLOYED = {
     "engine": "vllm",
@@ -71,7 +78,7 @@ class Frontend:
         **settings: Any,
     ) -> None:
         self.registry, self.faults = CollectorRegistry(), Faults()
-        self.shared: list[Mapping[str, Any]] = []
+        self.shared: list[RequestRecord] = []
         self.meter = FrontendMeter(
             Config(**{"estimator": "gnn", **settings}),
             "llama",
@@ -79,7 +86,7 @@ class Frontend:
             deployment=deployment,
             index=index,
             tracing=False,
-            share=lambda key, ids, record: self.shared.append(record),
+            share=self.shared.append,
             faults=self.faults,
             registry=self.registry,
         )
@@ -89,14 +96,11 @@ class Frontend:
         exchange, name = Exchange(), f"request-{number}"
         self.meter.begin(exchange, name, f"chatcmpl-{number}", 10, 5)
         self.meter.end(exchange, answered=True)
-        nothing = dict.fromkeys(("prefill_joules", "recompute_joules", "waste_joules"), 0.0)
         figures = {
             "source": Source.MEASURED,
             "quality": Quality.COUNTER,
             "outcome": Outcome.FINISHED,
-            **nothing,
-            "decode_joules": joules,
-            "idle_joules": 0.0,
+            "accounts": AccountJoules(decode=joules),
             "mean_running": 1.0,
         }
         self.meter.receive_energy(energy_of(name, Status.FINAL, **{**figures, **changes}))
@@ -222,7 +226,7 @@ def test_all_api_servers_learn_from_each_other_s_records(bound: list[Deployment]
     for number in range(30):
         busy.serve(number)
     for record in busy.shared:
-        idle.meter.receive_record(record["id"], [], json.loads(json.dumps(record)))
+        idle.meter.receive_record(record)
     assert idle.factor() == busy.factor() != 1.0
     assert idle.errors("raw", "conditional") is None
 
@@ -237,7 +241,7 @@ def test_the_first_api_server_watches_all_of_them_for_drift(bound: list[Deployme
     first.meter.receive_totals(TOTALS)
     assert first.drift() is None
     for record in second.shared:
-        first.meter.receive_record(record["id"], [], record)
+        first.meter.receive_record(record)
     first.meter._drift._looked_s = 0.0  # type: ignore[union-attr]
     for frontend in (first, second):
         frontend.meter.receive_totals(TOTALS)

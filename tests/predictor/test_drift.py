@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,27 +20,36 @@ from llm_carbon_meter.predictor.drift import (
     is_drifting,
     joules_of,
 )
+from llm_carbon_meter.records import (
+    AccountJoules,
+    EnergyEstimate,
+    Outcome,
+    Quality,
+    RequestRecord,
+    Source,
+    Status,
+)
+from tests.exporters.test_headers import RECORD
+from tests.support.energies import energy_of
 
 
-def estimate(raw: float, calibrated: float) -> Mapping[str, Any]:
-    """The part of a record's JSON that is read."""
-    figures = {"energy_joules": calibrated}
-    return {"facility": False, "energy_joules": raw, "calibrated": figures}
+def estimate(raw: float, calibrated: float, *, facility: bool = False) -> EnergyEstimate:
+    """Of prefill alone, before and after the calibration."""
+    return EnergyEstimate(
+        "gnn", raw, 0.0, raw, raw, 1.0, facility, 0.0, calibration=calibrated / raw
+    )
 
 
-def record(measured: float = 10.0, estimated: float = 10.0, **changes: Any) -> Mapping[str, Any]:
+def record(measured: float = 10.0, estimated: float = 10.0, **changes: Any) -> RequestRecord:
     """A finished record; its raw estimate is twice the calibrated one, its length unknown."""
-    return {
-        "engine": 0,
-        "status": "final",
-        "source": "measured",
-        "quality": "counter",
-        "outcome": "finished",
-        "energy_joules": measured,
-        "idle_joules": 0.0,
+    of_record = {name: changes.pop(name) for name in ("conditional", "estimate") if name in changes}
+    accounts = AccountJoules(prefill=measured)
+    estimates = {
         "conditional": estimate(2 * estimated, estimated),
         "estimate": estimate(6 * estimated, 3 * estimated),
-    } | changes
+    }
+    energy = replace(energy_of("a"), **{"accounts": accounts, **changes})
+    return replace(RECORD, energy=energy, **{**estimates, **of_record})
 
 
 def test_the_four_series_are_not_mixed_up() -> None:
@@ -59,15 +69,15 @@ def test_the_four_series_are_not_mixed_up() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"source": "modelled", "quality": "modelled"},
-        {"quality": "contended"},
-        {"quality": "reset"},
-        {"outcome": "aborted"},
-        {"status": "provisional"},
+        {"source": Source.MODELLED, "quality": Quality.MODELLED},
+        {"quality": Quality.CONTENDED},
+        {"quality": Quality.RESET},
+        {"outcome": Outcome.ABORTED},
+        {"status": Status.PROVISIONAL},
         {"conditional": None},
         {"estimate": None},
-        {"conditional": {**estimate(1.0, 1.0), "facility": True}},
-        {"energy_joules": 0.0},
+        {"conditional": estimate(1.0, 1.0, facility=True)},
+        {"accounts": AccountJoules()},
     ],
 )
 def test_only_trusted_measurements_are_judged(changes: Mapping[str, Any]) -> None:
@@ -77,7 +87,7 @@ def test_only_trusted_measurements_are_judged(changes: Mapping[str, Any]) -> Non
 
 def test_spread_idle_joules_are_in_no_estimate() -> None:
     """They are taken off what was measured."""
-    joules = joules_of(record(energy_joules=12.0, idle_joules=2.0))
+    joules = joules_of(record(accounts=AccountJoules(prefill=10.0, idle=2.0)))
     assert joules is not None
     assert joules[0] == 10.0
 
@@ -206,5 +216,5 @@ class TestMonitor:
     def test_what_is_not_judged_opens_no_engine(self) -> None:
         """Modelled requests leave no trace."""
         monitor = DriftMonitor(0.25, 100.0, 1)
-        monitor.observe(record(source="modelled"), 0.0)
+        monitor.observe(record(source=Source.MODELLED), 0.0)
         assert not monitor.judge(math.inf)

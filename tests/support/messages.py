@@ -10,6 +10,7 @@ from llm_carbon_meter.records import (
     Source,
 )
 from llm_carbon_meter.servers.shared.channel import Message, SharedRecord
+from tests.exporters.test_headers import RECORD
 from tests.support.energies import energy_of
 
 ENERGY = energy_of(
@@ -38,5 +39,5 @@ TOTALS = EngineTotals(
 )
 
 
-SHARED = SharedRecord(1, "key", ("a", "b"), {"energy_joules": 1.0, "features": {"n": [1, None]}})
+SHARED = SharedRecord(1, RECORD)
 MESSAGES: list[Message] = [ENERGY, TOTALS, SHARED]

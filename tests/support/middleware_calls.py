@@ -12,7 +12,7 @@ from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend.exchanges import Exchange, current_exchange
 from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
 from llm_carbon_meter.physics.model_list import built_in_model
-from llm_carbon_meter.records import Status
+from llm_carbon_meter.records import RequestEnergy, Status
 from llm_carbon_meter.servers.shared.middleware import STATE_NAME
 from tests.support import energies
 
@@ -38,16 +38,22 @@ def front_end(**settings: Any) -> FrontendMeter:
         index=0,
         deployment={},
         tracing=False,
-        share=lambda key, ids, record: None,
+        share=lambda record: None,
         faults=Faults(),
         registry=CollectorRegistry(),
     )
 
 
-def energy_of(request_id: str, status: Status = Status.PROVISIONAL, **changes: Any) -> Any:
+def energy_of(
+    request_id: str,
+    status: Status = Status.PROVISIONAL,
+    joules: Mapping[str, float] | None = None,
+    **changes: Any,
+) -> RequestEnergy:
     """An engine's figure of 3.6 J, a milliwatt-hour."""
-    joules = {"prefill_joules": 0.6, "decode_joules": 3.0, "operational_grams": 0.000475}
-    return energies.energy_of(request_id, status, **{**joules, **changes})
+    accounts = {"prefill": 0.6, "decode": 3.0, **(joules or {})}
+    figures = {"operational_grams": 0.000475, **changes}
+    return energies.energy_of(request_id, status, accounts, **figures)
 
 
 def begin(meter: FrontendMeter, internal_id: str = "engine-1", prompt_tokens: int = 10) -> Exchange:
