@@ -6,12 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
-from llm_carbon_meter.records import (
-    EnergyEstimate,
-    RequestEnergy,
-    RequestRecord,
-    Source,
-)
+from llm_carbon_meter.records import EnergyEstimate, RequestEnergy, RequestRecord, Source
 from llm_carbon_meter.units import watt_hours
 
 PREFIX: Final = "LLM-Carbon-"

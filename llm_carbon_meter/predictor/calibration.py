@@ -16,13 +16,7 @@ import numpy as np
 
 from llm_carbon_meter.formats.kept_state import Identity
 from llm_carbon_meter.predictor.energy_model import Deployment
-from llm_carbon_meter.records import (
-    Outcome,
-    Quality,
-    RequestRecord,
-    Source,
-    Status,
-)
+from llm_carbon_meter.records import Outcome, Quality, RequestRecord, Source, Status
 
 MEMORY: Final = 256
 """Requests remembered."""

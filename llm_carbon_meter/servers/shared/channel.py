@@ -21,13 +21,7 @@ import zmq
 
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.formats import versioned
-from llm_carbon_meter.records import (
-    Account,
-    EngineTotals,
-    MeterError,
-    RequestEnergy,
-    RequestRecord,
-)
+from llm_carbon_meter.records import Account, EngineTotals, MeterError, RequestEnergy, RequestRecord
 from llm_carbon_meter.service import Service
 
 VERSION: Final = 1
