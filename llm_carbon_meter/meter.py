@@ -125,6 +125,18 @@ def teaches(power: PowerMeter, model: CostModel) -> bool:
     return taught and model.costs is not None
 
 
+def _coefficients(config: Config, model: CostModel, faults: Faults) -> KeptCoefficients:
+    file = Path(config.prices_file) if config.prices_file else None
+    return KeptCoefficients(file, model, faults)
+
+
+def _watch(power: PowerMeter, engine_pid: int, faults: Faults) -> Watch | None:
+    """Others on a GPU can be seen where NVML reads it."""
+    if not isinstance(power, NvmlMeter):
+        return None
+    return Watch(power.review, Neighbours(engine_pid, runtime_folder(), power.gpus, faults), faults)
+
+
 class EngineMeter:
     """Meters one engine: a sampler thread and a thread that keeps the ledger.
 
@@ -159,11 +171,9 @@ class EngineMeter:
         self._publish = publish
         self._faults = faults
         self._session = uuid.uuid4().hex
-        self._coefficients: KeptCoefficients | None = None
         # Steps that are made up teach no coefficients.
-        if teaches(power, model) and not outside:
-            file = Path(config.prices_file) if config.prices_file else None
-            self._coefficients = KeptCoefficients(file, model, faults)
+        taught = teaches(power, model) and not outside
+        self._coefficients = _coefficients(config, model, faults) if taught else None
         self._embodied_rate = embodied_rate(config.embodied, model.gpu, host=config.embodied_host)
         self._ledger = EnergyLedger(
             power.gpus,
@@ -181,10 +191,7 @@ class EngineMeter:
         self._grid, self._pue = open_grid(config, faults), config.pue
         self._readings: deque[EnergyReading] = deque()
         self._sampler = PowerSampler(power, 1 / config.sample_hz, self._readings.extend, faults)
-        self._watch: Watch | None = None
-        if isinstance(power, NvmlMeter):
-            neighbours = Neighbours(engine_pid, runtime_folder(), power.gpus, faults)
-            self._watch = Watch(power.review, neighbours, faults)
+        self._watch = _watch(power, engine_pid, faults)
         self._published_s = time.monotonic()
         self._service = Service("llm-carbon-meter", self._turn, self._failed, source.wake)
 

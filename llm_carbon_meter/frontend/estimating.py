@@ -37,10 +37,7 @@ def open_estimator(
     """
     if model is None or config.estimator == "none":
         return None
-    gpu, remark = _gpu(config, str(deployment.get("gpu", "")), faults)
-    stages = int(deployment.get("pipeline_parallel_size", 1))
-    if stages > 1:
-        remark = "; ".join(filter(None, (remark, f"{stages} pipeline stages counted as one")))
+    gpu, remark = _gpu(config, deployment, faults)
     place = Deployment(
         model,
         gpu,
@@ -71,10 +68,18 @@ def _energy_model(config: Config, faults: Faults) -> EnergyModel:
 class _Gpu(NamedTuple):
     spec: GpuSpec
     remark: str
-    """Empty where it is the engine's own."""
+    """Empty where nothing is assumed."""
 
 
-def _gpu(config: Config, name: str, faults: Faults) -> _Gpu:
+def _gpu(config: Config, deployment: Mapping[str, str | int], faults: Faults) -> _Gpu:
+    """The data sheet to estimate with, and what makes the estimate less certain."""
+    spec, remark = _named_gpu(config, str(deployment.get("gpu", "")), faults)
+    stages = int(deployment.get("pipeline_parallel_size", 1))
+    staged = f"{stages} pipeline stages counted as one" if stages > 1 else ""
+    return _Gpu(spec, "; ".join(filter(None, (remark, staged))))
+
+
+def _named_gpu(config: Config, name: str, faults: Faults) -> _Gpu:
     """The data sheet of the engine's GPU, or the assumed one and why."""
     if not name:
         assumed = assumed_gpu(config, faults)

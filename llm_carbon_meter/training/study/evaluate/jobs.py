@@ -185,9 +185,8 @@ def run_all(
         try:
             for done in tqdm(as_completed(running), "evaluation", len(running), unit="fit"):
                 found[running[done]] = done.result()
-        except BaseException:
+        finally:  # also where one fails, or is interrupted
             pool.shutdown(cancel_futures=True)
-            raise
     return found
 
 
