@@ -1,4 +1,4 @@
-"""Fixtures of real servers, for every folder of tests.
+"""Fixtures for every folder of tests: the stub of NVML, real servers, the public data sets.
 
 A machine that is lent for its GPU may have torch, numpy, nvidia-ml-py and pytest alone: there only
 tests/gpu is collected.
@@ -12,11 +12,15 @@ import pytest
 # An assertion that fails in a helper shows its values too.
 pytest.register_assert_rewrite("tests.support")
 
-if all(map(find_spec, ("grpc", "hypothesis", "openai"))):
-    from tests.support.metered import start_server, stub_library, tiny_model
+# module -> packages that it needs
+FIXTURES = {
+    "tests.support.scripted_nvml": ("pynvml",),
+    "tests.support.metered": ("grpc", "openai"),
+    "tests.support.public_data": (),
+}
+pytest_plugins = [module for module, needs in FIXTURES.items() if all(map(find_spec, needs))]
 
-    __all__ = ["start_server", "stub_library", "tiny_model"]
-else:
+if not find_spec("hypothesis"):
     collect_ignore = [
         path.name
         for path in Path(__file__).parent.iterdir()

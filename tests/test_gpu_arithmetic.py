@@ -18,9 +18,6 @@ from tests.gpu.findings import row, write
 from tests.gpu.loads import Decoder, Load, Row, bursts, decode_like, prefill_like
 from tests.gpu.measuring import repeated
 from tests.gpu.subsets import exact_shares, modelled_shares, subsets
-from tests.power.conftest import stub, stub_directory, stub_library
-
-__all__ = ["stub", "stub_directory", "stub_library"]
 
 TINY = dataclasses.replace(
     built_in_model("Llama-3.1-8B"),

@@ -2,7 +2,6 @@
 
 import contextlib
 import subprocess
-import sys
 import sysconfig
 import venv
 import zipfile
@@ -12,6 +11,7 @@ import pytest
 
 from llm_carbon_meter.testing.servers import MODEL_NAME, entry_point
 from tests.support.environments import build_wheel
+from tests.support.interpreters import run_command, run_python
 from tests.support.metered import Metered, StartServer
 
 
@@ -36,18 +36,15 @@ def test_the_wheel_has_types_data_and_entry_points(wheel: Path) -> None:
 def test_importing_the_package_loads_nothing_heavy() -> None:
     """Neither vllm nor torch nor NVML: every process of a deployment imports it."""
     code = "import llm_carbon_meter, sys; print(*sys.modules)"
-    printed = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    )
-    loaded = set(printed.stdout.split())
+    loaded = set(run_python(code).stdout.split())
+    assert "llm_carbon_meter" in loaded
     assert not loaded & {"vllm", "torch", "torch_geometric", "pynvml", "zmq", "transformers"}
 
 
 def test_the_command_line_names_its_verbs_and_its_errors() -> None:
     """A wrong model is one line on stderr and exit code 1."""
-    command = [sys.executable, "-m", "llm_carbon_meter.cli", "estimate", "--model", "No-Such"]
-    command += ["--prompt-tokens", "1", "--output-tokens", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    tokens = ("--prompt-tokens", "1", "--output-tokens", "1")
+    done = run_command("estimate", "--model", "No-Such", *tokens)
     assert done.returncode == 1
     assert "No-Such" in done.stderr
     assert "Traceback" not in done.stderr

@@ -6,11 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import psutil
-from prometheus_client import CollectorRegistry
 from tqdm import tqdm
 
-from llm_carbon_meter.config import Config
-from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend.exchanges import Exchange
 from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
 from llm_carbon_meter.ledger.coefficient_learner import CoefficientLearner
@@ -29,6 +26,7 @@ from llm_carbon_meter.records import (
     Source,
     StepEvent,
 )
+from tests.support.front_ends import front_end
 
 MILLION = 1_000_000
 TOGETHER = 64
@@ -71,25 +69,10 @@ def _steps_per_s() -> float:
     return SETTLED_STEPS / (time.process_time() - start)
 
 
-def _frontend() -> FrontendMeter:
-    """An API server's meter; the network's estimate has a benchmark of its own."""
-    return FrontendMeter(
-        Config(estimator="flop"),
-        "model",
-        built_in_model("Llama-3.1-8B"),
-        deployment={},
-        index=0,
-        tracing=False,
-        share=lambda *_: None,
-        faults=Faults(),
-        registry=CollectorRegistry(),
-    )
-
-
 def _memory_mb() -> float:
     """Resident growth after the first tenth, in which every buffer reaches its size."""
     ledger, process = _ledger(), psutil.Process()
-    frontend = _frontend()
+    frontend = front_end()
     ledger.observe_reading(EnergyReading(0.0, "gpu", 0.0))
     warm = 0
     for done in tqdm(range(0, MILLION, TOGETHER), desc="requests", unit="batch"):

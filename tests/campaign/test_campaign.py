@@ -28,7 +28,7 @@ from llm_carbon_meter.power.nvml.architectures import Measured
 from llm_carbon_meter.power.nvml.state import StateReader
 from llm_carbon_meter.records import PowerError
 from llm_carbon_meter.testing.nvml_stub import SCRIPT_VARIABLE, StubScript
-from tests.power.conftest import Stub
+from tests.support.scripted_nvml import Stub
 
 pytestmark = pytest.mark.engine
 

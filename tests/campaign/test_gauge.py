@@ -11,7 +11,7 @@ from llm_carbon_meter.power.nvml.nvml_meter import open_nvml
 from llm_carbon_meter.power.power_meter import PowerMeter
 from llm_carbon_meter.records import EnergyReading, PowerError, Source
 from llm_carbon_meter.testing.nvml_stub import StubScript
-from tests.power.conftest import Stub
+from tests.support.scripted_nvml import Stub
 
 BUSY_W, IDLE_W, WORK_S, LAG_S = 400.0, 100.0, 0.4, 0.2
 

@@ -1,4 +1,4 @@
-"""The compiled NVML, and engines that have exactly the names that are wrapped."""
+"""Engines that have exactly the names that are wrapped."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -7,9 +7,6 @@ import pytest
 
 from llm_carbon_meter.servers.transformers import hooks as transformers_hooks
 from llm_carbon_meter.servers.vllm import hooks as vllm_hooks
-from tests.power.conftest import stub, stub_directory, stub_library
-
-__all__ = ["make_vllm", "stub", "stub_directory", "stub_library"]
 
 TALKATIVE = """
 import atexit

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 
 from llm_carbon_meter.testing.nvml_stub import SCRIPT_VARIABLE, StubScript
+from tests.support.scripted_nvml import uuid_of
 
 from .conftest import MakeVllm
 
 ROOT = Path(__file__).parents[2]
 SAW = [(0.0, 120.0), (0.2, 600.0), (0.5, 300.0), (0.7, 120.0)]
-UUID = "GPU-00000000-0000-0000-0000-000000000001"
+UUID = uuid_of(1)
 
 
 def check(

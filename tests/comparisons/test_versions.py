@@ -36,11 +36,11 @@ def test_the_table_says_what_is_metered_how(
     version: str,
     environments: Environments,
     tiny_model: Path,
-    stub_library: Path,
+    stub_directory: Path,
     start_server: StartServer,
 ) -> None:
     """``python -m tests.comparisons.versions`` mends a difference."""
-    place = Place(tiny_model, stub_library, start_server)
+    place = Place(tiny_model, stub_directory, start_server)
     found = probe(engine, version, environments.of(engine, version), place)
     begin = line([engine, version]).removesuffix("|")
     rows = [row for row in SERVERS.read_text("utf-8").splitlines() if row.startswith(begin)]

@@ -22,14 +22,8 @@ from llm_carbon_meter.testing.nvml_stub import SCRIPT_VARIABLE, StubScript, buil
 from llm_carbon_meter.testing.tiny_model import make_tiny_model
 from tests.support.documents import SERVERS, replaced
 from tests.support.environments import Environment, Environments
-from tests.support.metered import (
-    MIDDLEWARE,
-    Metered,
-    StartServer,
-    assert_balanced,
-    eventually,
-    starter,
-)
+from tests.support.metered import MIDDLEWARE, Metered, StartServer, assert_balanced, starter
+from tests.support.waiting import eventually
 
 VERSIONS: Final = {
     "vLLM": ("0.27.1", "0.32.0"),

@@ -19,44 +19,8 @@ from llm_carbon_meter.exporters.headers import (
     record_json,
     sse_comment,
 )
-from llm_carbon_meter.records import (
-    AccountJoules,
-    EnergyEstimate,
-    Features,
-    Quality,
-    RequestRecord,
-    Source,
-    Status,
-)
-from tests.support.energies import booked, energy_of
-
-ENERGY = energy_of(
-    "a",
-    engine=2,
-    accounts=AccountJoules(1.0, 2.0, recompute=0.5, waste=0.25, idle=0.125),
-    operational_grams=5.1145833333e-4,
-    cached_tokens=4,
-    mean_running=1.5,
-)
-ESTIMATE = EnergyEstimate("flop", 49.75443148800, 125.3671526400, 100.0, 200.0, 500.0, True, 0.02)
-CONDITIONAL = replace(ESTIMATE, decode_joules=100.0, calibration=0.5, out_of_domain="old GPU")
-RECORD = RequestRecord(
-    id="a",
-    external_ids=("mine", "chatcmpl-1"),
-    internal_ids=("a", "b"),
-    model="llama",
-    deployment={"engine": "vllm"},
-    energy=ENERGY,
-    provisional=booked(replace(ENERGY, status=Status.PROVISIONAL), decode=1.0),
-    estimate=ESTIMATE,
-    conditional=CONDITIONAL,
-    features=Features(1.7e9, 500, 2, 3),
-    intensity_g_per_kwh=475.0,
-    intensity_source="static",
-    zone="world",
-    pue=1.2,
-    covers="energy of the GPUs alone",
-)
+from llm_carbon_meter.records import Quality, Source
+from tests.support.made_records import CONDITIONAL, ENERGY, ESTIMATE, RECORD
 
 
 @pytest.mark.parametrize(

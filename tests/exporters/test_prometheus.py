@@ -21,13 +21,13 @@ from llm_carbon_meter.records import (
     Account,
     CarbonIntensity,
     EnergyEstimate,
-    EngineTotals,
     Features,
     GpuTotals,
     RequestRecord,
     Source,
 )
 from tests.support.energies import ENERGY, booked
+from tests.support.made_records import ACCOUNT_JOULES, TOTALS
 
 # Names that others rely on. The parser cuts _total off counters.
 SPINE = {
@@ -51,21 +51,6 @@ SPINE = {
 }
 DRIFT = {"drift_ratio", "drift_alert"}
 
-ACCOUNT_JOULES = (100.0, 200.0, 10.0, 5.0, 20.0, 60.0, 5.0)
-TOTALS = EngineTotals(
-    session="first",
-    engine=0,
-    source=Source.MEASURED,
-    gpus=(GpuTotals("GPU-a", 400.0, ACCOUNT_JOULES, ACCOUNT_JOULES, 321.5, 12.5),),
-    account_grams=tuple(joules / 10 for joules in ACCOUNT_JOULES),
-    embodied_grams=tuple(joules / 100 for joules in ACCOUNT_JOULES),
-    intensity=CarbonIntensity(475.0, "world", "static"),
-    steps={"prefill": 2, "decode": 30, "mixed": 4},
-    tokens={"prefill": 500, "decode": 90, "recompute": 0},
-    errors={"power": 1},
-    sampler_gap_s=0.04,
-    sampler_read_s=0.0007,
-)
 RECORD = RequestRecord(
     id="a",
     external_ids=("chatcmpl-1",),

@@ -12,6 +12,7 @@ import pytest
 from llm_carbon_meter.exporters.webhook import Webhook
 from llm_carbon_meter.faults import Faults
 from tests.support.receiver import Receiver
+from tests.support.waiting import eventually
 
 
 @pytest.fixture
@@ -31,9 +32,7 @@ def test_what_is_posted_arrives_as_json(receiver: Receiver) -> None:
 
 def noted(faults: Faults) -> None:
     """Wait for the first fault."""
-    deadline = time.monotonic() + 5
-    while not faults.counts and time.monotonic() < deadline:
-        time.sleep(0.01)
+    eventually(lambda: faults.counts, "a fault")
     assert faults.counts == {"webhook": 1}
 
 

@@ -12,7 +12,7 @@ from llm_carbon_meter.exporters.prometheus import PrometheusExporter
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend import drift_watch
 from llm_carbon_meter.frontend.drift_watch import DriftWatch
-from tests.predictor.test_drift import record
+from tests.support.made_records import judged_record
 from tests.support.receiver import Receiver
 
 LABELS = {"model_name": "llama", "engine": "0", "stage": "calibrated", "basis": "conditional"}
@@ -39,7 +39,7 @@ class World:
         """Requests of 10 J, one a second, each followed by a look."""
         for _ in range(count):
             self.clock.now_s += 1.0
-            self.watch.observe(record(10.0, estimated))
+            self.watch.observe(judged_record(10.0, estimated))
             self.watch.look()
 
     def gauge(self, name: str) -> float | None:
@@ -113,6 +113,6 @@ def test_looking_often_costs_nothing(make: Callable[..., World]) -> None:
     """Within a second of the last look nothing is judged."""
     world = make()
     world.serve(11.0, count=9)
-    world.watch.observe(record(10.0, 11.0))
+    world.watch.observe(judged_record(10.0, 11.0))
     world.watch.look()
     assert world.gauge("drift_ratio") is None

@@ -5,9 +5,7 @@ import itertools
 import json
 import random
 import threading
-from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -31,22 +29,9 @@ from llm_carbon_meter.records import (
     RequestEnergy,
     Status,
 )
-from tests.support import energies
+from tests.support.energies import energy_in_every_account
 
 FEATURES = Features(arrived_unix_s=0.0, max_tokens=10, num_sequences=1, concurrency=1)
-
-
-def energy_of(
-    request_id: str,
-    status: Status = Status.FINAL,
-    joules: Mapping[str, float] | None = None,
-    **changes: Any,
-) -> RequestEnergy:
-    """A figure of an engine: every account has its own."""
-    accounts = {"prefill": 1.0, "decode": 2.0, "recompute": 0.25, "waste": 0.5, "idle": 0.125}
-    others = {"operational_grams": 4.0, "cached_tokens": 3, "mean_running": 2.0}
-    booked = {**accounts, **(joules or {})}
-    return energies.energy_of(request_id, status, booked, **{**others, **changes})
 
 
 def estimate_of(joules: float = 1.0) -> EnergyEstimate:
@@ -68,9 +53,9 @@ def test_an_exchange_gathers_its_figures() -> None:
     exchange = begun(registry, "a")
     assert (exchange.has_energy(), exchange.energy, exchange.id) == (False, None, "a")
     assert registry.num_open == 1
-    assert registry.receive(energy_of("a", Status.PROVISIONAL)) == (exchange, False)
+    assert registry.receive(energy_in_every_account("a", Status.PROVISIONAL)) == (exchange, False)
     assert (exchange.has_energy(), exchange.is_final()) == (True, False)
-    assert registry.receive(energy_of("a")) == (exchange, False)
+    assert registry.receive(energy_in_every_account("a")) == (exchange, False)
     assert exchange.is_final()
     assert registry.num_open == 0
     assert registry.close(exchange, answered=True)
@@ -81,7 +66,7 @@ def test_figures_of_other_processes_belong_to_nobody_here() -> None:
     """An unknown id changes nothing."""
     registry = Registry()
     exchange = begun(registry, "a")
-    assert registry.receive(energy_of("foreign")) == (None, False)
+    assert registry.receive(energy_in_every_account("foreign")) == (None, False)
     assert exchange.energy is None
 
 
@@ -90,8 +75,8 @@ def test_equal_external_ids_never_overwrite_each_other() -> None:
     registry = Registry()
     first = begun(registry, "a", external_id="chatcmpl-mine")
     second = begun(registry, "b", external_id="chatcmpl-mine")
-    registry.receive(energy_of("b", Status.PROVISIONAL, joules={"decode": 99.0}))
-    registry.receive(energy_of("a", Status.PROVISIONAL, joules={"decode": 1.0}))
+    registry.receive(energy_in_every_account("b", Status.PROVISIONAL, joules={"decode": 99.0}))
+    registry.receive(energy_in_every_account("a", Status.PROVISIONAL, joules={"decode": 1.0}))
     assert registry.find("chatcmpl-mine") == [first, second]
     assert first.energy is not None
     assert second.energy is not None
@@ -105,9 +90,11 @@ def test_children_are_summed() -> None:
     """With n = 2 the exchange has both children's joules, tokens and steps."""
     registry = Registry()
     exchange = begun(registry, "0_x", "1_x")
-    registry.receive(energy_of("0_x"))
+    registry.receive(energy_in_every_account("0_x"))
     assert exchange.energy is None
-    registry.receive(energy_of("1_x", joules={"decode": 5.0}, num_steps=2, mean_running=10.0))
+    registry.receive(
+        energy_in_every_account("1_x", joules={"decode": 5.0}, num_steps=2, mean_running=10.0)
+    )
     energy = exchange.energy
     assert energy is not None
     assert (energy.prefill_joules, energy.decode_joules) == (2.0, 7.0)
@@ -128,8 +115,8 @@ def test_children_are_summed() -> None:
 
 def test_of_children_the_worst_counts() -> None:
     """One provisional, reset or aborted child makes the exchange so."""
-    whole = energy_of("0_x", first_step_s=1.0, last_step_s=2.0)
-    broken = energy_of(
+    whole = energy_in_every_account("0_x", first_step_s=1.0, last_step_s=2.0)
+    broken = energy_in_every_account(
         "1_x",
         Status.PROVISIONAL,
         quality=Quality.RESET,
@@ -146,7 +133,7 @@ def test_of_children_the_worst_counts() -> None:
 
 def test_children_without_steps_have_no_company() -> None:
     """Two requests that never ran give no division by zero."""
-    queued = energy_of("0_x", num_steps=0, mean_running=0.0)
+    queued = energy_in_every_account("0_x", num_steps=0, mean_running=0.0)
     assert sum_energies([queued, queued]).mean_running == 0.0
 
 
@@ -178,12 +165,12 @@ def test_the_figure_that_was_shown_is_kept() -> None:
     registry = Registry()
     exchange = begun(registry, "a")
     assert exchange.show() is None
-    shown = energy_of("a", Status.PROVISIONAL, joules={"decode": 1.0})
+    shown = energy_in_every_account("a", Status.PROVISIONAL, joules={"decode": 1.0})
     registry.receive(shown)
     assert exchange.show() == shown
-    registry.receive(energy_of("a", joules={"decode": 7.0}))
+    registry.receive(energy_in_every_account("a", joules={"decode": 7.0}))
     assert exchange.show() == exchange.provisional == shown
-    assert exchange.energy == energy_of("a", joules={"decode": 7.0})
+    assert exchange.energy == energy_in_every_account("a", joules={"decode": 7.0})
 
 
 @pytest.mark.parametrize(
@@ -221,8 +208,8 @@ def test_the_oldest_is_given_up_when_there_are_too_many(monkeypatch: pytest.Monk
     registry = Registry()
     exchanges = [begun(registry, f"r{number}") for number in range(5)]
     assert registry.num_open == 3
-    assert registry.receive(energy_of("r0")) == (None, False)
-    assert registry.receive(energy_of("r4"))[0] is exchanges[4]
+    assert registry.receive(energy_in_every_account("r0")) == (None, False)
+    assert registry.receive(energy_in_every_account("r4"))[0] is exchanges[4]
 
 
 @given(
@@ -236,7 +223,7 @@ def test_an_exchange_finishes_exactly_once_in_any_order(
     registry = Registry()
     exchange = begun(registry, *names)
     events: list[RequestEnergy | None] = [None]
-    events += [energy_of(name, status) for name in names for status in Status]
+    events += [energy_in_every_account(name, status) for name in names for status in Status]
     events = data.draw(st.permutations(events))
     finished = [
         registry.close(exchange, True) if event is None else registry.receive(event)[1]
@@ -260,7 +247,7 @@ def test_an_exchange_finishes_exactly_once_with_threads() -> None:
     def receive() -> None:
         meet.wait()
         for name in exchanges:
-            if registry.receive(energy_of(name))[1]:
+            if registry.receive(energy_in_every_account(name))[1]:
                 next(count)
 
     def close() -> None:
@@ -283,7 +270,7 @@ def test_an_end_that_is_told_twice_finishes_once() -> None:
     """A record must not be counted again."""
     registry = Registry()
     exchange = begun(registry, "a")
-    registry.receive(energy_of("a"))
+    registry.receive(energy_in_every_account("a"))
     assert registry.close(exchange, True)
     assert not registry.close(exchange, True)
 
@@ -293,7 +280,7 @@ def test_what_is_unfinished_is_known() -> None:
     registry = Registry()
     exchanges = [begun(registry, name) for name in "abc"]
     for name in "ab":
-        registry.receive(energy_of(name))
+        registry.receive(energy_in_every_account(name))
     for exchange in exchanges[1:]:
         registry.close(exchange, True)
     assert registry.unfinished() == [exchanges[0], exchanges[2]]
@@ -303,7 +290,7 @@ async def test_waiting_ends_when_the_figure_comes_from_a_thread() -> None:
     """A figure from the channel's thread wakes the event loop at once."""
     registry = Registry()
     exchange = begun(registry, "a")
-    timer = threading.Timer(0.02, registry.receive, [energy_of("a")])
+    timer = threading.Timer(0.02, registry.receive, [energy_in_every_account("a")])
     timer.start()
     assert await exchange.wait(exchange.is_final, timeout_s=5)
     timer.join()
@@ -324,7 +311,7 @@ def test_nobody_waits_on_a_closed_loop() -> None:
         return begun(registry, "a")
 
     exchange = asyncio.run(serve())
-    assert registry.receive(energy_of("a")) == (exchange, False)
+    assert registry.receive(energy_in_every_account("a")) == (exchange, False)
 
 
 async def test_each_task_has_its_own_exchange() -> None:
@@ -342,9 +329,9 @@ async def test_each_task_has_its_own_exchange() -> None:
 
 def test_an_abort_after_the_whole_answer_was_a_stop_string() -> None:
     """Only an abort is reworded."""
-    assert stopped(energy_of("a", outcome=Outcome.ABORTED)).outcome is Outcome.STOPPED
+    assert stopped(energy_in_every_account("a", outcome=Outcome.ABORTED)).outcome is Outcome.STOPPED
     for outcome in (Outcome.FINISHED, Outcome.FAILED, Outcome.STOPPED):
-        assert stopped(energy_of("a", outcome=outcome)).outcome is outcome
+        assert stopped(energy_in_every_account("a", outcome=outcome)).outcome is outcome
 
 
 def test_records_are_found_under_all_their_ids() -> None:

@@ -9,12 +9,9 @@ from typing import Any
 import pytest
 from prometheus_client import CollectorRegistry
 
-from llm_carbon_meter.config import Config
 from llm_carbon_meter.exporters.headers import estimate_headers
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend.exchanges import Exchange
-from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
-from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.predictor import models as energy_models
 from llm_carbon_meter.predictor.energy_model import Deployment, Numbers, PhaseEnergy
 from llm_carbon_meter.records import (
@@ -26,8 +23,9 @@ from llm_carbon_meter.records import (
     Source,
     Status,
 )
-from tests.exporters.test_prometheus import TOTALS
 from tests.support.energies import energy_of
+from tests.support.front_ends import front_end
+from tests.support.made_records import TOTALS
 
 DEPLOYED = {
     "engine": "vllm",
@@ -75,16 +73,13 @@ class Frontend:
     ) -> None:
         self.registry, self.faults = CollectorRegistry(), Faults()
         self.shared: list[RequestRecord] = []
-        self.meter = FrontendMeter(
-            Config(**{"estimator": "gnn", **settings}),
-            "llama",
-            built_in_model("Llama-3.1-8B"),
-            deployment=deployment,
-            index=index,
-            tracing=False,
+        self.meter = front_end(
+            deployment,
+            index,
             share=self.shared.append,
             faults=self.faults,
             registry=self.registry,
+            **{"estimator": "gnn", **settings},
         )
 
     def serve(self, number: int, joules: float = 12.0, **changes: Any) -> Mapping[str, Any]:

@@ -1,5 +1,14 @@
-"""Fixtures of real Prometheus programs."""
+"""Real Prometheus programs."""
 
-from .tools import prometheus_tools
+import pytest
 
-__all__ = ["prometheus_tools"]
+from tests.support.debian import provide
+
+from .tools import ALERTMANAGER_NAMES, Tools
+
+
+@pytest.fixture(scope="session")
+def prometheus_tools() -> Tools:
+    """The programs; skips where they are missing and cannot be installed."""
+    provide({"prometheus": ("promtool",), "prometheus-alertmanager": ALERTMANAGER_NAMES})
+    return Tools()

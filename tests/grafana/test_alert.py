@@ -17,8 +17,9 @@ from grafana.boards.runbooks import runbook_url
 from grafana.dashboards import FOLDER
 from llm_carbon_meter.cli import main
 from llm_carbon_meter.testing.servers import MODEL_NAME
-from tests.support.metered import StartServer, eventually
+from tests.support.metered import StartServer
 from tests.support.receiver import Receiver
+from tests.support.waiting import eventually
 
 from .draw import draw
 from .scaled_server import FILE_VARIABLE

@@ -4,7 +4,6 @@ import contextlib
 import json
 import shutil
 import subprocess
-import time
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -12,10 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from llm_carbon_meter.testing.servers import free_port
-from tests.support.debian import provide
+from tests.support.waiting import eventually
 
 DASHBOARD_FOLDER = Path(__file__).parents[2] / "grafana" / "dashboards"
 ALERTMANAGER_NAMES = ("prometheus-alertmanager", "alertmanager")
@@ -28,13 +25,6 @@ def dashboards() -> Mapping[str, dict[str, Any]]:
         for path in DASHBOARD_FOLDER.glob("*.json")
         if path.stem != "runbooks"
     }
-
-
-@pytest.fixture(scope="session")
-def prometheus_tools() -> "Tools":
-    """The programs; skips where they are missing and cannot be installed."""
-    provide({"prometheus": ("promtool",), "prometheus-alertmanager": ALERTMANAGER_NAMES})
-    return Tools()
 
 
 class Tools:
@@ -123,10 +113,10 @@ def _running(name: str, options: Mapping[str, Any], log: Path) -> Iterator[None]
         process.wait(20)
 
 
-def _wait(url: str, timeout_s: float = 30.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
+def _wait(url: str) -> None:
+    def answers() -> bool:
         with contextlib.suppress(OSError), urllib.request.urlopen(url, timeout=5):
-            return
-        time.sleep(0.1)
-    raise AssertionError(f"{url} did not answer in {timeout_s} s")
+            return True
+        return False
+
+    eventually(answers, f"an answer of {url}", 30)

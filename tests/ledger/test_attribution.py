@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -17,13 +16,12 @@ from llm_carbon_meter.ledger.attribution import (
     step_loads,
     step_watts,
 )
-from llm_carbon_meter.physics.gpu_specs import gpu_spec
-from llm_carbon_meter.physics.kernels import StepCosts, step_costs
-from llm_carbon_meter.physics.model_list import built_in_model
+from llm_carbon_meter.physics.kernels import StepCosts
 from llm_carbon_meter.physics.step_coefficients import StepCoefficients, sheet_coefficients
 from llm_carbon_meter.physics.step_work import CostModel, Floats, StepRows, step_work
+from tests.support.cost_models import GEMMA, H100, LLAMA, MIXTRAL, UNKNOWN
+from tests.support.step_rows import MIXED, Row
 
-H100 = gpu_spec("H100")
 UNITS = replace(
     H100,
     compute_ops_per_s=1.0,
@@ -34,19 +32,7 @@ UNITS = replace(
 """One operation and one byte a second."""
 BYTES_ONLY = replace(sheet_coefficients(UNITS), memory_watts=1.0, compute_watts=0.0)
 """One joule per byte, no operations, no idle power: what is left are bytes."""
-LLAMA = CostModel(H100, step_costs(built_in_model("Llama-3.1-8B")))
-GEMMA = CostModel(gpu_spec("L4"), step_costs(built_in_model("Gemma2-2b")))
-MIXTRAL = CostModel(H100, step_costs(built_in_model("Mixtral-8x7B"), 4))
-UNKNOWN = CostModel(H100, None)
 MODELS = {"dense": LLAMA, "windowed": GEMMA, "experts": MIXTRAL, "unknown": UNKNOWN}
-
-
-class Row(NamedTuple):
-    """A request of a step."""
-
-    new: int
-    cached: int
-    sampled: int
 
 
 def rows_of(*steps: Sequence[Row]) -> StepRows:
@@ -140,9 +126,6 @@ def test_vector_of_the_reference() -> None:
     weights = weights_of(step, 10.0, model, coefficients)
     assert weights.tolist() == pytest.approx([10 / 3 + 1, 10 / 3 + 2, 10 / 3 + 3])
     assert weights.sum() == pytest.approx(16)
-
-
-MIXED = [Row(512, 512, 0), Row(1, 100, 1), Row(1, 1000, 1), Row(1, 4000, 1)]
 
 
 def test_mixed_step_of_the_reference_by_tokens_and_by_operations() -> None:

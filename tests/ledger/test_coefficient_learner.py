@@ -23,16 +23,12 @@ from llm_carbon_meter.ledger.coefficient_learner import (
 )
 from llm_carbon_meter.ledger.ledger import EnergyLedger
 from llm_carbon_meter.meter import teaches
-from llm_carbon_meter.physics.gpu_specs import gpu_spec
-from llm_carbon_meter.physics.kernels import step_costs
-from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.physics.step_coefficients import StepCoefficients, sheet_coefficients
 from llm_carbon_meter.physics.step_work import CostModel, Floats, StepRows, Work, step_work
 from llm_carbon_meter.power.modelled import ModelledMeter
 from llm_carbon_meter.records import Account, EnergyReading, Quality, Source, StepEvent, StepKind
+from tests.support.cost_models import H100, LLAMA
 
-H100 = gpu_spec("H100")
-LLAMA = CostModel(H100, step_costs(built_in_model("Llama-3.1-8B")))
 TRUE = StepCoefficients(
     np.array([1.0, 1.3, 0.2, 2.5, 1.6, 1.2, 0.1, 0.1]), 140.0, 250.0, 420.0, 95.0, 700.0
 )

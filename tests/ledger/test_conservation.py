@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_carbon_meter.records import REQUEST_ACCOUNTS, Account, Status
+from tests.support.cost_models import QWEN
 from tests.support.ledger_worlds import (
     World,
     of_gpu,
@@ -18,7 +19,7 @@ from tests.support.ledger_worlds import (
     ticks_of,
     worlds,
 )
-from tests.support.ledgers import GPUS, MODEL, close_to, end_of, ledger_of, read, step_of
+from tests.support.ledgers import GPUS, close_to, end_of, ledger_of, read, step_of
 
 
 @settings(max_examples=150, deadline=None)
@@ -124,7 +125,7 @@ def test_grams_follow_the_joules(world: World, settle_at: list[bool]) -> None:
 @pytest.mark.parametrize("policy", ["shapley", "tokens", "flops", "equal"])
 def test_every_policy_gives_the_same_total(policy: str) -> None:
     """A policy moves joules between requests, never in or out."""
-    ledger = ledger_of(model=MODEL, policy=policy)
+    ledger = ledger_of(model=QWEN, policy=policy)
     read(ledger, "gpu-0", (0, 0), (1, 100))
     ledger.observe_steps([step_of(0, 1, "a", "b", new=[300, 1], accounts=[0, 1])])
     ledger.close(end_of("a", 1))

@@ -14,18 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_carbon_meter.ledger.attribution import shapley_weights
-from llm_carbon_meter.physics.gpu_specs import gpu_spec
-from llm_carbon_meter.physics.kernels import StepCosts, step_costs
-from llm_carbon_meter.physics.model_list import built_in_model
+from llm_carbon_meter.physics.kernels import StepCosts
 from llm_carbon_meter.physics.step_coefficients import StepCoefficients, sheet_coefficients
 from llm_carbon_meter.physics.step_work import CostModel, Floats, StepRows, step_work
 from tests.fairness.ranges import draw
 from tests.fairness.truth import TrueGpu, Work
-
-H100 = gpu_spec("H100")
-LLAMA = CostModel(H100, step_costs(built_in_model("Llama-3.1-8B")))
-GEMMA = CostModel(gpu_spec("L4"), step_costs(built_in_model("Gemma2-2b")))
-MIXTRAL = CostModel(H100, step_costs(built_in_model("Mixtral-8x7B"), 4))
+from tests.support.cost_models import GEMMA, H100, LLAMA, MIXTRAL
 
 Row = tuple[int, int, int]
 """New tokens, cached tokens, sampled positions."""

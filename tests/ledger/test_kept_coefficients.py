@@ -14,10 +14,7 @@ from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.physics.kernels import step_costs
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.physics.step_work import CostModel
-
-H100 = gpu_spec("H100")
-COSTS = step_costs(built_in_model("Llama-3.1-8B"))
-LLAMA = CostModel(H100, COSTS)
+from tests.support.cost_models import H100, LLAMA
 
 
 def taught(pupil: CoefficientLearner) -> float:
@@ -59,8 +56,8 @@ def test_the_next_meter_goes_on_with_what_was_learnt(path: Path) -> None:
 @pytest.mark.parametrize(
     "other",
     [
-        CostModel(gpu_spec("A100"), COSTS),
-        CostModel(replace(H100, board_watts=600.0), COSTS),
+        CostModel(gpu_spec("A100"), LLAMA.costs),
+        CostModel(replace(H100, board_watts=600.0), LLAMA.costs),
         CostModel(H100, step_costs(built_in_model("Llama-3.1-8B"), 2)),
         CostModel(H100, step_costs(built_in_model("Qwen2.5-14B"))),
     ],

@@ -18,18 +18,9 @@ from llm_carbon_meter.records import (
     Status,
     StepEvent,
 )
+from tests.support.cost_models import H100, QWEN
 from tests.support.ledger_worlds import World, played, settlings, steps_of_a_world, worlds
-from tests.support.ledgers import (
-    GPUS,
-    H100,
-    MODEL,
-    book,
-    close_to,
-    end_of,
-    ledger_of,
-    read,
-    step_of,
-)
+from tests.support.ledgers import GPUS, book, close_to, end_of, ledger_of, read, step_of
 
 
 @settings(max_examples=150, deadline=None)
@@ -67,7 +58,7 @@ def test_provisional_equals_final_where_power_is_as_modelled(
 ) -> None:
     """With a source that counts exactly the expected watts, the first figure is the last."""
     meter = ModelledMeter(H100, gpus, 0.0)
-    ledger = EnergyLedger(meter.gpus, MODEL, meter.source, meter.quality)
+    ledger = EnergyLedger(meter.gpus, QWEN, meter.source, meter.quality)
     last_s = {name: step.done_s for step in steps for name in step.request_ids}
     provisional: dict[str, RequestEnergy] = {}
     final: dict[str, RequestEnergy] = {}

@@ -7,10 +7,9 @@ from llm_carbon_meter.physics.kernels import step_costs
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.physics.step_work import CostModel
 from llm_carbon_meter.records import Account, StepEvent
+from tests.support.cost_models import H100, QWEN
 from tests.support.ledgers import (
     GPUS,
-    H100,
-    MODEL,
     book,
     close_to,
     end_of,
@@ -33,11 +32,11 @@ def test_overlapping_dispatches_do_not_overlap_on_the_gpu() -> None:
 
 def test_windows_carry_the_expected_watts() -> None:
     """A modelled source gets the power of every step, idle power for overhead."""
-    ledger = ledger_of(model=MODEL)
+    ledger = ledger_of(model=QWEN)
     step = step_of(0, 1, "a", "b", new=[300, 1], accounts=[0, 1])
     windows = ledger.observe_steps([step, overhead(1, 2)])
     assert windows == [
-        Window(0, 1, expected_watts(step, MODEL)),
+        Window(0, 1, expected_watts(step, QWEN)),
         Window(1, 2, H100.idle_watts),
     ]
 

@@ -10,8 +10,7 @@ from llm_carbon_meter.physics.kernels import kernel_table
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.physics.model_specs import ModelSpec, model_spec
 from tests.support.families import MAMBA, TINY
-
-from .test_specs import tiny_config
+from tests.support.tiny_configs import tiny_config
 
 
 def tiny(case: str) -> ModelSpec:

@@ -20,6 +20,7 @@ from llm_carbon_meter.physics.kernels import (
 from llm_carbon_meter.physics.model_list import built_in_model, built_in_names
 from llm_carbon_meter.physics.model_specs import ModelSpec, model_spec
 from llm_carbon_meter.records import SpecError
+from tests.support.step_rows import MIXED, Row
 
 PROMPT, OUTPUT = 1020, 129
 GEMMA_2B = {
@@ -52,14 +53,6 @@ class Work(NamedTuple):
     def moved(self) -> int:
         """All bytes of memory."""
         return self.weights + self.other
-
-
-class Row(NamedTuple):
-    """A request of a step."""
-
-    new: int
-    cached: int
-    sampled: int
 
 
 def whole(value: float) -> int:
@@ -231,9 +224,6 @@ def test_mixtral_batch_of_eight_on_four_gpus() -> None:
     assert (rest.operations, rest.network) == (6679268294656, 867041280)
     assert rest.weights == pytest.approx(2691894870016, rel=1e-12)
     assert rest.moved == pytest.approx(2739710066688, rel=1e-12)
-
-
-MIXED = [Row(512, 512, 0), Row(1, 100, 1), Row(1, 1000, 1), Row(1, 4000, 1)]
 
 
 def test_mixed_step() -> None:

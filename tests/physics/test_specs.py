@@ -1,7 +1,6 @@
 """Model shapes from config.json and GPU data sheets, against the public parameter counts."""
 
 import contextlib
-from typing import Any
 
 import pytest
 from hypothesis import given
@@ -11,24 +10,7 @@ from llm_carbon_meter.physics.gpu_specs import gpu_spec, gpu_specs
 from llm_carbon_meter.physics.model_list import built_in_config, built_in_model
 from llm_carbon_meter.physics.model_specs import model_spec
 from llm_carbon_meter.records import SpecError
-
-
-def tiny_config(**changes: Any) -> dict[str, Any]:
-    """A small valid Llama config.json with some fields changed; None removes a field."""
-    config: dict[str, Any] = {
-        "model_type": "llama",
-        "hidden_size": 64,
-        "intermediate_size": 160,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "vocab_size": 100,
-        "tie_word_embeddings": False,
-        "max_position_embeddings": 512,
-    }
-    config.update(changes)
-    return {name: value for name, value in config.items() if value is not None}
-
+from tests.support.tiny_configs import tiny_config
 
 KNOWN_GPUS = sorted({spec.name for spec in gpu_specs().values()})
 

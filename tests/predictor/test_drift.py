@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -20,41 +19,13 @@ from llm_carbon_meter.predictor.drift import (
     is_drifting,
     joules_of,
 )
-from llm_carbon_meter.records import (
-    AccountJoules,
-    EnergyEstimate,
-    Outcome,
-    Quality,
-    RequestRecord,
-    Source,
-    Status,
-)
-from tests.exporters.test_headers import RECORD
-from tests.support.energies import energy_of
-
-
-def estimate(raw: float, calibrated: float, *, facility: bool = False) -> EnergyEstimate:
-    """Of prefill alone, before and after the calibration."""
-    return EnergyEstimate(
-        "gnn", raw, 0.0, raw, raw, 1.0, facility, 0.0, calibration=calibrated / raw
-    )
-
-
-def record(measured: float = 10.0, estimated: float = 10.0, **changes: Any) -> RequestRecord:
-    """A finished record; its raw estimate is twice the calibrated one, its length unknown."""
-    of_record = {name: changes.pop(name) for name in ("conditional", "estimate") if name in changes}
-    accounts = AccountJoules(prefill=measured)
-    estimates = {
-        "conditional": estimate(2 * estimated, estimated),
-        "estimate": estimate(6 * estimated, 3 * estimated),
-    }
-    energy = replace(energy_of("a"), **{"accounts": accounts, **changes})
-    return replace(RECORD, energy=energy, **{**estimates, **of_record})
+from llm_carbon_meter.records import AccountJoules, Outcome, Quality, Source, Status
+from tests.support.made_records import judged_estimate, judged_record
 
 
 def test_the_four_series_are_not_mixed_up() -> None:
     """Raw and calibrated, given the length and not."""
-    joules = joules_of(record(10.0, 10.0))
+    joules = joules_of(judged_record(10.0, 10.0))
     assert joules is not None
     measured, estimated = joules
     assert measured == 10.0
@@ -76,18 +47,18 @@ def test_the_four_series_are_not_mixed_up() -> None:
         {"status": Status.PROVISIONAL},
         {"conditional": None},
         {"estimate": None},
-        {"conditional": estimate(1.0, 1.0, facility=True)},
+        {"conditional": judged_estimate(1.0, 1.0, facility=True)},
         {"accounts": AccountJoules()},
     ],
 )
 def test_only_trusted_measurements_are_judged(changes: Mapping[str, Any]) -> None:
     """Modelled, contended, unfinished or without an estimate: as if it had not been."""
-    assert joules_of(record(**changes)) is None
+    assert joules_of(judged_record(**changes)) is None
 
 
 def test_spread_idle_joules_are_in_no_estimate() -> None:
     """They are taken off what was measured."""
-    joules = joules_of(record(accounts=AccountJoules(prefill=10.0, idle=2.0)))
+    joules = joules_of(judged_record(accounts=AccountJoules(prefill=10.0, idle=2.0)))
     assert joules is not None
     assert joules[0] == 10.0
 
@@ -177,9 +148,9 @@ class TestMonitor:
         """One drifts, the other does not; a third has too few requests to be named."""
         monitor = DriftMonitor(0.25, 100.0, 5)
         for second in range(5):
-            monitor.observe(record(10.0, 10.0), second)
-            monitor.observe(record(10.0, 5.0, engine=1), second)
-        monitor.observe(record(10.0, 5.0, engine=2), 5.0)
+            monitor.observe(judged_record(10.0, 10.0), second)
+            monitor.observe(judged_record(10.0, 5.0, engine=1), second)
+        monitor.observe(judged_record(10.0, 5.0, engine=2), 5.0)
         verdicts = self.judged(monitor, 5.0)
         assert {engine: verdict.drifting for engine, verdict in verdicts.items()} == {
             0: False,
@@ -193,13 +164,13 @@ class TestMonitor:
         """Begins, goes on, ends."""
         monitor = DriftMonitor(0.25, 100.0, 5)
         for second in range(5):
-            monitor.observe(record(10.0, 20.0), second)
+            monitor.observe(judged_record(10.0, 20.0), second)
         begins = self.judged(monitor, 10.0)[0]
         assert begins.drifting
         assert begins.changed_s is not None
         assert self.judged(monitor, 20.0)[0].changed_s is None
         for second in range(110, 120):
-            monitor.observe(record(10.0, 10.0), second)
+            monitor.observe(judged_record(10.0, 10.0), second)
         ends = self.judged(monitor, 120.0)[0]
         assert not ends.drifting
         assert ends.changed_s == pytest.approx(110.0)
@@ -208,7 +179,7 @@ class TestMonitor:
         """Without requests there is nothing to show; the alarm goes on where it was."""
         monitor = DriftMonitor(0.25, 100.0, 5)
         for second in range(5):
-            monitor.observe(record(10.0, 20.0), second)
+            monitor.observe(judged_record(10.0, 20.0), second)
         assert self.judged(monitor, 5.0)[0].drifting
         silent = self.judged(monitor, 1000.0)[0]
         assert silent == Verdict(0, None, True, None)
@@ -216,5 +187,5 @@ class TestMonitor:
     def test_what_is_not_judged_opens_no_engine(self) -> None:
         """Modelled requests leave no trace."""
         monitor = DriftMonitor(0.25, 100.0, 1)
-        monitor.observe(record(source=Source.MODELLED), 0.0)
+        monitor.observe(judged_record(source=Source.MODELLED), 0.0)
         assert not monitor.judge(math.inf)

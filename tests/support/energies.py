@@ -43,3 +43,15 @@ def energy_of(
     return booked(
         replace(ENERGY, request_id=request_id, status=status, **changes), **(joules or {})
     )
+
+
+def energy_in_every_account(
+    request_id: str,
+    status: Status = Status.FINAL,
+    joules: Mapping[str, float] | None = None,
+    **changes: Any,
+) -> RequestEnergy:
+    """A figure of an engine: every account has its own."""
+    own = {"prefill": 1.0, "decode": 2.0, "recompute": 0.25, "waste": 0.5, "idle": 0.125}
+    others = {"operational_grams": 4.0, "cached_tokens": 3, "mean_running": 2.0}
+    return energy_of(request_id, status, {**own, **(joules or {})}, **{**others, **changes})

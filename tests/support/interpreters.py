@@ -1,4 +1,4 @@
-"""A fresh Python interpreter for code that this process cannot run."""
+"""Fresh Python interpreters, for what this process cannot show."""
 
 import os
 import subprocess
@@ -7,10 +7,19 @@ from pathlib import Path
 
 
 def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """A fresh interpreter from the repository's root."""
+    """Run code from the folder of the tests."""
+    return _run("-c", code, **environment)
+
+
+def run_command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command ``llm-carbon-meter``."""
+    return _run("-m", "llm_carbon_meter.cli", *arguments, **environment)
+
+
+def _run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
     root = Path(__file__).parents[2]
     return subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, *arguments],
         env={**os.environ, "LD_LIBRARY_PATH": "", "PYTHONPATH": str(root), **environment},
         capture_output=True,
         text=True,

@@ -24,7 +24,8 @@ from llm_carbon_meter.records import (
     StepEvent,
     StepKind,
 )
-from tests.support.ledgers import GPUS, MODEL, UNKNOWN, expected_watts, ledger_of, rows_of
+from tests.support.cost_models import QWEN, UNKNOWN
+from tests.support.ledgers import GPUS, expected_watts, ledger_of, rows_of
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def worlds(draw: st.DrawFn, resets: bool = True) -> World:
     over_s = max([1.0, *(end.monotonic_s for end in ends), *(step.done_s for step in steps)])
     readings = [r for gpu in GPUS for r in draw(readings_of_a_gpu(gpu, over_s, resets))]
     over_s = max(reading.monotonic_s for reading in readings)
-    model = draw(st.sampled_from([MODEL, UNKNOWN]))
+    model = draw(st.sampled_from([QWEN, UNKNOWN]))
     return World(steps, ends, readings, over_s, model)
 
 

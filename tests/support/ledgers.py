@@ -8,9 +8,6 @@ import pytest
 
 from llm_carbon_meter.ledger.attribution import step_loads, step_watts
 from llm_carbon_meter.ledger.ledger import EnergyLedger
-from llm_carbon_meter.physics.gpu_specs import gpu_spec
-from llm_carbon_meter.physics.kernels import step_costs
-from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.physics.step_coefficients import sheet_coefficients
 from llm_carbon_meter.physics.step_work import CostModel, StepRows, step_work
 from llm_carbon_meter.records import (
@@ -25,11 +22,9 @@ from llm_carbon_meter.records import (
     StepEvent,
     StepKind,
 )
+from tests.support.cost_models import UNKNOWN
 
 GPUS = ("gpu-0", "gpu-1")
-H100 = gpu_spec("H100")
-MODEL = CostModel(H100, step_costs(built_in_model("Qwen2-0.5b")))
-UNKNOWN = CostModel(H100, None)
 
 
 def ledger_of(gpus: Sequence[str] = GPUS[:1], **options: Any) -> EnergyLedger:

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import json
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,30 +17,22 @@ from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_serv
 from prometheus_client.parser import text_string_to_metric_families
 
 from llm_carbon_meter.records import REQUEST_ACCOUNTS
-from llm_carbon_meter.testing.nvml_stub import (
-    LOG_VARIABLE,
-    SCRIPT_VARIABLE,
-    StubScript,
-    build,
-    read_log,
-)
+from llm_carbon_meter.testing.nvml_stub import LOG_VARIABLE, SCRIPT_VARIABLE, StubScript, read_log
 from llm_carbon_meter.testing.servers import Server, TransformersServer, VllmServer
 from llm_carbon_meter.testing.tiny_model import make_tiny_model
+from tests.support.scripted_nvml import uuid_of
+from tests.support.waiting import eventually
 
 MIDDLEWARE = ("--middleware", "llm_carbon_meter.CarbonHeadersMiddleware")
 KEY = "secret-of-the-test"
+SAW = {0: [(0.0, 120.0), (1.0, 600.0), (1.0, 300.0), (2.0, 120.0)]}
+"""Watts of a GPU whose power is never the same for long; a cycle of two seconds."""
 
 
 @pytest.fixture(scope="session")
 def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A model that starts in seconds."""
     return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny-qwen2")
-
-
-@pytest.fixture(scope="session")
-def stub_library(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of the compiled NVML stub."""
-    return build(tmp_path_factory.mktemp("nvml"))
 
 
 class OtlpReceiver(trace_service_pb2_grpc.TraceServiceServicer):
@@ -153,21 +144,12 @@ class Metered:
         return [json.loads(line) for line in self.request_log.read_text().splitlines()]
 
 
-def eventually(ask: Callable[[], Any], what: str, timeout_s: float = 15.0) -> Any:
-    """Ask until there is an answer."""
-    deadline = time.monotonic() + timeout_s
-    while time.monotonic() < deadline:
-        answer = ask()
-        if answer:
-            return answer
-        time.sleep(0.05)
-    raise AssertionError(f"waited {timeout_s} s in vain for {what}")
-
-
 StartServer = Callable[..., contextlib.AbstractContextManager[Metered]]
 
 
-def starter(tiny_model: Path, stub_library: Path, new_folder: Callable[[str], Path]) -> StartServer:
+def starter(
+    tiny_model: Path, stub_directory: Path, new_folder: Callable[[str], Path]
+) -> StartServer:
     """Starts a server for a ``with`` block."""
 
     @contextlib.contextmanager
@@ -189,7 +171,7 @@ def starter(tiny_model: Path, stub_library: Path, new_folder: Callable[[str], Pa
         variables = {
             "LLM_CARBON_METER_POWER": "nvml",
             "LLM_CARBON_METER_REQUEST_LOG": str(folder / "requests.jsonl"),
-            "LD_LIBRARY_PATH": str(stub_library),
+            "LD_LIBRARY_PATH": str(stub_directory),
             SCRIPT_VARIABLE: str(script.write(folder / "script")),
             LOG_VARIABLE: str(folder / "log"),
             # Every stub has the same GPUs: servers of other tests shall not contend for them.
@@ -230,10 +212,10 @@ def starter(tiny_model: Path, stub_library: Path, new_folder: Callable[[str], Pa
 
 @pytest.fixture(scope="session")
 def start_server(
-    tiny_model: Path, stub_library: Path, tmp_path_factory: pytest.TempPathFactory
+    tiny_model: Path, stub_directory: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> StartServer:
     """`starter` of this session's tests."""
-    return starter(tiny_model, stub_library, tmp_path_factory.mktemp)
+    return starter(tiny_model, stub_directory, tmp_path_factory.mktemp)
 
 
 def assert_balanced(metered: Metered, gpu: int | None = None) -> dict[str, float]:
@@ -242,7 +224,7 @@ def assert_balanced(metered: Metered, gpu: int | None = None) -> dict[str, float
     Returns:
         Joules by account.
     """
-    uuid = "" if gpu is None else f"GPU-00000000-0000-0000-0000-{gpu:012d}"
+    uuid = "" if gpu is None else uuid_of(gpu)
     labels = {"gpu": uuid} if uuid else {}
     for _ in range(3):  # a scrape may fall between the updates of two accounts
         accounts = metered.accounts(source="measured", **labels)

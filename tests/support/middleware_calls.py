@@ -5,13 +5,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
-from prometheus_client import CollectorRegistry
-
-from llm_carbon_meter.config import Config
-from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend.exchanges import Exchange, current_exchange
 from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
-from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.records import RequestEnergy, Status
 from llm_carbon_meter.servers.shared.middleware import STATE_NAME
 from tests.support import energies
@@ -27,21 +22,6 @@ ESTIMATED = [
     "llm-carbon-estimated-high-wh",
     "llm-carbon-estimated-gco2eq",
 ]
-
-
-def front_end(**settings: Any) -> FrontendMeter:
-    """The meter of an API server, with a Prometheus registry of its own."""
-    return FrontendMeter(
-        Config(**{"estimator": "flop", **settings}),
-        "llama",
-        built_in_model("Llama-3.1-8B"),
-        index=0,
-        deployment={},
-        tracing=False,
-        share=lambda record: None,
-        faults=Faults(),
-        registry=CollectorRegistry(),
-    )
 
 
 def energy_of(

@@ -15,7 +15,7 @@ from starlette.routing import Route
 
 from llm_carbon_meter.servers.shared.api_server import ApiServer
 from llm_carbon_meter.servers.sidecar.capture import OutsideCapture
-from tests.support.metered import eventually
+from tests.support.waiting import eventually
 
 CHAT = "/v1/chat/completions"
 USAGE = {"prompt_tokens": 7, "completion_tokens": 3}

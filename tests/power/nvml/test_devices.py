@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from llm_carbon_meter.power.nvml.devices import visible_devices
 from llm_carbon_meter.power.nvml.nvml_meter import open_nvml
 from llm_carbon_meter.records import PowerError
-from tests.support.gpu_names import MIG_UUID, UUIDS
+from tests.support.scripted_nvml import MIG_UUID, UUIDS
 
 
 @pytest.mark.parametrize(

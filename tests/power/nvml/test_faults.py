@@ -16,8 +16,7 @@ from llm_carbon_meter.power.nvml.nvml_meter import ZERO_BELIEVED_S, NvmlMeter, o
 from llm_carbon_meter.power.power_meter import PowerMeter
 from llm_carbon_meter.records import EnergyReading, PowerError, Quality
 from llm_carbon_meter.testing.nvml_stub import StubScript
-from tests.support.gpu_names import MIG_UUID, UUIDS
-from tests.support.readings import read_for
+from tests.support.scripted_nvml import MIG_UUID, UUIDS, read_for
 
 ALWAYS = "0 9e9"
 

@@ -11,8 +11,7 @@ import pytest
 from llm_carbon_meter.power.nvml.nvml_meter import open_nvml
 from llm_carbon_meter.records import Quality, Source
 from llm_carbon_meter.testing.nvml_stub import StubScript
-from tests.support.gpu_names import UUIDS
-from tests.support.readings import read_for
+from tests.support.scripted_nvml import UUIDS, read_for
 
 
 @pytest.mark.parametrize("period_ms", [0, 20, 100])

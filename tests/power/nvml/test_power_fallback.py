@@ -12,7 +12,7 @@ from llm_carbon_meter.power.integral import PowerIntegral
 from llm_carbon_meter.power.nvml.nvml_meter import open_nvml
 from llm_carbon_meter.records import PowerError, Quality, Source
 from llm_carbon_meter.testing.nvml_stub import StubScript
-from tests.support.readings import read_for
+from tests.support.scripted_nvml import read_for
 
 
 @pytest.mark.parametrize("extra", [(), ("unsupported 0 instant",)])

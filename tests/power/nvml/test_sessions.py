@@ -10,8 +10,8 @@ import pytest
 from llm_carbon_meter.power.nvml.nvml_meter import open_nvml
 from llm_carbon_meter.records import PowerError
 from llm_carbon_meter.testing.nvml_stub import StubScript
-from tests.support.gpu_names import UUIDS
 from tests.support.interpreters import run_python
+from tests.support.scripted_nvml import UUIDS
 
 
 def test_lost_gpu_is_left_out_and_comes_back(stub: Any, clock: Any) -> None:

@@ -24,7 +24,7 @@ from llm_carbon_meter.servers.shared.channel import (
     engine_name,
     frontend_name,
 )
-from tests.exporters.test_headers import RECORD
+from tests.support.made_records import RECORD
 from tests.support.messages import ENERGY, SHARED, TOTALS
 
 

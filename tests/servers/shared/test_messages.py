@@ -31,7 +31,7 @@ from llm_carbon_meter.servers.shared.channel import (
     decode,
     encode,
 )
-from tests.exporters.test_headers import RECORD
+from tests.support.made_records import RECORD
 from tests.support.messages import ENERGY, MESSAGES, TOTALS
 
 joules = st.floats(allow_nan=False)
@@ -57,8 +57,6 @@ energies = st.builds(
     embodied_grams=st.none() | joules,
     request_id=some_text,
 )
-
-
 totals = st.builds(
     EngineTotals,
     session=some_text,

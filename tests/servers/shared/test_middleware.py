@@ -16,6 +16,7 @@ import llm_carbon_meter
 from llm_carbon_meter.frontend.exchanges import current_exchange
 from llm_carbon_meter.records import Outcome, Status
 from llm_carbon_meter.servers.shared.middleware import CarbonHeadersMiddleware, ExchangeMiddleware
+from tests.support.front_ends import front_end
 from tests.support.middleware_calls import (
     ESTIMATED,
     EVENTS,
@@ -26,7 +27,6 @@ from tests.support.middleware_calls import (
     chunk,
     comments,
     energy_of,
-    front_end,
     headers_of,
     nothing,
     scope_of,

@@ -9,6 +9,7 @@ import pytest
 
 from llm_carbon_meter.records import Quality, Source, Status
 from llm_carbon_meter.servers.shared.middleware import CarbonHeadersMiddleware
+from tests.support.front_ends import front_end
 from tests.support.middleware_calls import (
     ESTIMATED,
     Send,
@@ -17,7 +18,6 @@ from tests.support.middleware_calls import (
     carbon_headers,
     chunk,
     energy_of,
-    front_end,
     headers_of,
     start,
 )

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from llm_carbon_meter.servers.shared.middleware import CarbonHeadersMiddleware
+from tests.support.front_ends import front_end
 from tests.support.middleware_calls import (
     ESTIMATED,
     EVENTS,
@@ -17,7 +18,6 @@ from tests.support.middleware_calls import (
     chunk,
     comments,
     energy_of,
-    front_end,
     nothing,
     scope_of,
     start,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import httpx
 import pytest
+from prometheus_client import REGISTRY
 from starlette.applications import Starlette
 from starlette.routing import Route
 
@@ -19,6 +20,17 @@ from llm_carbon_meter.servers.sidecar.proxy import Upstream, application
 from tests.support.proxied import Metering, Start, running
 
 
+@contextlib.contextmanager
+def metrics_withdrawn() -> Iterator[None]:
+    """Take the metrics of a meter out of this process's registry again: it can hold one's only."""
+    before = set(REGISTRY._collector_to_names)
+    try:
+        yield
+    finally:
+        for collector in set(REGISTRY._collector_to_names) - before:
+            REGISTRY.unregister(collector)
+
+
 @pytest.fixture(scope="module")
 def meter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Metering]:
     """Power as the data sheet has it: this host may have no sensor."""
@@ -27,13 +39,12 @@ def meter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Metering]:
     config = Config(power="modelled", estimator="flop", channel_dir=str(channel))
     model = built_in_model("Llama-3.1-8B")
     setup = Setup(config, 0, ["0"], 0, 1, "", model, 1, time.monotonic(), outside=True)
-    capture, local = (
-        OutsideCapture(Faults()),
-        LocalMeter(setup, "toy", {}, tracing=False, faults=Faults()),
-    )
-    local.follow(capture)
-    yield Metering(capture, local.server)
-    local.stop()
+    with metrics_withdrawn():
+        capture = OutsideCapture(Faults())
+        local = LocalMeter(setup, "toy", {}, tracing=False, faults=Faults())
+        local.follow(capture)
+        yield Metering(capture, local.server)
+        local.stop()
 
 
 @pytest.fixture

@@ -18,15 +18,14 @@ from llm_carbon_meter.testing.nvml_stub import LOG_VARIABLE, SCRIPT_VARIABLE
 from llm_carbon_meter.testing.servers import MODEL_NAME, free_port
 from tests.comparisons.outside import CHARGED, compare, table
 from tests.comparisons.two_engines import ENGINES
-from tests.support.metered import Metered, StartServer, assert_balanced, eventually
+from tests.support.metered import SAW, Metered, StartServer, assert_balanced
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.engine
 
-SAW = {0: [(0.0, 120.0), (1.0, 600.0), (1.0, 300.0), (2.0, 120.0)]}
-
 
 @contextlib.contextmanager
-def sidecar(bare: Metered, model: Path, stub_library: Path) -> Iterator[Metered]:
+def sidecar(bare: Metered, model: Path, stub_directory: Path) -> Iterator[Metered]:
     """The proxy's process; it is to end in order."""
     port, folder = free_port(), bare.log.parent
     where = ("--upstream", bare.url, "--listen", f"127.0.0.1:{port}", "--model", str(model))
@@ -36,7 +35,7 @@ def sidecar(bare: Metered, model: Path, stub_library: Path) -> Iterator[Metered]
             **os.environ,
             "LLM_CARBON_METER_POWER": "nvml",
             "LLM_CARBON_METER_REQUEST_LOG": str(bare.request_log),
-            "LD_LIBRARY_PATH": str(stub_library),
+            "LD_LIBRARY_PATH": str(stub_directory),
             SCRIPT_VARIABLE: str(folder / "script"),
             LOG_VARIABLE: str(bare.log),
             "XDG_RUNTIME_DIR": str(folder),
@@ -82,11 +81,11 @@ async def complete_together(metered: Metered, count: int) -> list[str]:
 
 
 def test_eight_requests_at_once_are_metered_and_the_accounts_close(
-    start_server: StartServer, tiny_model: Path, stub_library: Path
+    start_server: StartServer, tiny_model: Path, stub_directory: Path
 ) -> None:
     """Every joule of the counter is in one account, every request has some, and says `outside`."""
     bare = start_server(power=SAW, cycle_s=2.0, environment={"LLM_CARBON_METER_ENABLED": "0"})
-    with bare as server, sidecar(server, tiny_model, stub_library) as metered:
+    with bare as server, sidecar(server, tiny_model, stub_directory) as metered:
         assert b"llm_carbon_meter_energy" not in server.http("/metrics")[2]
         assert metered.http("/upstream/metrics")[2].startswith(b"# HELP")
         records = [metered.record(each) for each in asyncio.run(complete_together(metered, 8))]

@@ -13,9 +13,7 @@ from llm_carbon_meter import meter_generate
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.records import MeterError, Outcome, Quality
 from llm_carbon_meter.servers.transformers.generate import GenerateMeter
-from tests.power.conftest import Stub, stub, stub_directory, stub_library
-
-__all__ = ["stub", "stub_directory", "stub_library"]
+from tests.support.scripted_nvml import Stub
 
 pytestmark = pytest.mark.engine
 

@@ -21,8 +21,8 @@ from tests.support.metered import (
     assert_balanced,
     assert_charged,
     assert_traced,
-    eventually,
 )
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.engine
 

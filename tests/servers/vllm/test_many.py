@@ -17,9 +17,10 @@ import psutil
 import pytest
 
 from llm_carbon_meter.testing.servers import MODEL_NAME
-from tests.support.metered import MIDDLEWARE, Metered, StartServer, assert_balanced, eventually
-
-from .test_variants import complete, complete_together
+from tests.support.completions import complete, complete_together
+from tests.support.metered import MIDDLEWARE, Metered, StartServer, assert_balanced
+from tests.support.scripted_nvml import uuid_of
+from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
@@ -50,7 +51,7 @@ class TestTensorParallel:
         assert charged == pytest.approx(sum(r["energy_joules"] for r in records), rel=1e-9)
         assert books[0] != books[1]
         for gpu, book in enumerate(books):
-            uuid = f"GPU-00000000-0000-0000-0000-{gpu:012d}"
+            uuid = uuid_of(gpu)
             part = metered.metric("llm_carbon_meter_allreduce_modelled_joules_total", gpu=uuid)
             assert 0 < part < 0.01 * sum(book.values())
 
@@ -105,7 +106,7 @@ class TestDataParallel:
         records = complete_together(metered, 6, "data parallel", 60)
         assert {record["engine"] for record in records} == {0, 1}
         for gpu in (0, 1):
-            uuid = f"GPU-00000000-0000-0000-0000-{gpu:012d}"
+            uuid = uuid_of(gpu)
             assert sum(metered.accounts(engine=str(gpu), gpu=uuid).values()) > 0
             assert not metered.accounts(engine=str(1 - gpu), gpu=uuid)
             assert_balanced(metered, gpu)

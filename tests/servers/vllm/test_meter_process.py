@@ -3,8 +3,7 @@
 import subprocess
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +26,7 @@ from llm_carbon_meter.servers.shared.channel import Subscriber, engine_name
 from llm_carbon_meter.servers.shared.steps import StepDecoder
 from llm_carbon_meter.servers.vllm import engine_hooks as vllm_engine
 from tests.support.driven_rows import drives_vllm
+from tests.support.waiting import eventually
 
 if TYPE_CHECKING:  # importing vLLM takes seconds: not while tests are collected
     from tests.support.driving import Drive
@@ -64,14 +64,6 @@ class Metered:
         for name in names:
             self.drive.add(name, 20, 12, stop_at=8)
         self.drive.run(depth=2)
-
-
-def eventually(true: Callable[[], object]) -> None:
-    """Wait, ten seconds at most."""
-    patience = time.monotonic() + 10
-    while not true():
-        assert time.monotonic() < patience
-        time.sleep(0.01)
 
 
 @pytest.fixture

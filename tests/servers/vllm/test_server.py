@@ -17,18 +17,17 @@ from llm_carbon_meter.units import watt_hours
 from tests.support.metered import (
     KEY,
     MIDDLEWARE,
+    SAW,
     Metered,
     StartServer,
     assert_balanced,
     assert_charged,
     assert_traced,
     attributes,
-    eventually,
 )
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.engine
-
-SAW = {0: [(0.0, 120.0), (1.0, 600.0), (1.0, 300.0), (2.0, 120.0)]}
 
 
 @pytest.fixture(scope="module")

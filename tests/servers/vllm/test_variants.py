@@ -3,32 +3,17 @@
 import dataclasses
 import json
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from time import monotonic
-from typing import Any
 
 import pytest
 
 from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.testing.servers import MODEL_NAME
-from tests.support.metered import MIDDLEWARE, Metered, StartServer, assert_balanced, eventually
+from tests.support.completions import complete, complete_together
+from tests.support.metered import MIDDLEWARE, Metered, StartServer, assert_balanced
+from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.engine
-
-
-def complete(metered: Metered, prompt: Any, tokens: int, **more: Any) -> dict[str, Any]:
-    """The final record of a completion."""
-    body = {"model": MODEL_NAME, "prompt": prompt, "max_tokens": tokens, "ignore_eos": True}
-    status, _, answer = metered.http("/v1/completions", body | more)
-    assert status == 200, answer
-    return metered.record(json.loads(answer)["id"])
-
-
-def complete_together(metered: Metered, count: int, prompt: Any, tokens: int) -> list[Any]:
-    """Records of completions that run at the same time."""
-    with ThreadPoolExecutor(count) as pool:
-        calls = [pool.submit(complete, metered, prompt, tokens) for _ in range(count)]
-        return [call.result() for call in calls]
 
 
 class TestPreemption:

@@ -6,7 +6,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.predictor.gnn import CARD, WEIGHTS, GnnModel, read_weights, shipped_weights
 from llm_carbon_meter.training.data.rows import Row
 from llm_carbon_meter.training.fit.examples import deployment_of, examples, merge_repeats
@@ -20,40 +19,15 @@ from llm_carbon_meter.training.fit.train import (
     phase_joules,
     residuals,
 )
+from tests.support.made_rows import made_row
 
 MODELS = ("Llama-3.1-8B", "Qwen3-14B", "Qwen3-32B", "Llama-3.2-3B", "Qwen2.5-7b", "Llama-2-13b")
 
 
 def row(model: str, batch: float, output: float = 300.0, joules: float = 1.0) -> Row:
     """A request on vLLM and an H100."""
-    spec = built_in_model(model)
-    return Row(
-        source="synthetic",
-        model=model,
-        spec=spec,
-        architecture=model,
-        family="llama",
-        task="",
-        gpu="H100",
-        num_gpus=1,
-        tensor_parallel=1,
-        expert_parallel=1,
-        data_parallel=1,
-        dtype="bfloat16",
-        quantisation="none",
-        engine="vllm",
-        engine_version="0.11.1",
-        concurrency=batch,
-        prompt_tokens=500.0,
-        prompt_tokens_assumed=False,
-        output_tokens=output,
-        energy_joules=joules,
-        power_watts=None,
-        output_tokens_per_s=None,
-        time_per_output_token_s=None,
-        noise=None,
-        weight=1.0,
-        flags=frozenset(),
+    return made_row(
+        model, concurrency=batch, prompt_tokens=500.0, output_tokens=output, energy_joules=joules
     )
 
 

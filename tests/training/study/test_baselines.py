@@ -1,7 +1,5 @@
 """Every baseline finds the law that it can express, twice the same, and survives the unknown."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -21,6 +19,7 @@ from llm_carbon_meter.training.study.baselines import BASELINES, Baseline
 from llm_carbon_meter.training.study.baselines.deepen import fit_deepen
 from llm_carbon_meter.training.study.baselines.formulas import llmcarbon_flop
 from llm_carbon_meter.training.study.baselines.nnlqp import NARROW_WIDTH, Budget, fit_nnlqp
+from tests.support.interpreters import run_python
 from tests.support.made_rows import grid, made_row, measured
 
 QUICK = {
@@ -244,4 +243,5 @@ def test_serving_never_imports_training() -> None:
         "bad = [n for n in sys.modules if n.startswith(('sklearn', 'llm_carbon_meter.training'))];"
         "sys.exit(str(bad) if bad else 0)"
     )
-    subprocess.run([sys.executable, "-c", script], check=True)
+    done = run_python(script)
+    assert done.returncode == 0, done.stderr
