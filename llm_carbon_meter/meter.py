@@ -23,11 +23,7 @@ from llm_carbon_meter.physics.model_specs import ModelSpec
 from llm_carbon_meter.physics.step_work import CostModel
 from llm_carbon_meter.power.contention import Neighbours, Watch
 from llm_carbon_meter.power.modelled import ModelledMeter
-from llm_carbon_meter.power.nvml.nvml_meter import (
-    NvmlMeter,
-    open_nvml,
-    worst,
-)
+from llm_carbon_meter.power.nvml.nvml_meter import NvmlMeter, open_nvml, worst
 from llm_carbon_meter.power.power_meter import PowerMeter
 from llm_carbon_meter.power.replay import ReplayMeter
 from llm_carbon_meter.power.sampler import PowerSampler
@@ -129,6 +125,18 @@ def teaches(power: PowerMeter, model: CostModel) -> bool:
     return taught and model.costs is not None
 
 
+def _coefficients(config: Config, model: CostModel, faults: Faults) -> KeptCoefficients:
+    file = Path(config.prices_file) if config.prices_file else None
+    return KeptCoefficients(file, model, faults)
+
+
+def _watch(power: PowerMeter, engine_pid: int, faults: Faults) -> Watch | None:
+    """Others on a GPU can be seen where NVML reads it."""
+    if not isinstance(power, NvmlMeter):
+        return None
+    return Watch(power.review, Neighbours(engine_pid, runtime_folder(), power.gpus, faults), faults)
+
+
 class EngineMeter:
     """Meters one engine: a sampler thread and a thread that keeps the ledger.
 
@@ -163,11 +171,9 @@ class EngineMeter:
         self._publish = publish
         self._faults = faults
         self._session = uuid.uuid4().hex
-        self._coefficients: KeptCoefficients | None = None
         # Steps that are made up teach no coefficients.
-        if teaches(power, model) and not outside:
-            file = Path(config.prices_file) if config.prices_file else None
-            self._coefficients = KeptCoefficients(file, model, faults)
+        taught = teaches(power, model) and not outside
+        self._coefficients = _coefficients(config, model, faults) if taught else None
         self._embodied_rate = embodied_rate(config.embodied, model.gpu, host=config.embodied_host)
         self._ledger = EnergyLedger(
             power.gpus,
@@ -185,10 +191,7 @@ class EngineMeter:
         self._grid, self._pue = open_grid(config, faults), config.pue
         self._readings: deque[EnergyReading] = deque()
         self._sampler = PowerSampler(power, 1 / config.sample_hz, self._readings.extend, faults)
-        self._watch: Watch | None = None
-        if isinstance(power, NvmlMeter):
-            neighbours = Neighbours(engine_pid, runtime_folder(), power.gpus, faults)
-            self._watch = Watch(power.review, neighbours, faults)
+        self._watch = _watch(power, engine_pid, faults)
         self._published_s = time.monotonic()
         self._service = Service("llm-carbon-meter", self._turn, self._failed, source.wake)
 
@@ -283,7 +286,7 @@ class EngineMeter:
             session=self._session,
             engine=self._engine,
             source=self._power.source,
-            gpus=gpus,
+            gpus=tuple(gpus),
             account_grams=tuple(self._ledger.account_grams.tolist()),
             embodied_grams=() if rate is None else tuple(rate * sum(each) for each in seconds),
             intensity=self._grid.now,

@@ -266,9 +266,9 @@ class GpuTotals:
     gpu: str
     counter_joules: float
     """Sum of the counter's own increments."""
-    account_joules: Sequence[float]
+    account_joules: tuple[float, ...]
     """Indexed by Account; they add up to counter_joules."""
-    account_seconds: Sequence[float]
+    account_seconds: tuple[float, ...]
     """Indexed by Account; they add up to the time since the first reading."""
     watts: float | None
     allreduce_modelled_joules: float | None = None
@@ -312,10 +312,10 @@ class EngineTotals:
     """A new one for every start of an engine: cumulative figures begin at 0 again."""
     engine: int
     source: Source
-    gpus: Sequence[GpuTotals]
-    account_grams: Sequence[float]
+    gpus: tuple[GpuTotals, ...]
+    account_grams: tuple[float, ...]
     """Operational gCO2eq, indexed by Account."""
-    embodied_grams: Sequence[float]
+    embodied_grams: tuple[float, ...]
     """Of the hardware's making, likewise; empty where the settings leave it out."""
     intensity: CarbonIntensity
     """Of the grid now."""
@@ -414,9 +414,9 @@ class RequestRecord:
 
     id: str
     """Internal id of its first engine request."""
-    external_ids: Sequence[str]
+    external_ids: tuple[str, ...]
     """As clients know it; they choose them and may repeat them."""
-    internal_ids: Sequence[str]
+    internal_ids: tuple[str, ...]
     model: str
     deployment: Mapping[str, str | int]
     """Engine, version, number formats, parallelism."""

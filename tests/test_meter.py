@@ -153,7 +153,7 @@ def test_step_coefficients_are_kept_for_the_next_meter(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What one meter learns while it serves, the next one of any engine begins with."""
-    monkeypatch.setattr("llm_carbon_meter.ledger.kept_coefficients.SAVE_S", 0.0)
+    monkeypatch.setattr("llm_carbon_meter.formats.kept_state.SAVE_S", 0.0)
     config = Config(prices_file=str(tmp_path / "prices.json"))
     llama = CostModel(gpu_spec("H100"), step_costs(built_in_model("Llama-3.1-8B")))
     columns = ["a"], [Account.DECODE], [1], [10], [1]

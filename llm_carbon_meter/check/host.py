@@ -11,10 +11,7 @@ from llm_carbon_meter.config import PREFIX, Config, shown_value, vllm_plugins
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import ConfigError, MeterError
 from llm_carbon_meter.servers.shared.channel import Publisher, choose_directory
-from llm_carbon_meter.servers.shared.hooks import (
-    Fit,
-    installed_fit,
-)
+from llm_carbon_meter.servers.shared.hooks import Fit, installed_fit
 from llm_carbon_meter.servers.transformers.hooks import HOOKS as TRANSFORMERS_HOOKS
 from llm_carbon_meter.servers.vllm.hooks import HOOKS as VLLM_HOOKS
 

@@ -1,16 +1,12 @@
 """Response headers, the SSE comment and the JSON of a record: what clients see, by name."""
 
-import json
 from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Final
 
-from llm_carbon_meter.records import (
-    EnergyEstimate,
-    RequestEnergy,
-    RequestRecord,
-    Source,
-)
+import msgspec
+
+from llm_carbon_meter.records import EnergyEstimate, RequestEnergy, RequestRecord, Source
 from llm_carbon_meter.units import watt_hours
 
 PREFIX: Final = "LLM-Carbon-"
@@ -81,6 +77,11 @@ def record_json(record: RequestRecord) -> dict[str, Any]:
     }
 
 
+def record_text(record: RequestRecord) -> str:
+    """The same as text, on one line."""
+    return msgspec.json.encode(record_json(record)).decode()
+
+
 def _features(record: RequestRecord) -> dict[str, Any]:
     features, energy = record.features, record.energy
     return {
@@ -144,5 +145,4 @@ def _estimate_figures(estimate: EnergyEstimate) -> dict[str, Any]:
 
 def sse_comment(record: RequestRecord) -> bytes:
     """The last event of a stream: a comment that clients who do not know it skip."""
-    text = json.dumps(record_json(record), separators=(",", ":"))
-    return f": llm-carbon {text}\n\n".encode()
+    return f": llm-carbon {record_text(record)}\n\n".encode()

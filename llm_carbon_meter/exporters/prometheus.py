@@ -121,6 +121,10 @@ class PrometheusExporter:
         self._ratio = self._gauge(
             "accounted_ratio", "Sum of all accounts / increments of the counters"
         )
+        self._drift_metrics()
+        self._sampler_metrics()
+
+    def _drift_metrics(self) -> None:
         self._drift_ratio = self._gauge(
             "drift_ratio",
             "(sum estimated - sum measured) / sum measured of the latest requests; NaN where too "
@@ -131,6 +135,8 @@ class PrometheusExporter:
         self._drift_alert = self._gauge(
             "drift_alert", "1 while drift_ratio is beyond the threshold, else 0", "stage", "basis"
         )
+
+    def _sampler_metrics(self) -> None:
         self._gap = self._gauge("sampler_gap_seconds", "Seconds since the last reading")
         self._read = self._gauge(
             "sampler_read_seconds", "Seconds that a reading of all GPUs takes, of late"

@@ -13,6 +13,7 @@ from llm_carbon_meter.exporters.prometheus import PrometheusExporter
 from llm_carbon_meter.exporters.webhook import Webhook
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.predictor.drift import SERIES, WATCHED, DriftMonitor, DriftReport, Verdict
+from llm_carbon_meter.records import RequestRecord
 
 logger = logging.getLogger("llm_carbon_meter")
 
@@ -48,7 +49,7 @@ class DriftWatch:
         # Answers end in the server's loop, engines and other servers are heard in a thread.
         self._lock = threading.Lock()
 
-    def observe(self, record: Mapping[str, Any]) -> None:
+    def observe(self, record: RequestRecord) -> None:
         """A record is final, of this API server or another one."""
         with self._lock:
             self._monitor.observe(record, time.monotonic())

@@ -6,21 +6,18 @@ internal ids, which are unique; an external id can lead to several, and never ov
 
 import asyncio
 import contextlib
-import dataclasses
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from functools import reduce
-from operator import add
+from dataclasses import dataclass
 from typing import Final
 
+from llm_carbon_meter.frontend.sums import sum_energies, sum_estimates
 from llm_carbon_meter.records import (
     EnergyEstimate,
     Features,
     Outcome,
-    Quality,
     RequestEnergy,
     Status,
     TokenCount,
@@ -28,9 +25,6 @@ from llm_carbon_meter.records import (
 
 MAX_OPEN: Final = 100_000
 """Engine requests waited for; beyond, the oldest is given up."""
-
-# From the best to the worst that can happen to one of several.
-_OUTCOMES: Final = (Outcome.FINISHED, Outcome.STOPPED, Outcome.ABORTED, Outcome.FAILED)
 
 
 @dataclass(slots=True)
@@ -82,16 +76,16 @@ class Exchange:
     @property
     def estimate(self) -> EnergyEstimate | None:
         """Of all members together; None while or where one has none."""
-        estimates = [member.estimate for member in self.members.values()]
-        known = [estimate for estimate in estimates if estimate is not None]
-        return sum_estimates(known) if known and len(known) == len(estimates) else None
+        estimates = [member.estimate for member in self.members.values() if member.estimate]
+        complete = estimates and len(estimates) == len(self.members)
+        return sum_estimates(estimates) if complete else None
 
     @property
     def energy(self) -> RequestEnergy | None:
         """Of all members together; None while one has none."""
-        heard = [member.energy for member in self.members.values()]
-        known = [energy for energy in heard if energy is not None]
-        return sum_energies(known) if known and len(known) == len(heard) else None
+        energies = [member.energy for member in self.members.values() if member.energy]
+        complete = energies and len(energies) == len(self.members)
+        return sum_energies(energies) if complete else None
 
     def has_energy(self) -> bool:
         """Whether every member has at least a provisional figure."""
@@ -115,12 +109,21 @@ class Exchange:
         """The internal id of the first engine request."""
         return next(iter(self.members))
 
-    def external_ids(self) -> Sequence[str]:
+    def external_ids(self) -> tuple[str, ...]:
         """Every id by which a client may know the exchange."""
-        known = list(self.client_ids)
+        ids = list(self.client_ids)
         for member in self.members.values():
-            known += [member.external_id, response_id(member.external_id)]
-        return list(dict.fromkeys(known))
+            ids += [member.external_id, response_id(member.external_id)]
+        return tuple(dict.fromkeys(ids))
+
+    def ended_lengths(self) -> list[int]:
+        """Output tokens of the answers that ended by themselves or at their limit."""
+        energies = [member.energy for member in self.members.values() if member.energy]
+        return [
+            energy.output_tokens
+            for energy in energies
+            if energy.output_tokens and (energy.outcome is Outcome.FINISHED or self.answered)
+        ]
 
 
 current_exchange: ContextVar[Exchange | None] = ContextVar("llm_carbon_exchange", default=None)
@@ -130,59 +133,6 @@ def response_id(external_id: str) -> str:
     """The id in the response's body: completions have the prompt's index cut off."""
     head, _, index = external_id.rpartition("-")
     return head if external_id.startswith("cmpl-") and index.isdigit() and head else external_id
-
-
-def sum_estimates(estimates: Sequence[EnergyEstimate]) -> EnergyEstimate:
-    """Estimates of several engine requests as one."""
-    if len(estimates) == 1:
-        return estimates[0]
-    fields = ("prefill_joules", "decode_joules", "low_joules", "high_joules", "output_tokens")
-    totals = {name: sum(getattr(each, name) for each in estimates) for name in fields}
-    joules = sum(each.joules for each in estimates)
-    # The calibration may have moved from one to the next.
-    calibrated = sum(each.joules * each.calibration for each in estimates)
-    return dataclasses.replace(
-        estimates[0],
-        **totals,
-        operational_grams=sum(each.operational_grams for each in estimates),
-        embodied_grams=_sum_known(each.embodied_grams for each in estimates),
-        calibration=calibrated / joules,
-    )
-
-
-def sum_energies(energies: Sequence[RequestEnergy]) -> RequestEnergy:
-    """Energies of several engine requests as one; the worst quality and outcome count."""
-    if len(energies) == 1:
-        return energies[0]
-    fields = (
-        "operational_grams",
-        "gpu_seconds",
-        "prompt_tokens",
-        "cached_tokens",
-        "output_tokens",
-        "num_steps",
-    )
-    steps = sum(each.num_steps for each in energies)
-    running = sum(each.mean_running * each.num_steps for each in energies)
-    final = all(each.status is Status.FINAL for each in energies)
-    return dataclasses.replace(
-        energies[0],
-        accounts=reduce(add, (each.accounts for each in energies)),
-        **{name: sum(getattr(each, name) for each in energies) for name in fields},
-        embodied_grams=_sum_known(each.embodied_grams for each in energies),
-        status=Status.FINAL if final else Status.PROVISIONAL,
-        quality=max((each.quality for each in energies), key=lambda quality: Quality(quality).rank),
-        outcome=max((each.outcome for each in energies), key=_OUTCOMES.index),
-        mean_running=running / steps if steps else 0.0,
-        first_step_s=min(each.first_step_s for each in energies),
-        last_step_s=max(each.last_step_s for each in energies),
-    )
-
-
-def _sum_known(figures: Iterable[float | None]) -> float | None:
-    """None where one is not known."""
-    known = list(figures)
-    return None if None in known else sum(filter(None, known))
 
 
 class Registry:
@@ -266,50 +216,3 @@ class Registry:
                 for exchange in self._unfinished.values()
                 if request_id in exchange.members or request_id in exchange.external_ids()
             ]
-
-
-@dataclass(slots=True)
-class _Kept:
-    ids: Sequence[str]
-    text: str
-
-
-@dataclass(slots=True)
-class RecordStore:
-    """The last finished records, as JSON text, under all their ids; safe from any thread."""
-
-    limit: int
-    _records: OrderedDict[str, _Kept] = field(default_factory=OrderedDict)
-    _index: dict[str, list[str]] = field(default_factory=dict)
-    _lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def put(self, key: str, ids: Iterable[str], text: str) -> None:
-        """Keep a record under its internal id; an earlier version of the same one is replaced."""
-        names = list(dict.fromkeys((key, *ids)))
-        with self._lock:
-            self._remove(key)
-            self._records[key] = _Kept(names, text)
-            for name in names:
-                self._index.setdefault(name, []).append(key)
-            while len(self._records) > self.limit:
-                self._remove(next(iter(self._records)))
-
-    def _remove(self, key: str) -> None:
-        kept = self._records.pop(key, None)
-        for name in kept.ids if kept else ():
-            keys = self._index[name]
-            keys.remove(key)
-            if not keys:
-                del self._index[name]
-
-    def find(self, request_id: str) -> Mapping[str, str]:
-        """Records under an id of any kind: internal id to JSON text."""
-        with self._lock:
-            return {key: self._records[key].text for key in self._index.get(request_id, ())}
-
-
-def stopped(energy: RequestEnergy) -> RequestEnergy:
-    """An abort after a complete answer was a stop string, found by the frontend."""
-    if energy.outcome is Outcome.ABORTED:
-        return dataclasses.replace(energy, outcome=Outcome.STOPPED)
-    return energy

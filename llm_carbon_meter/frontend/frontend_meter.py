@@ -1,38 +1,27 @@
 """Wires everything of one API server together: estimates before, records after, all exporters."""
 
-import dataclasses
-import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
-from llm_carbon_meter.carbon.emissions import coverage, embodied_rate
+from llm_carbon_meter.carbon.emissions import coverage
 from llm_carbon_meter.carbon.grid import constant
 from llm_carbon_meter.config import Config
-from llm_carbon_meter.exporters.headers import record_json
+from llm_carbon_meter.exporters.headers import record_text
 from llm_carbon_meter.exporters.otel import SpanExporter
 from llm_carbon_meter.exporters.prometheus import PrometheusExporter
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend.drift_watch import DriftWatch
-from llm_carbon_meter.frontend.exchanges import (
-    Exchange,
-    Member,
-    RecordStore,
-    Registry,
-    stopped,
-    sum_estimates,
-)
-from llm_carbon_meter.frontend.request_log import RequestLog
-from llm_carbon_meter.physics.gpu_specs import GpuSpec, assumed_gpu, gpu_spec
+from llm_carbon_meter.frontend.estimating import open_estimator
+from llm_carbon_meter.frontend.exchanges import Exchange, Member, Registry
+from llm_carbon_meter.frontend.record_making import Surroundings, record_of
+from llm_carbon_meter.frontend.record_store import RecordStore
+from llm_carbon_meter.frontend.request_log import RequestLog, log_line, open_log
 from llm_carbon_meter.physics.model_specs import ModelSpec
 from llm_carbon_meter.predictor.calibration import error_ratios
-from llm_carbon_meter.predictor.energy_model import Deployment, EnergyModel
-from llm_carbon_meter.predictor.estimator import DeploymentEstimator
 from llm_carbon_meter.predictor.live import LiveEstimator
-from llm_carbon_meter.predictor.models import energy_model
 from llm_carbon_meter.records import (
     HEARTBEAT_S,
     CarbonIntensity,
@@ -40,24 +29,16 @@ from llm_carbon_meter.records import (
     EngineTotals,
     EstimateQuery,
     Features,
-    MeterError,
-    Outcome,
     RequestEnergy,
     RequestRecord,
-    SpecError,
     Status,
 )
 
 SILENT_S: Final = 3 * HEARTBEAT_S
 """Engines not heard for this long are not metered: answers must not wait for them."""
 
-Share = Callable[[str, Sequence[str], Mapping[str, Any]], None]
-
-
-class _Gpu(NamedTuple):
-    spec: GpuSpec
-    remark: str
-    """Empty where it is the engine's own."""
+Sink = Callable[[RequestRecord], None]
+"""Takes the record of a finished exchange."""
 
 
 class FrontendMeter:
@@ -71,7 +52,7 @@ class FrontendMeter:
         index: of this API server; 0 exports the engine-wide metrics, keeps the calibration and
             watches for drift.
         tracing: whether the server makes spans.
-        share: gives a record (key, ids, JSON) to the other API servers.
+        share: gives a record to the other API servers.
         faults: counts of what went wrong in this process.
         registry: of Prometheus.
     """
@@ -84,89 +65,30 @@ class FrontendMeter:
         deployment: Mapping[str, str | int],
         index: int,
         tracing: bool,
-        share: Share,
+        share: Sink,
         faults: Faults,
         registry: CollectorRegistry = REGISTRY,
     ) -> None:
+        first = index == 0
         self.config = config
         self.model_name = model_name
         self.exchanges = Registry()
         self.records = RecordStore(config.records)
-        self._deployment = deployment
-        self._covers = coverage(config)
+        self._surroundings = Surroundings(model_name, deployment, config.pue, coverage(config))
         self._intensity = constant(config, faults)
         self.spans = SpanExporter(self._intensity) if tracing else None
         self._heard_s = time.monotonic()
-        self._share = share
         self._faults = faults
-        self._metrics = PrometheusExporter(model_name, owns_totals=index == 0, registry=registry)
+        self._metrics = PrometheusExporter(model_name, owns_totals=first, registry=registry)
         faults.listen(self._metrics.error)
         self._metrics.intensity(self._intensity, 0.0)
-        self._log = self._open_log(index)
-        self._live = self._open_estimator(model, index) if model else None
-        watches = index == 0 and self._live is not None
-        self._drift = DriftWatch(config, model_name, self._metrics, faults) if watches else None
-
-    def _open_log(self, index: int) -> RequestLog | None:
-        path = self.config.request_log
-        if not path:
-            return None
-        try:
-            # Two processes must not rotate one file.
-            path = path if index == 0 else f"{path}-{index}"
-            return RequestLog(
-                path, self.config.request_log_max_bytes, self.config.request_log_files
-            )
-        except MeterError as error:
-            self._faults.note("request_log", error)
-            return None
-
-    def _open_estimator(self, model: ModelSpec, index: int) -> LiveEstimator | None:
-        config = self.config
-        if config.estimator == "none":
-            return None
-        gpu, remark = self._gpu()
-        stages = int(self._deployment.get("pipeline_parallel_size", 1))
-        if stages > 1:
-            remark = "; ".join(filter(None, (remark, f"{stages} pipeline stages counted as one")))
-        deployment = Deployment(
-            model,
-            gpu,
-            int(self._deployment.get("tensor_parallel_size", 1)),
-            str(self._deployment.get("engine", "")),
-            str(self._deployment.get("engine_version", "")),
+        self._log: RequestLog | None = open_log(config, index, faults)
+        self._live: LiveEstimator | None = open_estimator(
+            config, deployment, model, self._intensity, writes=first, faults=faults
         )
-        rate = embodied_rate(config.embodied, gpu, host=config.embodied_host)
-        try:
-            estimator = DeploymentEstimator(
-                self._energy_model(), deployment, self._intensity, config.pue, remark, rate
-            )
-        except MeterError as error:
-            self._faults.note("estimator", error, "Requests have no estimate.")
-            return None
-        file = Path(config.calibration_file) if config.calibration_file else None
-        # Two processes must not write one file.
-        return LiveEstimator(estimator, file, index == 0, self._faults)
-
-    def _energy_model(self) -> EnergyModel:
-        try:
-            return energy_model(self.config.estimator)
-        except MeterError as error:
-            self._faults.note("estimator", error, "Estimates are those of the FLOP formula.")
-            return energy_model("flop")
-
-    def _gpu(self) -> _Gpu:
-        """The data sheet of the engine's GPU, or the assumed one and why."""
-        name = str(self._deployment.get("gpu", ""))
-        if not name:
-            assumed = assumed_gpu(self.config, self._faults)
-            return _Gpu(assumed, f"no GPU was found, {assumed.name} is assumed")
-        try:
-            return _Gpu(gpu_spec(name), "")
-        except SpecError as error:
-            assumed = assumed_gpu(self.config, self._faults)
-            self._faults.note("gpu", error, f"Estimates assume {assumed.name}.")
-            return _Gpu(assumed, f"the GPU {name} is not known, {assumed.name} is assumed")
+        watches = first and self._live is not None
+        self._drift = DriftWatch(config, model_name, self._metrics, faults) if watches else None
+        self._sinks: Sequence[Sink] = (self._count, self._learn, self._keep, share, self._write)
 
     @property
     def provisional_wait_s(self) -> float:
@@ -243,9 +165,9 @@ class FrontendMeter:
         if self._live is not None:
             self._live.intensity = intensity
 
-    def receive_record(self, key: str, ids: Sequence[str], record: Mapping[str, Any]) -> None:
+    def receive_record(self, record: RequestRecord) -> None:
         """Another API server finished an exchange."""
-        self.records.put(key, ids, json.dumps(record, separators=(",", ":")))
+        self._keep(record)
         self._learn(record)
 
     def end(self, exchange: Exchange, answered: bool) -> None:
@@ -256,76 +178,45 @@ class FrontendMeter:
 
     def _finish(self, exchange: Exchange) -> None:
         record = self.record(exchange)
-        body = record_json(record)
-        text = json.dumps(body, separators=(",", ":"))
-        ids = (*record.internal_ids, *record.external_ids)
+        for sink in self._sinks:
+            sink(record)
+        if self._live is not None:
+            for output_tokens in exchange.ended_lengths():
+                self._live.learn_length(output_tokens)
+
+    # Sinks of finished records
+
+    def _count(self, record: RequestRecord) -> None:
         self._metrics.record(record)
         self._metrics.estimate_errors(record, error_ratios(record))
-        self._learn(body)
-        self._learn_lengths(exchange)
-        self.records.put(record.id, ids, text)
-        self._share(record.id, ids, body)
-        if self._log is not None:
-            try:
-                self._log.write(text)
-            except OSError as error:
-                self._faults.note("request_log", error, "The record is in the metrics only.")
 
-    def _learn(self, record: Mapping[str, Any]) -> None:
+    def _learn(self, record: RequestRecord) -> None:
         if self._live is not None:
             self._live.learn(record)
         if self._drift is not None:
             self._drift.observe(record)
 
-    def _learn_lengths(self, exchange: Exchange) -> None:
-        if self._live is None:
-            return
-        for member in exchange.members.values():
-            energy = member.energy
-            if energy is None or not energy.output_tokens:
-                continue
-            if energy.outcome is Outcome.FINISHED or exchange.answered:
-                self._live.learn_length(energy.output_tokens)
+    def _keep(self, record: RequestRecord) -> None:
+        ids = (*record.internal_ids, *record.external_ids)
+        self.records.put(record.id, ids, record_text(record))
 
-    def _conditional(self, exchange: Exchange) -> EnergyEstimate | None:
-        """The estimate once nothing is unknown any more; None before."""
-        energies = [member.energy for member in exchange.members.values() if member.estimate]
-        known = [energy for energy in energies if energy is not None]
-        if self._live is None or not exchange.is_final() or len(known) < len(exchange.members):
-            return None
-        return sum_estimates([self._live.conditional(energy) for energy in known])
+    def _write(self, record: RequestRecord) -> None:
+        if self._log is not None:
+            try:
+                self._log.write(log_line(record))
+            except OSError as error:
+                self._faults.note("request_log", error, "The record is in the metrics only.")
+
+    # Look-ups
 
     def record(self, exchange: Exchange) -> RequestRecord:
         """An exchange as known now; it has at least one engine request."""
-        assert exchange.features is not None
-        energy = exchange.energy
-        if energy is not None and exchange.answered:
-            energy = stopped(energy)
-        return RequestRecord(
-            id=exchange.id,
-            external_ids=exchange.external_ids(),
-            internal_ids=tuple(exchange.members),
-            model=self.model_name,
-            deployment=self._deployment,
-            energy=energy,
-            provisional=exchange.provisional,
-            estimate=exchange.estimate,
-            conditional=self._conditional(exchange),
-            features=dataclasses.replace(exchange.features, num_sequences=len(exchange.members)),
-            intensity_g_per_kwh=self._intensity.grams_per_kwh,
-            intensity_source=self._intensity.provider,
-            zone=self._intensity.zone,
-            pue=self.config.pue,
-            covers=self._covers,
-            tokens_from=exchange.tokens_from,
-        )
+        return record_of(exchange, self._surroundings, self._intensity, self._live)
 
     def find(self, request_id: str) -> Mapping[str, str]:
         """Records under an id of any kind: internal id to JSON text; in flight or finished."""
-        open_records = {
-            exchange.id: json.dumps(record_json(self.record(exchange)), separators=(",", ":"))
-            for exchange in self.exchanges.find(request_id)
-        }
+        in_flight = self.exchanges.find(request_id)
+        open_records = {item.id: record_text(self.record(item)) for item in in_flight}
         return {**self.records.find(request_id), **open_records}
 
     def knows(self, request_id: str) -> bool:

@@ -1,15 +1,23 @@
 """One JSON line per finished request, rotated by size; read back by ``llm-carbon-meter replay``."""
 
-import json
 import logging
 import logging.handlers
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
-from llm_carbon_meter.records import ACCOUNT_NAMES, MeterError
+import msgspec
+
+from llm_carbon_meter.config import Config
+from llm_carbon_meter.exporters.headers import record_json
+from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.formats import versioned
+from llm_carbon_meter.records import ACCOUNT_NAMES, MeterError, RequestRecord
 from llm_carbon_meter.units import watt_hours
+
+logger = logging.getLogger("llm_carbon_meter")
 
 
 class RequestLog:
@@ -55,6 +63,54 @@ def _raise(_record: logging.LogRecord) -> None:
     raise
 
 
+def open_log(config: Config, index: int, faults: Faults) -> RequestLog | None:
+    """The log of the settings; None where they want none, or it cannot be opened.
+
+    Args:
+        config: settings.
+        index: of the API server: two processes must not rotate one file.
+        faults: counts what went wrong.
+    """
+    path = config.request_log
+    if not path:
+        return None
+    try:
+        path = path if index == 0 else f"{path}-{index}"
+        return RequestLog(path, config.request_log_max_bytes, config.request_log_files)
+    except MeterError as error:
+        faults.note("request_log", error)
+        return None
+
+
+VERSION: Final = 1
+"""Of the form of a line; a line that names none has this one."""
+FIGURES: Final = (*(f"{account}_joules" for account in ACCOUNT_NAMES), "operational_grams")
+_WATT_HOURS: Final = (*(f"{account}_wh" for account in ACCOUNT_NAMES), "energy_wh")
+_Line: Final = msgspec.defstruct(
+    "_Line",
+    [
+        ("source", str),
+        ("energy_joules", float),
+        *((name, float, 0.0) for name in (*FIGURES, *_WATT_HOURS, "gpu_seconds", "pue")),
+        *((name, int, 0) for name in ("prompt_tokens", "cached_tokens", "output_tokens", "engine")),
+        *((name, list[str], []) for name in ("external_ids", "internal_ids")),
+        *((name, str, "") for name in ("id", "model", "boundary", "status", "quality", "outcome")),
+        *((name, str, "") for name in ("tokens_from", "intensity_source", "zone", "covers")),
+        *((name, dict[str, Any], {}) for name in ("deployment", "features")),
+        *((name, dict[str, Any] | None, None) for name in ("estimate", "conditional")),
+        ("provisional", dict[str, Any] | None, None),
+        ("embodied_grams", float | None, None),
+        ("intensity_g_per_kwh", float, 0.0),
+    ],
+)
+"""What `exporters.headers.record_json` makes of a finished request."""
+
+
+def log_line(record: RequestRecord) -> str:
+    """The line of a record, its version first."""
+    return msgspec.json.encode({"version": VERSION, **record_json(record)}).decode()
+
+
 def read(path: Path) -> Iterable[Mapping[str, Any]]:
     """The records of a log, in order.
 
@@ -76,26 +132,22 @@ def parse(path: Path, number: int, line: bytes) -> Mapping[str, Any]:
         MeterError: it is none; names file and line.
     """
     try:
-        record = json.loads(line)
-        str(record["source"])
-        for name in ("energy_joules", *FIGURES):
-            float(record[name] if name == "energy_joules" else record.get(name, 0.0))
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
+        record = versioned.json_object(line)
+        version = record.pop("version", VERSION)
+        say = partial(_say_once, path, version)
+        versioned.read(record, _Line, version=version, ours=VERSION, say=say)
+    except MeterError as error:
         raise MeterError(
-            f"{path}, line {number}: not a record of the request log ({error!r}); "
+            f"{path}, line {number}: not a record of the request log ({error}); "
             "cut the line out or give another file"
         ) from error
-    return record  # type: ignore[no-any-return]
+    return record
 
 
-FIGURES: Final = (*(f"{account}_joules" for account in ACCOUNT_NAMES), "operational_grams")
+@cache
+def _say_once(path: Path, _version: Any, text: str) -> None:
+    """A log has many lines of one version."""
+    logger.warning("llm_carbon_meter: %s: %s.", path, text)
 
 
 def ledger_table(records: Iterable[Mapping[str, Any]]) -> str:

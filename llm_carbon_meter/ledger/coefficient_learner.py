@@ -4,9 +4,8 @@ Two small least-squares fits that are pulled towards the data sheet, and forget 
 anew: what the load does not show stays as it was. Only measured joules may come here.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
@@ -42,8 +41,21 @@ TINY: Final = 1e-9
 ROUNDING: Final = 1e-6
 """How far below 0 an eigenvalue of sums of squares may lie, as a share of their trace."""
 
-State = Mapping[str, Any]
-"""Lists of numbers by name, as JSON has them."""
+
+@dataclass(frozen=True, slots=True)
+class FitState:
+    """What a fit has seen: sums of x x^T and of x y."""
+
+    moments: tuple[tuple[float, ...], ...]
+    products: tuple[float, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class LearnerState:
+    """What a learner has seen."""
+
+    seconds: FitState
+    watts: FitState
 
 
 @dataclass(slots=True)
@@ -81,18 +93,18 @@ class Fit:
         self.products = self.products + products
 
     @property
-    def state(self) -> State:
+    def state(self) -> FitState:
         """What was seen."""
-        return {"moments": self.moments.tolist(), "products": self.products.tolist()}
+        return FitState(tuple(map(tuple, self.moments.tolist())), tuple(self.products.tolist()))
 
-    def restore(self, state: State) -> None:
+    def restore(self, state: FitState) -> None:
         """Go on from what was seen before.
 
         Raises:
-            ValueError, KeyError, TypeError: it is no such state, or of another size.
+            ValueError: it is the state of no such fit.
         """
-        moments = np.array(state["moments"], np.float64)
-        products = np.array(state["products"], np.float64)
+        moments = np.array(state.moments, np.float64)
+        products = np.array(state.products, np.float64)
         if (moments.shape, products.shape) != (self.moments.shape, self.products.shape):
             raise ValueError(f"sums of {self.moments.shape} are expected, not of {moments.shape}")
         sane = np.isfinite(moments).all() and np.isfinite(products).all()
@@ -150,24 +162,24 @@ class CoefficientLearner:
         state: of an earlier learner of the same GPU and model, to go on from.
 
     Raises:
-        ValueError, KeyError, TypeError: the state is none.
+        ValueError: the state is that of no such learner.
     """
 
-    def __init__(self, gpu: GpuSpec, state: State | None = None) -> None:
+    def __init__(self, gpu: GpuSpec, state: LearnerState | None = None) -> None:
         self.coefficients = _awake(sheet_coefficients(gpu))
         self._time = Fit(self.coefficients.seconds)
         self._power = Fit(self._board_shares())
         self._windows: dict[str, _Window] = {}
         self._usual_error = USUAL_ERROR
         if state is not None:
-            self._time.restore(state["seconds"])
-            self._power.restore(state["watts"])
+            self._time.restore(state.seconds)
+            self._power.restore(state.watts)
             self._reckon()
 
     @property
-    def state(self) -> State:
+    def state(self) -> LearnerState:
         """All that was learnt."""
-        return {"seconds": self._time.state, "watts": self._power.state}
+        return LearnerState(self._time.state, self._power.state)
 
     def _board_shares(self) -> Floats:
         """Watts as shares of the board's, in the order of a window's seconds."""

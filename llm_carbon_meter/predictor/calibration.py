@@ -10,20 +10,13 @@ import threading
 from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 
-from llm_carbon_meter import kept_state
-from llm_carbon_meter.kept_state import Identity
+from llm_carbon_meter.formats.kept_state import Identity
 from llm_carbon_meter.predictor.energy_model import Deployment
-from llm_carbon_meter.records import (
-    Outcome,
-    Quality,
-    RequestRecord,
-    Source,
-)
+from llm_carbon_meter.records import Outcome, Quality, RequestRecord, Source, Status
 
 MEMORY: Final = 256
 """Requests remembered."""
@@ -61,31 +54,31 @@ def huber_centre(log_ratios: Sequence[float], prior: int = PRIOR_REQUESTS) -> fl
     return centre
 
 
-def teachable_joules(record: Mapping[str, Any]) -> float | None:
-    """Measured joules of a finished record's JSON; None where it must teach and judge nothing.
+def teachable_joules(record: RequestRecord) -> float | None:
+    """Measured joules of a finished record; None where it must teach and judge nothing.
 
     Idle joules that the settings spread over requests are in no estimate.
     """
-    estimate = record.get("conditional")
+    estimate, energy = record.conditional, record.energy
     if (
         estimate is None
-        or estimate["facility"]
-        or record.get("source") != Source.MEASURED
-        or record.get("status") != "final"
-        or record.get("quality") not in TRUSTED
-        or record.get("outcome") != Outcome.FINISHED
+        or estimate.facility
+        or energy is None
+        or energy.source is not Source.MEASURED
+        or energy.status is not Status.FINAL
+        or energy.quality not in TRUSTED
+        or energy.outcome is not Outcome.FINISHED
     ):
         return None
-    measured: float = record["energy_joules"] - record["idle_joules"]
-    return measured if measured > 0 else None
+    return energy.accounts.busy if energy.accounts.busy > 0 else None
 
 
-def learnable_log_ratio(record: Mapping[str, Any]) -> float | None:
-    """ln(measured / estimated) of a finished record's JSON; None where it must teach nothing."""
+def learnable_log_ratio(record: RequestRecord) -> float | None:
+    """ln(measured / estimated) of a finished record; None where it must teach nothing."""
     measured = teachable_joules(record)
-    if measured is None:
+    if measured is None or record.conditional is None:
         return None
-    estimated = record["conditional"]["energy_joules"]
+    estimated = record.conditional.joules
     return math.log(measured / estimated) if estimated > 0 else None
 
 
@@ -104,10 +97,19 @@ def identity(deployment: Deployment, method: str) -> Identity:
 
 @dataclass(frozen=True, slots=True)
 class State:
-    """What is kept over a restart."""
+    """What is kept over a restart.
 
-    log_ratios: Sequence[float]
+    Raises:
+        ValueError: a factor or a ratio that no calibration has.
+    """
+
     log_factor: float
+    log_ratios: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        sane = all(map(math.isfinite, self.log_ratios))
+        if not sane or not abs(self.log_factor) <= MAX_LOG_FACTOR:
+            raise ValueError(f"its factor is exp({self.log_factor}), or a ratio is no number")
 
 
 class Calibration:
@@ -123,7 +125,7 @@ class Calibration:
     """
 
     def __init__(self, state: State | None = None) -> None:
-        state = state or State((), 0.0)
+        state = state or State(0.0, ())
         self._log_ratios = deque(state.log_ratios, maxlen=MEMORY)
         self._log_factor = state.log_factor
         self._count = len(self._log_ratios)
@@ -138,7 +140,7 @@ class Calibration:
     def state(self) -> State:
         """To be kept over a restart."""
         with self._lock:
-            return State(tuple(self._log_ratios), self._log_factor)
+            return State(self._log_factor, tuple(self._log_ratios))
 
     def observe(self, log_ratio: float) -> None:
         """Learn from ln(measured / estimated) of a request, the estimate not calibrated."""
@@ -154,35 +156,6 @@ class Calibration:
         wanted = min(max(centre, -MAX_LOG_FACTOR), MAX_LOG_FACTOR)
         step = wanted - self._log_factor
         self._log_factor += min(max(step, -MAX_LOG_STEP), MAX_LOG_STEP)
-
-
-def load_state(path: Path, holds_for: Identity) -> State | None:
-    """A correction from before; None where there is none, or it is of another deployment.
-
-    Raises:
-        MeterError: the file is damaged or cannot be read.
-    """
-    return kept_state.load(path, holds_for, _state)
-
-
-def _state(kept: Mapping[str, Any]) -> State:
-    state = State([float(ratio) for ratio in kept["log_ratios"]], float(kept["log_factor"]))
-    if not all(map(math.isfinite, state.log_ratios)) or not abs(state.log_factor) <= MAX_LOG_FACTOR:
-        raise ValueError(
-            f"its factor is exp({state.log_factor}), or one of its ratios is no number"
-        )
-    return state
-
-
-def save_state(path: Path, holds_for: Identity, state: State) -> None:
-    """Keep a correction.
-
-    Raises:
-        MeterError: it cannot be written.
-    """
-    kept_state.save(
-        path, holds_for, {"log_factor": state.log_factor, "log_ratios": list(state.log_ratios)}
-    )
 
 
 def error_ratios(record: RequestRecord) -> Mapping[tuple[str, str], float]:

@@ -8,12 +8,13 @@ the guess of the answer's length too.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llm_carbon_meter.predictor.calibration import teachable_joules
+from llm_carbon_meter.records import RequestRecord
 
 Series = tuple[str, str]
 """Stage and basis."""
@@ -54,14 +55,14 @@ class DriftReport:
         return self.errors[WATCHED]
 
 
-def joules_of(record: Mapping[str, Any]) -> tuple[float, Sequence[float]] | None:
-    """Measured joules of a record's JSON and the estimated ones as in SERIES; None: not judged."""
+def joules_of(record: RequestRecord) -> tuple[float, Sequence[float]] | None:
+    """Measured joules of a record and the estimated ones as in SERIES; None: not judged."""
     measured = teachable_joules(record)
-    if measured is None or record["estimate"] is None:
+    if measured is None or record.conditional is None or record.estimate is None:
         return None
-    estimates = (record["conditional"], record["estimate"])
-    raw = [estimate["energy_joules"] for estimate in estimates]
-    calibrated = [estimate["calibrated"]["energy_joules"] for estimate in estimates]
+    estimates = (record.conditional, record.estimate)
+    raw = [estimate.joules for estimate in estimates]
+    calibrated = [estimate.calibrated.joules for estimate in estimates]
     return measured, raw + calibrated
 
 
@@ -148,12 +149,12 @@ class DriftMonitor:
         self._min_requests = min_requests
         self._engines: dict[int, _Engine] = {}
 
-    def observe(self, record: Mapping[str, Any], now_s: float) -> None:
+    def observe(self, record: RequestRecord, now_s: float) -> None:
         """A record is final, of this API server or another one."""
         joules = joules_of(record)
-        if joules is None:
+        if joules is None or record.energy is None:
             return
-        number = int(record["engine"])
+        number = record.energy.engine
         if number not in self._engines:
             window = DriftWindow(self._window_s, self._min_requests)
             self._engines[number] = _Engine(window, now_s)

@@ -1,33 +1,21 @@
 """The estimator of a running server: it learns how long answers are, and how far it is off."""
 
-import time
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final
 
 from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.formats.kept_state import KeptState
 from llm_carbon_meter.predictor.azure import conversation_quantiles
-from llm_carbon_meter.predictor.calibration import (
-    Calibration,
-    State,
-    identity,
-    learnable_log_ratio,
-    load_state,
-    save_state,
-)
+from llm_carbon_meter.predictor.calibration import Calibration, State, identity, learnable_log_ratio
 from llm_carbon_meter.predictor.estimator import DeploymentEstimator
 from llm_carbon_meter.predictor.lengths import OutputLengths, exact_length
 from llm_carbon_meter.records import (
     CarbonIntensity,
     EnergyEstimate,
     EstimateQuery,
-    MeterError,
     RequestEnergy,
+    RequestRecord,
 )
-
-SAVE_S: Final = 10.0
-"""The calibration file is written at most this often."""
 
 
 class LiveEstimator:
@@ -44,23 +32,12 @@ class LiveEstimator:
         self, estimator: DeploymentEstimator, file: Path | None, writes: bool, faults: Faults
     ) -> None:
         self._estimator = estimator
-        self._faults = faults
-        self._file = file
+        holds_for = identity(estimator.deployment, estimator.method)
+        self._file = KeptState(file, State, holds_for, faults, "calibration")
         self._writes = writes
-        self._identity = identity(estimator.deployment, estimator.method)
         self._lengths = OutputLengths(conversation_quantiles().output_tokens)
-        self._calibration = Calibration(self._load())
-        self._saved_s = time.monotonic()
+        self._calibration = self._file.load(Calibration) or Calibration()
         self._learnt = False
-
-    def _load(self) -> State | None:
-        if self._file is None:
-            return None
-        try:
-            return load_state(self._file, self._identity)
-        except MeterError as error:
-            self._faults.note("calibration", error, "It begins anew.")
-            return None
 
     @property
     def intensity(self) -> CarbonIntensity:
@@ -104,22 +81,17 @@ class LiveEstimator:
         """An answer ended by itself or at its limit."""
         self._lengths.observe(output_tokens)
 
-    def learn(self, record: Mapping[str, Any]) -> None:
-        """Learn from the JSON of a finished record, of this API server or another one."""
+    def learn(self, record: RequestRecord) -> None:
+        """Learn from a finished record, of this API server or another one."""
         log_ratio = learnable_log_ratio(record)
         if log_ratio is None:
             return
         self._calibration.observe(log_ratio)
         self._learnt = True
-        if time.monotonic() - self._saved_s >= SAVE_S:
+        if self._file.is_due:
             self.save()
 
     def save(self) -> None:
         """Write the calibration file, where there is one of ours and something was learnt."""
-        self._saved_s = time.monotonic()
-        if self._file is None or not self._writes or not self._learnt:
-            return
-        try:
-            save_state(self._file, self._identity, self._calibration.state)
-        except MeterError as error:
-            self._faults.note("calibration", error, "The correction is not kept.")
+        if self._writes and self._learnt:
+            self._file.save(self._calibration.state)

@@ -10,7 +10,7 @@ from typing import Final, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from llm_carbon_meter.ledger.coefficient_learner import CoefficientLearner, State
+from llm_carbon_meter.ledger.coefficient_learner import CoefficientLearner, LearnerState
 from llm_carbon_meter.ledger.ledger import EnergyLedger, Window
 from llm_carbon_meter.meter import TICK_S
 from llm_carbon_meter.physics.gpu_specs import gpu_spec
@@ -136,7 +136,7 @@ def model_of(world: World) -> CostModel:
     return CostModel(gpu_spec(world.gpu), costs)
 
 
-def learner_of(world: World, state: State | None = None) -> CoefficientLearner:
+def learner_of(world: World, state: LearnerState | None = None) -> CoefficientLearner:
     """Of a meter that has just started, or goes on from what it had kept."""
     return CoefficientLearner(model_of(world).gpu, state)
 

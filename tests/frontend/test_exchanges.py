@@ -15,14 +15,12 @@ from llm_carbon_meter.frontend import exchanges as registry_module
 from llm_carbon_meter.frontend.exchanges import (
     Exchange,
     Member,
-    RecordStore,
     Registry,
     current_exchange,
     response_id,
-    stopped,
-    sum_energies,
-    sum_estimates,
 )
+from llm_carbon_meter.frontend.record_store import RecordStore
+from llm_carbon_meter.frontend.sums import stopped, sum_energies, sum_estimates
 from llm_carbon_meter.records import (
     EnergyEstimate,
     Features,
@@ -199,7 +197,7 @@ def test_every_id_leads_to_the_exchange() -> None:
     registry.begin(exchange, Member("x0", "cmpl-abc-0", None), FEATURES)
     registry.begin(exchange, Member("x1", "cmpl-abc-1", None), FEATURES)
     names = ["client-7", "cmpl-abc-0", "cmpl-abc", "cmpl-abc-1"]
-    assert exchange.external_ids() == names
+    assert list(exchange.external_ids()) == names
     for name in [*names, "x0", "x1"]:
         assert registry.find(name) == [exchange]
 

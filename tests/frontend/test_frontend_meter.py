@@ -14,7 +14,15 @@ from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend.exchanges import Exchange
 from llm_carbon_meter.predictor import models as energy_models
 from llm_carbon_meter.predictor.energy_model import Deployment, Numbers, PhaseEnergy
-from llm_carbon_meter.records import AccountJoules, EstimateQuery, Outcome, Quality, Source, Status
+from llm_carbon_meter.records import (
+    AccountJoules,
+    EstimateQuery,
+    Outcome,
+    Quality,
+    RequestRecord,
+    Source,
+    Status,
+)
 from tests.support.energies import energy_of
 from tests.support.front_ends import front_end
 from tests.support.made_records import TOTALS
@@ -64,11 +72,11 @@ class Frontend:
         **settings: Any,
     ) -> None:
         self.registry, self.faults = CollectorRegistry(), Faults()
-        self.shared: list[Mapping[str, Any]] = []
+        self.shared: list[RequestRecord] = []
         self.meter = front_end(
             deployment,
             index,
-            share=lambda key, ids, record: self.shared.append(record),
+            share=self.shared.append,
             faults=self.faults,
             registry=self.registry,
             **{"estimator": "gnn", **settings},
@@ -209,7 +217,7 @@ def test_all_api_servers_learn_from_each_other_s_records(bound: list[Deployment]
     for number in range(30):
         busy.serve(number)
     for record in busy.shared:
-        idle.meter.receive_record(record["id"], [], json.loads(json.dumps(record)))
+        idle.meter.receive_record(record)
     assert idle.factor() == busy.factor() != 1.0
     assert idle.errors("raw", "conditional") is None
 
@@ -224,7 +232,7 @@ def test_the_first_api_server_watches_all_of_them_for_drift(bound: list[Deployme
     first.meter.receive_totals(TOTALS)
     assert first.drift() is None
     for record in second.shared:
-        first.meter.receive_record(record["id"], [], record)
+        first.meter.receive_record(record)
     first.meter._drift._looked_s = 0.0  # type: ignore[union-attr]
     for frontend in (first, second):
         frontend.meter.receive_totals(TOTALS)

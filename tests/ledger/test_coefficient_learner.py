@@ -1,11 +1,11 @@
 """Step coefficients are learnt from steps and ticks, stay sane, and give power and shares."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import astuple, replace
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,7 +19,7 @@ from llm_carbon_meter.ledger.coefficient_learner import (
     WINDOW_S,
     CoefficientLearner,
     Fit,
-    State,
+    LearnerState,
 )
 from llm_carbon_meter.ledger.ledger import EnergyLedger
 from llm_carbon_meter.meter import teaches
@@ -241,29 +241,26 @@ def test_lessons_that_agree_move_nothing(lessons: list[Floats]) -> None:
         assert np.linalg.eigvalsh(fit.moments)[0] > -1e-9 * max(float(fit.moments.trace()), 1.0)
 
 
-def damaged(**changes: Any) -> State:
+def damaged(**changes: Any) -> LearnerState:
     """A state, but for some of its numbers."""
     state = CoefficientLearner(H100).state
-    return {**state, "watts": {**state["watts"], **changes}}
+    return replace(state, watts=replace(state.watts, **changes))
 
 
 @pytest.mark.parametrize(
     "state",
     [
-        {},
-        {"seconds": 1, "watts": 2},
-        damaged(moments=[[1.0]]),
-        damaged(products=[1.0, 2.0]),
-        damaged(products=[1.0, 2.0, None, 4.0]),
-        damaged(products=["a", "b", "c", "d"]),
-        damaged(products=[np.inf] * 4),
+        damaged(moments=((1.0,),)),
+        damaged(moments=((1.0,), (1.0, 2.0))),
+        damaged(products=(1.0, 2.0)),
+        damaged(products=(np.inf,) * 4),
         damaged(moments=np.full((4, 4), np.nan).tolist()),
         damaged(moments=(-np.eye(4)).tolist()),
     ],
 )
-def test_a_damaged_state_is_refused(state: State) -> None:
+def test_a_damaged_state_is_refused(state: LearnerState) -> None:
     """Whatever is wrong with it, before any coefficient comes of it."""
-    with pytest.raises((ValueError, KeyError, TypeError)):
+    with pytest.raises(ValueError):  # noqa: PT011 - numpy words it
         CoefficientLearner(H100, state)
 
 
@@ -271,7 +268,9 @@ def test_what_was_learnt_can_be_kept() -> None:
     """By way of JSON: the next learner has the same coefficients, and learns on from them."""
     pupil = CoefficientLearner(H100)
     vary(pupil, 100.0)
-    heir = CoefficientLearner(H100, json.loads(json.dumps(pupil.state)))
+    heir = CoefficientLearner(
+        H100, msgspec.json.decode(msgspec.json.encode(pupil.state), type=LearnerState)
+    )
     for value, other in zip(astuple(pupil.coefficients), astuple(heir.coefficients), strict=True):
         assert other == pytest.approx(value, rel=0.01)  # durations came after the last joules
     vary(heir, 300.0)

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.formats.kept_state import SAVE_S
 from llm_carbon_meter.ledger.coefficient_learner import CoefficientLearner
-from llm_carbon_meter.ledger.kept_coefficients import SAVE_S, KeptCoefficients
+from llm_carbon_meter.ledger.kept_coefficients import KeptCoefficients
 from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.physics.kernels import step_costs
 from llm_carbon_meter.physics.model_list import built_in_model
@@ -93,8 +94,8 @@ def test_damaged_coefficients_are_named(path: Path, caplog: pytest.LogCaptureFix
     learnt_into(path)
     path.write_text(path.read_text("utf-8").replace("[[", "[[1.0], [", 1), "utf-8")
     KeptCoefficients(path, LLAMA, Faults())
-    assert f"the file {path} cannot be used: ValueError" in caplog.text
-    assert "begin at the data sheet" in caplog.text
+    assert f"the file {path} cannot be used" in caplog.text
+    assert "It begins anew" in caplog.text
 
 
 def test_a_folder_that_is_not_there_is_counted(
@@ -123,9 +124,7 @@ def test_it_is_written_only_when_something_was_learnt(path: Path) -> None:
 def test_it_is_written_at_times(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not with every tick."""
     now_s = [100.0]
-    monkeypatch.setattr(
-        "llm_carbon_meter.ledger.kept_coefficients.time.monotonic", lambda: now_s[0]
-    )
+    monkeypatch.setattr("llm_carbon_meter.formats.kept_state.time.monotonic", lambda: now_s[0])
     file = KeptCoefficients(path, LLAMA, Faults())
     taught(file.learner)
     for at_s, there in ((100.0, False), (99.0 + SAVE_S, False), (100.0 + SAVE_S, True)):

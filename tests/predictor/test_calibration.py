@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_carbon_meter.formats.kept_state import Identity, load, save
 from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.predictor.calibration import (
@@ -25,11 +26,19 @@ from llm_carbon_meter.predictor.calibration import (
     huber_centre,
     identity,
     learnable_log_ratio,
-    load_state,
-    save_state,
 )
 from llm_carbon_meter.predictor.energy_model import Deployment
-from llm_carbon_meter.records import MeterError, Outcome, Source
+from llm_carbon_meter.records import (
+    AccountJoules,
+    EnergyEstimate,
+    MeterError,
+    Outcome,
+    Quality,
+    RequestRecord,
+    Source,
+    Status,
+)
+from tests.support.energies import energy_of
 from tests.support.made_records import ESTIMATE, RECORD
 
 DEPLOYMENT = Deployment(built_in_model("Llama-3.1-8B"), gpu_spec("H100"), 1, "vllm", "0.32.0")
@@ -104,60 +113,73 @@ def test_old_requests_are_forgotten() -> None:
 
 # What teaches
 
-FINISHED: Mapping[str, Any] = {
-    "status": "final",
-    "source": "measured",
-    "quality": "counter",
-    "outcome": "finished",
-    "energy_joules": 13.0,
-    "idle_joules": 1.0,
-    "conditional": {"facility": False, "energy_joules": 10.0},
-}
+TOLD = EnergyEstimate("gnn", 10.0, 0.0, 10.0, 10.0, 1.0, False, 0.0)
+FINISHED = replace(
+    RECORD,
+    energy=energy_of("a", joules={"prefill": 12.0, "decode": 0.0, "idle": 1.0}),
+    conditional=TOLD,
+)
+
+
+def finished(**changes: Any) -> RequestRecord:
+    """The same with what differs, of the record or of its energy."""
+    if "conditional" in changes:
+        return replace(FINISHED, **changes)
+    assert FINISHED.energy is not None
+    return replace(FINISHED, energy=replace(FINISHED.energy, **changes))
 
 
 def test_a_measured_finished_request_teaches() -> None:
     """The logarithm of measured over estimated, without idle joules that were spread."""
     assert learnable_log_ratio(FINISHED) == pytest.approx(math.log(1.2))
-    assert learnable_log_ratio({**FINISHED, "quality": "power"}) is not None
+    assert learnable_log_ratio(finished(quality=Quality.POWER)) is not None
 
 
 @pytest.mark.parametrize(
     "change",
     [
-        {"source": "modelled", "quality": "modelled"},
-        {"source": "modelled"},
-        {"status": "provisional"},
-        {"outcome": "aborted"},
-        {"outcome": "stopped"},
-        {"outcome": "failed"},
-        *({"quality": quality} for quality in ("contended", "mig_parent", "reset", "outside")),
+        {"source": Source.MODELLED, "quality": Quality.MODELLED},
+        {"source": Source.MODELLED},
+        {"status": Status.PROVISIONAL},
+        {"outcome": Outcome.ABORTED},
+        {"outcome": Outcome.STOPPED},
+        {"outcome": Outcome.FAILED},
+        *(
+            {"quality": quality}
+            for quality in (Quality.CONTENDED, Quality.MIG_PARENT, Quality.RESET, Quality.OUTSIDE)
+        ),
         {"conditional": None},
-        {"conditional": {"facility": True, "energy_joules": 10.0}},
-        {"conditional": {"facility": False, "energy_joules": 0.0}},
-        {"energy_joules": 1.0},
+        {"conditional": replace(TOLD, facility=True)},
+        {"conditional": replace(TOLD, prefill_joules=0.0)},
+        {"accounts": AccountJoules(idle=1.0)},
     ],
 )
 def test_nothing_else_teaches(change: Mapping[str, Any]) -> None:
     """Modelled joules above all; and what is doubtful, unfinished, or of a whole data centre."""
-    assert learnable_log_ratio({**FINISHED, **change}) is None
+    assert learnable_log_ratio(finished(**change)) is None
 
 
 def test_a_record_without_energy_teaches_nothing() -> None:
     """Look-ups of requests in flight are records too."""
-    assert learnable_log_ratio({"status": "provisional", "conditional": None}) is None
+    assert learnable_log_ratio(replace(FINISHED, energy=None)) is None
 
 
 # What is kept
+
+
+def load_state(file: Path, holds_for: Identity) -> State | None:
+    """What a file keeps of a correction, of our version."""
+    return load(file, State, holds_for, pytest.fail)
 
 
 def test_a_correction_survives_a_restart(tmp_path: Path) -> None:
     """The same deployment goes on with the same factor; the file is written in one piece."""
     file = tmp_path / "calibration.json"
     before = taught([0.3] * 30)
-    save_state(file, WHO, before.state)
-    kept = load_state(file, WHO)
-    assert kept is not None
-    assert Calibration(kept).factor == before.factor
+    save(file, before.state, WHO)
+    state = load_state(file, WHO)
+    assert state is not None
+    assert Calibration(state).factor == before.factor
     assert [entry.name for entry in tmp_path.iterdir()] == [file.name]
 
 
@@ -174,7 +196,7 @@ def test_a_correction_survives_a_restart(tmp_path: Path) -> None:
 def test_another_deployment_begins_anew(tmp_path: Path, other: Mapping[str, Any]) -> None:
     """Engine version, GPU, their number, model and method each end a correction."""
     file = tmp_path / "calibration.json"
-    save_state(file, WHO, State((0.3,) * 30, 0.3))
+    save(file, State(0.3, (0.3,) * 30), WHO)
     assert load_state(file, other) is None
 
 
@@ -185,8 +207,28 @@ def test_no_file_is_no_error(tmp_path: Path) -> None:
 
 def kept_text(**changes: Any) -> str:
     """A file as it is written, but for some fields."""
-    body = {"deployment": dict(WHO), "log_factor": 0.1, "log_ratios": [0.1]}
+    body = {"version": 1, "deployment": dict(WHO), "log_factor": 0.1, "log_ratios": [0.1]}
     return json.dumps({**body, **changes})
+
+
+def test_a_file_of_the_first_version_need_not_name_it(tmp_path: Path) -> None:
+    """Files were written before they carried a version."""
+    file = tmp_path / "calibration.json"
+    body = json.loads(kept_text())
+    del body["version"]
+    file.write_text(json.dumps(body), "utf-8")
+    assert load_state(file, WHO) == State(0.1, (0.1,))
+
+
+def test_a_file_of_another_version_is_read_as_far_as_it_is_known(tmp_path: Path) -> None:
+    """And that is said; within one version an unknown field is refused."""
+    file, said = tmp_path / "calibration.json", list[str]()
+    file.write_text(kept_text(version=2, centre=0.2), "utf-8")
+    assert load(file, State, WHO, said.append) == State(0.1, (0.1,))
+    assert said == ["it has version 2, expected 1; what is known of it is read"]
+    file.write_text(kept_text(centre=0.2), "utf-8")
+    with pytest.raises(MeterError, match=r"version 1 has no fields centre"):
+        load_state(file, WHO)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from llm_carbon_meter.predictor.drift import (
     is_drifting,
     joules_of,
 )
+from llm_carbon_meter.records import AccountJoules, Outcome, Quality, Source, Status
 from tests.support.made_records import judged_estimate, judged_record
 
 
@@ -39,15 +40,15 @@ def test_the_four_series_are_not_mixed_up() -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"source": "modelled", "quality": "modelled"},
-        {"quality": "contended"},
-        {"quality": "reset"},
-        {"outcome": "aborted"},
-        {"status": "provisional"},
+        {"source": Source.MODELLED, "quality": Quality.MODELLED},
+        {"quality": Quality.CONTENDED},
+        {"quality": Quality.RESET},
+        {"outcome": Outcome.ABORTED},
+        {"status": Status.PROVISIONAL},
         {"conditional": None},
         {"estimate": None},
-        {"conditional": {**judged_estimate(1.0, 1.0), "facility": True}},
-        {"energy_joules": 0.0},
+        {"conditional": judged_estimate(1.0, 1.0, facility=True)},
+        {"accounts": AccountJoules()},
     ],
 )
 def test_only_trusted_measurements_are_judged(changes: Mapping[str, Any]) -> None:
@@ -57,7 +58,7 @@ def test_only_trusted_measurements_are_judged(changes: Mapping[str, Any]) -> Non
 
 def test_spread_idle_joules_are_in_no_estimate() -> None:
     """They are taken off what was measured."""
-    joules = joules_of(judged_record(energy_joules=12.0, idle_joules=2.0))
+    joules = joules_of(judged_record(accounts=AccountJoules(prefill=10.0, idle=2.0)))
     assert joules is not None
     assert joules[0] == 10.0
 
@@ -186,5 +187,5 @@ class TestMonitor:
     def test_what_is_not_judged_opens_no_engine(self) -> None:
         """Modelled requests leave no trace."""
         monitor = DriftMonitor(0.25, 100.0, 1)
-        monitor.observe(judged_record(source="modelled"), 0.0)
+        monitor.observe(judged_record(source=Source.MODELLED), 0.0)
         assert not monitor.judge(math.inf)

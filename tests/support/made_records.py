@@ -1,6 +1,5 @@
 """Records and totals that no server made, with figures that tests can tell apart."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -62,24 +61,25 @@ TOTALS = EngineTotals(
 )
 
 
-def judged_estimate(raw: float, calibrated: float) -> Mapping[str, Any]:
-    """The part of a record's JSON that is read."""
-    figures = {"energy_joules": calibrated}
-    return {"facility": False, "energy_joules": raw, "calibrated": figures}
+def judged_estimate(raw: float, calibrated: float, *, facility: bool = False) -> EnergyEstimate:
+    """An estimate of prefill alone, before and after the calibration."""
+    return EnergyEstimate(
+        "gnn", raw, 0.0, raw, raw, 1.0, facility, 0.0, calibration=calibrated / raw
+    )
 
 
-def judged_record(
-    measured: float = 10.0, estimated: float = 10.0, **changes: Any
-) -> Mapping[str, Any]:
-    """A finished record; its raw estimate is twice the calibrated one, its length unknown."""
-    return {
-        "engine": 0,
-        "status": "final",
-        "source": "measured",
-        "quality": "counter",
-        "outcome": "finished",
-        "energy_joules": measured,
-        "idle_joules": 0.0,
+def judged_record(measured: float = 10.0, estimated: float = 10.0, **changes: Any) -> RequestRecord:
+    """A finished record; its raw estimate is twice the calibrated one, its length unknown.
+
+    Args:
+        measured: joules, of prefill alone.
+        estimated: joules, calibrated and given the length.
+        changes: of the record's estimates, or of its energy.
+    """
+    estimates = {
         "conditional": judged_estimate(2 * estimated, estimated),
         "estimate": judged_estimate(6 * estimated, 3 * estimated),
-    } | changes
+    }
+    of_record = {name: changes.pop(name, estimate) for name, estimate in estimates.items()}
+    of_energy = {"accounts": AccountJoules(prefill=measured), **changes}
+    return replace(RECORD, energy=replace(energy_of("a"), **of_energy), **of_record)

@@ -11,6 +11,7 @@ from llm_carbon_meter.records import (
 )
 from llm_carbon_meter.servers.shared.channel import Message, SharedRecord
 from tests.support.energies import energy_of
+from tests.support.made_records import RECORD
 
 ENERGY = energy_of(
     "chatcmpl-1-8f",
@@ -38,5 +39,5 @@ TOTALS = EngineTotals(
 )
 
 
-SHARED = SharedRecord(1, "key", ("a", "b"), {"energy_joules": 1.0, "features": {"n": [1, None]}})
+SHARED = SharedRecord(1, RECORD)
 MESSAGES: list[Message] = [ENERGY, TOTALS, SHARED]

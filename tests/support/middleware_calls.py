@@ -7,7 +7,7 @@ from typing import Any
 
 from llm_carbon_meter.frontend.exchanges import Exchange, current_exchange
 from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
-from llm_carbon_meter.records import Status
+from llm_carbon_meter.records import RequestEnergy, Status
 from llm_carbon_meter.servers.shared.middleware import STATE_NAME
 from tests.support import energies
 
@@ -29,10 +29,11 @@ def energy_of(
     status: Status = Status.PROVISIONAL,
     joules: Mapping[str, float] | None = None,
     **changes: Any,
-) -> Any:
+) -> RequestEnergy:
     """An engine's figure of 3.6 J, a milliwatt-hour."""
-    own = {"prefill": 0.6, "decode": 3.0, **(joules or {})}
-    return energies.energy_of(request_id, status, own, **{"operational_grams": 0.000475, **changes})
+    accounts = {"prefill": 0.6, "decode": 3.0, **(joules or {})}
+    figures = {"operational_grams": 0.000475, **changes}
+    return energies.energy_of(request_id, status, accounts, **figures)
 
 
 def begin(meter: FrontendMeter, internal_id: str = "engine-1", prompt_tokens: int = 10) -> Exchange:

@@ -1,14 +1,14 @@
 """One API server's meter, joined to the engines and to other API servers by the channel."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Final
 
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
 from llm_carbon_meter.physics.model_specs import ModelSpec
-from llm_carbon_meter.records import EngineTotals, RequestEnergy
+from llm_carbon_meter.records import EngineTotals, RequestEnergy, RequestRecord
 from llm_carbon_meter.servers.shared.channel import (
     Message,
     Publisher,
@@ -75,9 +75,9 @@ class ApiServer:
             self._directory, self._engines + self._others, self._receive, self._faults
         )
 
-    def _share(self, key: str, ids: Sequence[str], record: Mapping[str, Any]) -> None:
+    def _share(self, record: RequestRecord) -> None:
         if self._publisher is not None and self._others:
-            self._publisher.publish([SharedRecord(self._index, key, tuple(ids), record)])
+            self._publisher.publish([SharedRecord(self._index, record)])
 
     def _receive(self, message: Message) -> None:
         match message:
@@ -86,7 +86,7 @@ class ApiServer:
             case EngineTotals():
                 self.meter.receive_totals(message)
             case SharedRecord():
-                self.meter.receive_record(message.key, message.ids, message.record)
+                self.meter.receive_record(message.record)
 
     def attach(self, app: Any, count_tokens: CountTokens) -> None:
         """Give a Starlette application the meter, for its middleware, and our routes."""

@@ -1,31 +1,27 @@
-"""Records between processes: versioned JSON over zmq PUB/SUB, sockets in a private directory.
+"""Records between processes: MessagePack over zmq PUB/SUB, sockets in a private directory.
 
 Engines publish records and totals, API servers publish their finished exchanges to each other;
 every API server hears everybody. A publisher never waits: what nobody reads is dropped, and
 cumulative totals make that harmless.
 """
 
-import collections.abc
 import contextlib
-import dataclasses
-import functools
-import json
 import os
 import stat
 import tempfile
 import threading
-import types
-import typing
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from enum import Enum
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import msgspec
 import zmq
 
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.records import Account, EngineTotals, MeterError, RequestEnergy
+from llm_carbon_meter.formats import versioned
+from llm_carbon_meter.records import Account, EngineTotals, MeterError, RequestEnergy, RequestRecord
 from llm_carbon_meter.service import Service
 
 VERSION: Final = 1
@@ -38,60 +34,52 @@ MAX_SOCKET_PATH: Final = 107
 """Of a Unix domain socket (sys/un.h)."""
 
 
-@dataclasses.dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True)
 class SharedRecord:
     """An exchange that another API server answered, for look-ups here."""
 
     frontend: int
-    key: str
-    ids: Sequence[str]
-    """Every id under which it can be looked up."""
-    record: Mapping[str, Any]
+    record: RequestRecord
 
 
 Message = RequestEnergy | EngineTotals | SharedRecord
-KINDS: Final[Mapping[str, type]] = {
+KINDS: Final[Mapping[str, type[Message]]] = {
     "request": RequestEnergy,
     "totals": EngineTotals,
     "record": SharedRecord,
 }
+NAMES: Final = {kind: name for name, kind in KINDS.items()}
 
 
 def encode(message: Message) -> bytes:
-    """A record as one line of JSON, with the version and kind in front."""
-    kind = next(name for name, known in KINDS.items() if isinstance(message, known))
-    outer = {"v": VERSION, "kind": kind, "body": message}
-    return json.dumps(outer, separators=(",", ":"), default=_fields).encode()
-
-
-def _fields(record: Any) -> dict[str, Any]:
-    """A dataclass as JSON sees it; far quicker than `dataclasses.asdict`, which copies deeply."""
-    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-
-
-def decode(data: bytes) -> Message:
-    """The inverse of `encode`.
+    """A record in MessagePack, with the version of the form and its kind in front.
 
     Raises:
-        MeterError: not JSON, another version, an unknown kind, or fields that do not fit.
+        TypeError, OverflowError: a value has no such form.
+    """
+    return msgspec.msgpack.encode((VERSION, NAMES[type(message)], message))
+
+
+def decode(data: bytes, say: versioned.Say) -> Message:
+    """The inverse of `encode`.
+
+    Args:
+        data: of one message.
+        say: hears that it is of another version.
+
+    Raises:
+        MeterError: no MessagePack, an unknown kind, or fields that do not fit.
     """
     try:
-        outer = json.loads(data)
-        if outer["v"] != VERSION:
-            raise MeterError(f"message has version {outer['v']!r}, expected {VERSION}")
-        message: Message = _build(KINDS[outer["kind"]], outer["body"])
+        version, kind, body = msgspec.msgpack.decode(data, type=tuple[int, str, Any])
+        if kind not in KINDS:
+            raise MeterError(f"there is no kind {kind!r}; known: {', '.join(KINDS)}")
+        message = versioned.read(body, KINDS[kind], version=version, ours=VERSION, say=say)
         if isinstance(message, EngineTotals):
             _check_accounts(message)
         return message
-    except (
-        ValueError,
-        KeyError,
-        TypeError,
-        AttributeError,
-        OverflowError,
-        RecursionError,
-    ) as error:
-        raise MeterError(f"a message of {len(data)} bytes cannot be read: {error!r}") from error
+    except (msgspec.MsgspecError, UnicodeDecodeError, MeterError, RecursionError) as error:
+        raise MeterError(f"a message of {len(data)} bytes cannot be read: {error}") from error
 
 
 def _check_accounts(totals: EngineTotals) -> None:
@@ -99,48 +87,7 @@ def _check_accounts(totals: EngineTotals) -> None:
     of_gpus = (each for gpu in totals.gpus for each in (gpu.account_joules, gpu.account_seconds))
     for accounts in (totals.account_grams, totals.embodied_grams or totals.account_grams, *of_gpus):
         if len(accounts) != len(Account):
-            raise ValueError(f"{len(accounts)} accounts, expected {len(Account)}")
-
-
-@functools.cache
-def _hints(kind: type) -> Mapping[str, Any]:
-    return typing.get_type_hints(kind)
-
-
-def _build(kind: Any, value: Any) -> Any:
-    """Make what is annotated: a number, text, truth, enum, dataclass, sequence or mapping."""
-    if kind is float:
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            raise TypeError(f"expected a number, found {value!r}")
-        return float(value)
-    if kind in (int, str, bool):
-        if type(value) is not kind:
-            raise TypeError(f"expected {kind.__name__}, found {value!r}")
-        return value
-    if kind is Any:
-        return value
-    if isinstance(kind, type):
-        return kind(value) if issubclass(kind, Enum) else _build_record(kind, value)
-    return _build_container(kind, value)
-
-
-def _build_record(kind: type, value: Any) -> Any:
-    hints = _hints(kind)
-    if value.keys() != hints.keys():
-        raise TypeError(f"fields {sorted(value.keys() ^ hints.keys())} do not fit")
-    return kind(**{name: _build(hints[name], value[name]) for name in hints})
-
-
-def _build_container(kind: Any, value: Any) -> Any:
-    """``T | None``, ``Sequence[T]`` or ``Mapping[str, T]``."""
-    origin, items = typing.get_origin(kind), typing.get_args(kind)
-    if origin is types.UnionType:
-        return None if value is None else _build(items[0], value)
-    if origin is collections.abc.Mapping:
-        return {str(key): _build(items[1], entry) for key, entry in value.items()}
-    if not isinstance(value, list):
-        raise TypeError(f"expected a list, found {value!r}")
-    return tuple(_build(items[0], entry) for entry in value)
+            raise MeterError(f"{len(accounts)} accounts, expected {len(Account)}")
 
 
 def choose_directory() -> str:
@@ -225,7 +172,7 @@ class Publisher:
     def _encoded(self, message: Message) -> bytes:
         try:
             return encode(message)
-        except (TypeError, ValueError) as error:
+        except (TypeError, ValueError, OverflowError) as error:
             self._faults.note("channel", error, "A record is not published.")
             return b""
 
@@ -270,8 +217,11 @@ class Subscriber:
         if not self._parts and self._socket.poll(POLL_MS):
             self._parts.extend(self._socket.recv_multipart())
         if self._parts:
-            self._receive(decode(self._parts.popleft()))
+            self._receive(decode(self._parts.popleft(), self._say))
         return 0.0
+
+    def _say(self, text: str) -> None:
+        self._faults.note("channel", f"a message: {text}.")
 
     def _failed(self, error: Exception) -> float:
         """One bad message is one lost message."""

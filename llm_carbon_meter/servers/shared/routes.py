@@ -10,8 +10,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from llm_carbon_meter.exporters.headers import estimate_json
-from llm_carbon_meter.frontend.exchanges import sum_estimates
 from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
+from llm_carbon_meter.frontend.sums import sum_estimates
 from llm_carbon_meter.records import EstimateQuery, MeterError
 
 MAX_BODY: Final = 1_000_000

@@ -6,7 +6,7 @@ import socket
 import sys
 import time
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 from urllib.parse import urlsplit
 
 import httpx
@@ -23,12 +23,7 @@ from llm_carbon_meter.servers.shared.local_meter import LocalMeter
 from llm_carbon_meter.servers.shared.meter_process import Setup
 from llm_carbon_meter.servers.shared.settings import read_settings
 from llm_carbon_meter.servers.sidecar.capture import OutsideCapture
-from llm_carbon_meter.servers.sidecar.proxy import (
-    CONNECT_S,
-    Upstream,
-    application,
-    named,
-)
+from llm_carbon_meter.servers.sidecar.proxy import CONNECT_S, Upstream, application, named
 
 SHUTDOWN_S: Final = 10
 """How long answers in flight may take when the sidecar is stopped."""
@@ -50,46 +45,57 @@ def serve(upstream: str, listen: str, model: str, gpus: str) -> int:
     config, url, devices = _settings(faults), _url(upstream), _devices(gpus)
     with _listening(listen) as place:
         name = _served_name(url, faults)
-        spec, gpu = _spec(model or name, len(devices), faults), _gpu_name(config, devices)
-        setup = Setup(
-            config=config,
-            engine=0,
-            gpus=devices,
-            first_gpu=0,
-            num_gpus=len(devices),
-            gpu_name=gpu,
-            model=spec,
-            tensor_parallel=len(devices),
-            start_s=begun_s,
-            outside=True,
-        )
-        deployment: dict[str, str | int] = {
-            "engine": "unknown",
-            "gpu": gpu,
-            "tensor_parallel_size": len(devices),
-        }
-        capture, name = OutsideCapture(faults), name or model or "unknown"
-        meter = LocalMeter(setup, name, deployment, tracing=False, faults=faults)
+        setup = _setup(config, devices, model or name, begun_s, faults)
+        capture, meter = OutsideCapture(faults), _meter(setup, name or model or "unknown", faults)
         meter.follow(capture)
         try:
             app = application(Upstream(url), capture, meter.server, faults)
             print(f"llm-carbon-meter: {listen} goes to {url}, metered on GPU {gpus}", flush=True)
-            # uvicorn ends in order and then raises the signal again: so does the meter.
-            signal.signal(signal.SIGTERM, lambda *_: sys.exit())
-            uvicorn.Server(
-                uvicorn.Config(
-                    app,
-                    log_level="warning",
-                    ws="none",
-                    proxy_headers=False,
-                    server_header=False,
-                    date_header=False,
-                    timeout_graceful_shutdown=SHUTDOWN_S,
-                )
-            ).run(sockets=[place])
+            _serve(app, place)
         finally:
             meter.stop()
     return 0
+
+
+def _setup(
+    config: Config, devices: Sequence[str], model: str, begun_s: float, faults: Faults
+) -> Setup:
+    return Setup(
+        config=config,
+        engine=0,
+        gpus=devices,
+        first_gpu=0,
+        num_gpus=len(devices),
+        gpu_name=_gpu_name(config, devices),
+        model=_spec(model, len(devices), faults),
+        tensor_parallel=len(devices),
+        start_s=begun_s,
+        outside=True,
+    )
+
+
+def _meter(setup: Setup, name: str, faults: Faults) -> LocalMeter:
+    deployment: dict[str, str | int] = {
+        "engine": "unknown",
+        "gpu": setup.gpu_name,
+        "tensor_parallel_size": setup.tensor_parallel,
+    }
+    return LocalMeter(setup, name, deployment, tracing=False, faults=faults)
+
+
+def _serve(app: Any, place: socket.socket) -> None:
+    # uvicorn ends in order and then raises the signal again: so does the meter.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())
+    config = uvicorn.Config(
+        app,
+        log_level="warning",
+        ws="none",
+        proxy_headers=False,
+        server_header=False,
+        date_header=False,
+        timeout_graceful_shutdown=SHUTDOWN_S,
+    )
+    uvicorn.Server(config).run(sockets=[place])
 
 
 def _settings(faults: Faults) -> Config:

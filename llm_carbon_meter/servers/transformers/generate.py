@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from llm_carbon_meter.config import Config, cuda_visible_devices
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.frontend.exchanges import sum_energies
+from llm_carbon_meter.frontend.sums import sum_energies
 from llm_carbon_meter.meter import EngineMeter, cost_model, open_power, physics_gpu
 from llm_carbon_meter.physics.gpu_specs import assumed_gpu
 from llm_carbon_meter.power.nvml.devices import visible_devices
@@ -30,11 +30,7 @@ from llm_carbon_meter.records import (
     StepEvent,
 )
 from llm_carbon_meter.servers.transformers.calls import Call, watch
-from llm_carbon_meter.servers.transformers.model import (
-    gpu_name,
-    gpus_of,
-    spec_of,
-)
+from llm_carbon_meter.servers.transformers.model import gpu_name, gpus_of, spec_of
 
 SETTLED_S: Final = 10.0
 """A call's last tick takes a second; longer than this nobody waits."""

@@ -24,6 +24,7 @@ from llm_carbon_meter.servers.shared.channel import (
     engine_name,
     frontend_name,
 )
+from tests.support.made_records import RECORD
 from tests.support.messages import ENERGY, SHARED, TOTALS
 
 
@@ -192,7 +193,7 @@ def test_a_record_that_cannot_be_encoded_is_counted(directory: str) -> None:
     """Publishing never raises into the meter's thread, and the records beside it arrive."""
     faults, ear = Faults(), Ear(directory, frontend_name(0))
     publisher = Publisher(directory, frontend_name(0), faults)
-    bad = SharedRecord(0, "key", (), {"not json": object()})
+    bad = SharedRecord(0, replace(RECORD, deployment={"no text": object()}))  # type: ignore[dict-item]
     try:
         assert ear.hear(publisher, SHARED)
         publisher.publish([bad, TOTALS])

@@ -1,0 +1,1 @@
+"""Versioned forms of what outlives a process or leaves it: messages, log lines, kept state."""

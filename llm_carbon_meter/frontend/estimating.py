@@ -1,0 +1,92 @@
+"""Opens the estimator of a server's own deployment, as the settings say."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from llm_carbon_meter.carbon.emissions import embodied_rate
+from llm_carbon_meter.config import Config
+from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.physics.gpu_specs import GpuSpec, assumed_gpu, gpu_spec
+from llm_carbon_meter.physics.model_specs import ModelSpec
+from llm_carbon_meter.predictor.energy_model import Deployment, EnergyModel
+from llm_carbon_meter.predictor.estimator import DeploymentEstimator
+from llm_carbon_meter.predictor.live import LiveEstimator
+from llm_carbon_meter.predictor.models import energy_model
+from llm_carbon_meter.records import CarbonIntensity, MeterError, SpecError
+
+
+def open_estimator(
+    config: Config,
+    deployment: Mapping[str, str | int],
+    model: ModelSpec | None,
+    intensity: CarbonIntensity,
+    *,
+    writes: bool,
+    faults: Faults,
+) -> LiveEstimator | None:
+    """The estimator of a server; None where it has none.
+
+    Args:
+        config: settings.
+        deployment: engine, version, GPU and parallelism, as records have them.
+        model: shape; None where the architecture is not known.
+        intensity: of the grid.
+        writes: whether this process is the one that writes the calibration's file.
+        faults: counts what went wrong.
+    """
+    if model is None or config.estimator == "none":
+        return None
+    gpu, remark = _gpu(config, deployment, faults)
+    place = Deployment(
+        model,
+        gpu,
+        int(deployment.get("tensor_parallel_size", 1)),
+        str(deployment.get("engine", "")),
+        str(deployment.get("engine_version", "")),
+    )
+    rate = embodied_rate(config.embodied, gpu, host=config.embodied_host)
+    try:
+        estimator = DeploymentEstimator(
+            _energy_model(config, faults), place, intensity, config.pue, remark, rate
+        )
+    except MeterError as error:
+        faults.note("estimator", error, "Requests have no estimate.")
+        return None
+    file = Path(config.calibration_file) if config.calibration_file else None
+    return LiveEstimator(estimator, file, writes, faults)
+
+
+def _energy_model(config: Config, faults: Faults) -> EnergyModel:
+    try:
+        return energy_model(config.estimator)
+    except MeterError as error:
+        faults.note("estimator", error, "Estimates are those of the FLOP formula.")
+        return energy_model("flop")
+
+
+class _Gpu(NamedTuple):
+    spec: GpuSpec
+    remark: str
+    """Empty where nothing is assumed."""
+
+
+def _gpu(config: Config, deployment: Mapping[str, str | int], faults: Faults) -> _Gpu:
+    """The data sheet to estimate with, and what makes the estimate less certain."""
+    spec, remark = _named_gpu(config, str(deployment.get("gpu", "")), faults)
+    stages = int(deployment.get("pipeline_parallel_size", 1))
+    staged = f"{stages} pipeline stages counted as one" if stages > 1 else ""
+    return _Gpu(spec, "; ".join(filter(None, (remark, staged))))
+
+
+def _named_gpu(config: Config, name: str, faults: Faults) -> _Gpu:
+    """The data sheet of the engine's GPU, or the assumed one and why."""
+    if not name:
+        assumed = assumed_gpu(config, faults)
+        return _Gpu(assumed, f"no GPU was found, {assumed.name} is assumed")
+    try:
+        return _Gpu(gpu_spec(name), "")
+    except SpecError as error:
+        assumed = assumed_gpu(config, faults)
+        faults.note("gpu", error, f"Estimates assume {assumed.name}.")
+        return _Gpu(assumed, f"the GPU {name} is not known, {assumed.name} is assumed")
