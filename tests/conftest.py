@@ -15,7 +15,7 @@ pytest.register_assert_rewrite("tests.support")
 # module -> packages that it needs
 FIXTURES = {
     "tests.support.scripted_nvml": ("pynvml",),
-    "tests.support.metered": ("grpc", "openai"),
+    "tests.support.servers.metered": ("grpc", "openai"),
     "tests.support.public_data": (),
 }
 pytest_plugins = [module for module, needs in FIXTURES.items() if all(map(find_spec, needs))]

@@ -16,7 +16,7 @@ from tests.support.environments import build_wheel
 from tests.support.interpreters import run_command, run_python
 
 if TYPE_CHECKING:  # the wheel alone is tested without what starting a server needs
-    from tests.support.metered import Metered, StartServer
+    from tests.support.servers.metered import Metered, StartServer
 
 
 @pytest.fixture(scope="session")

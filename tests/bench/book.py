@@ -26,7 +26,7 @@ from llm_carbon_meter.records import (
     Source,
     StepEvent,
 )
-from tests.support.front_ends import front_end
+from tests.support.servers.front_ends import front_end
 
 MILLION = 1_000_000
 TOGETHER = 64

@@ -8,7 +8,7 @@ from typing import Any
 
 from vllm.v1.core.sched.output import CachedRequestData, SchedulerOutput
 
-from tests.support.driving import BareHooks, bare_hooks, wrap_engine
+from tests.support.servers.driving import BareHooks, bare_hooks, wrap_engine
 
 STEPS = 4000
 SIZES = (256, 512, 1024)

@@ -18,7 +18,7 @@ from llm_carbon_meter.servers.shared.meter_process import MeterProcess, Setup
 from llm_carbon_meter.servers.shared.steps import StepDecoder
 from llm_carbon_meter.servers.vllm.capture import StepCapture
 from llm_carbon_meter.servers.vllm.engine_hooks import _Engine
-from tests.support.driving import (
+from tests.support.servers.driving import (
     BareHooks,
     Drive,
     bare_hooks,

@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.documents import SERVERS
 from tests.support.environments import Environments
-from tests.support.metered import StartServer
+from tests.support.servers.metered import StartServer
 
 from .versions import VERSIONS, Place, line, probe
 

@@ -22,7 +22,7 @@ from llm_carbon_meter.testing.nvml_stub import SCRIPT_VARIABLE, StubScript, buil
 from llm_carbon_meter.testing.tiny_model import make_tiny_model
 from tests.support.documents import SERVERS, replaced
 from tests.support.environments import Environment, Environments
-from tests.support.metered import MIDDLEWARE, Metered, StartServer, assert_balanced, starter
+from tests.support.servers.metered import MIDDLEWARE, Metered, StartServer, assert_balanced, starter
 from tests.support.waiting import eventually
 
 VERSIONS: Final = {
@@ -36,7 +36,7 @@ VLLM_SERVER: Final = "vllm.entrypoints.openai.api_server"
 OUR_COMMAND: Final = ("-m", "llm_carbon_meter.cli", "serve-transformers")
 PART: Final = "engines"
 UNMETERED: Final = re.compile(r"install: this \w+ does not fit: it has no (.*?)[;.] ")
-GENERATE: Final = Path(__file__).parents[1] / "support" / "generate_metered.py"
+GENERATE: Final = Path(__file__).parents[1] / "support" / "servers" / "generate_metered.py"
 BALANCED: Final = "all joules"
 TOKENS: Final = 12
 LONG: Final = 400

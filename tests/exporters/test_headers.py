@@ -20,7 +20,7 @@ from llm_carbon_meter.exporters.headers import (
     sse_comment,
 )
 from llm_carbon_meter.records import Quality, Source
-from tests.support.made_records import CONDITIONAL, ENERGY, ESTIMATE, RECORD
+from tests.support.made.records import CONDITIONAL, ENERGY, ESTIMATE, RECORD
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from llm_carbon_meter.exporters.otel import (
     tell_drift,
 )
 from llm_carbon_meter.records import CarbonIntensity, EnergyEstimate, Quality, Source
-from tests.support.energies import energy_of
+from tests.support.made.energies import energy_of
 
 GRID = CarbonIntensity(475.0, "world", "static")
 ESTIMATE = EnergyEstimate("flop", 18.0, 18.0, 20.0, 40.0, 5.0, True, 0.02)

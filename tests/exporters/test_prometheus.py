@@ -26,8 +26,8 @@ from llm_carbon_meter.records import (
     RequestRecord,
     Source,
 )
-from tests.support.energies import ENERGY, booked
-from tests.support.made_records import ACCOUNT_JOULES, TOTALS
+from tests.support.made.energies import ENERGY, booked
+from tests.support.made.records import ACCOUNT_JOULES, TOTALS
 
 # Names that others rely on. The parser cuts _total off counters.
 SPINE = {

@@ -12,7 +12,7 @@ from llm_carbon_meter.exporters.prometheus import PrometheusExporter
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend import drift_watch
 from llm_carbon_meter.frontend.drift_watch import DriftWatch
-from tests.support.made_records import judged_record
+from tests.support.made.records import judged_record
 from tests.support.receiver import Receiver
 
 LABELS = {"model_name": "llama", "engine": "0", "stage": "calibrated", "basis": "conditional"}

@@ -29,7 +29,7 @@ from llm_carbon_meter.records import (
     RequestEnergy,
     Status,
 )
-from tests.support.energies import energy_in_every_account
+from tests.support.made.energies import energy_in_every_account
 
 FEATURES = Features(arrived_unix_s=0.0, max_tokens=10, num_sequences=1, concurrency=1)
 

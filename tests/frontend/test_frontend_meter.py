@@ -23,9 +23,9 @@ from llm_carbon_meter.records import (
     Source,
     Status,
 )
-from tests.support.energies import energy_of
-from tests.support.front_ends import front_end
-from tests.support.made_records import TOTALS
+from tests.support.made.energies import energy_of
+from tests.support.made.records import TOTALS
+from tests.support.servers.front_ends import front_end
 
 DEPLOYED = {
     "engine": "vllm",

@@ -16,8 +16,8 @@ import yaml
 
 from grafana.dashboards import FOLDER
 from llm_carbon_meter.testing.servers import MODEL_NAME
-from tests.support.metered import Metered
 from tests.support.receiver import Receiver
+from tests.support.servers.metered import Metered
 from tests.support.waiting import eventually
 
 from .tools import Prometheus, Tools, dashboards

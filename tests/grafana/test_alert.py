@@ -17,8 +17,8 @@ from grafana.boards.runbooks import runbook_url
 from grafana.dashboards import FOLDER
 from llm_carbon_meter.cli import main
 from llm_carbon_meter.testing.servers import MODEL_NAME
-from tests.support.metered import StartServer
 from tests.support.receiver import Receiver
+from tests.support.servers.metered import VLLM_SERVE, StartServer
 from tests.support.waiting import eventually
 
 from .draw import draw
@@ -196,7 +196,7 @@ def check_exposition(text: str, tools: Tools) -> None:
 class TestTwoApiServers:
     """Multi-process mode, where the scrape is put together from files."""
 
-    PROGRAM = (sys.executable, str(Path(__file__).parents[1] / "support" / "vllm_serve.py"))
+    PROGRAM = VLLM_SERVE
 
     def test_the_exposition_is_as_good_and_drift_has_one_owner(
         self, start_server: StartServer, prometheus_tools: Tools

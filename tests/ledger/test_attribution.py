@@ -19,8 +19,8 @@ from llm_carbon_meter.ledger.attribution import (
 from llm_carbon_meter.physics.kernels import StepCosts
 from llm_carbon_meter.physics.step_coefficients import StepCoefficients, sheet_coefficients
 from llm_carbon_meter.physics.step_work import CostModel, Floats, StepRows, step_work
-from tests.support.cost_models import GEMMA, H100, LLAMA, MIXTRAL, UNKNOWN
-from tests.support.step_rows import MIXED, Row
+from tests.support.steps.cost_models import GEMMA, H100, LLAMA, MIXTRAL, UNKNOWN
+from tests.support.steps.rows import MIXED, Row
 
 UNITS = replace(
     H100,

@@ -27,7 +27,7 @@ from llm_carbon_meter.physics.step_coefficients import StepCoefficients, sheet_c
 from llm_carbon_meter.physics.step_work import CostModel, Floats, StepRows, Work, step_work
 from llm_carbon_meter.power.modelled import ModelledMeter
 from llm_carbon_meter.records import Account, EnergyReading, Quality, Source, StepEvent, StepKind
-from tests.support.cost_models import H100, LLAMA
+from tests.support.steps.cost_models import H100, LLAMA
 
 TRUE = StepCoefficients(
     np.array([1.0, 1.3, 0.2, 2.5, 1.6, 1.2, 0.1, 0.1]), 140.0, 250.0, 420.0, 95.0, 700.0

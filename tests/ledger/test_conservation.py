@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llm_carbon_meter.records import REQUEST_ACCOUNTS, Account, Status
-from tests.support.cost_models import QWEN
-from tests.support.ledger_worlds import (
+from tests.support.steps.cost_models import QWEN
+from tests.support.steps.ledger_worlds import (
     World,
     of_gpu,
     owed,
@@ -19,7 +19,7 @@ from tests.support.ledger_worlds import (
     ticks_of,
     worlds,
 )
-from tests.support.ledgers import GPUS, close_to, end_of, ledger_of, read, step_of
+from tests.support.steps.ledgers import GPUS, close_to, end_of, ledger_of, read, step_of
 
 
 @settings(max_examples=150, deadline=None)

@@ -19,7 +19,7 @@ from llm_carbon_meter.physics.step_coefficients import StepCoefficients, sheet_c
 from llm_carbon_meter.physics.step_work import CostModel, Floats, StepRows, step_work
 from tests.fairness.ranges import draw
 from tests.fairness.truth import TrueGpu, Work
-from tests.support.cost_models import GEMMA, H100, LLAMA, MIXTRAL
+from tests.support.steps.cost_models import GEMMA, H100, LLAMA, MIXTRAL
 
 Row = tuple[int, int, int]
 """New tokens, cached tokens, sampled positions."""

@@ -4,8 +4,8 @@ import pytest
 
 from llm_carbon_meter.ledger.ledger import LOST_AFTER_S, EnergyLedger
 from llm_carbon_meter.records import EnergyReading, Quality, Source
-from tests.support.cost_models import UNKNOWN
-from tests.support.ledgers import GPUS, book, close_to, end_of, ledger_of, read, step_of, wait
+from tests.support.steps.cost_models import UNKNOWN
+from tests.support.steps.ledgers import GPUS, book, close_to, end_of, ledger_of, read, step_of, wait
 
 
 def test_a_reset_within_a_tick_keeps_what_came_before() -> None:

@@ -3,8 +3,8 @@
 from hypothesis import given, settings
 
 from llm_carbon_meter.records import Account
-from tests.support.ledger_worlds import World, played, settlings, worlds
-from tests.support.ledgers import book, close_to, end_of, ledger_of, read, step_of
+from tests.support.steps.ledger_worlds import World, played, settlings, worlds
+from tests.support.steps.ledgers import book, close_to, end_of, ledger_of, read, step_of
 
 
 @settings(max_examples=100, deadline=None)

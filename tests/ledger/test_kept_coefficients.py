@@ -14,7 +14,7 @@ from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.physics.kernels import step_costs
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.physics.step_work import CostModel
-from tests.support.cost_models import H100, LLAMA
+from tests.support.steps.cost_models import H100, LLAMA
 
 
 def taught(pupil: CoefficientLearner) -> float:

@@ -5,7 +5,7 @@ import tracemalloc
 import pytest
 
 from llm_carbon_meter.records import Outcome, Quality, Source
-from tests.support.ledgers import close_to, end_of, ledger_of, read, step_of
+from tests.support.steps.ledgers import close_to, end_of, ledger_of, read, step_of
 
 
 def test_an_id_that_comes_again_opens_a_new_account() -> None:

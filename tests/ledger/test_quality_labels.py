@@ -5,8 +5,8 @@ import pytest
 from llm_carbon_meter.ledger.counters import MAX_WAITING_TICKS
 from llm_carbon_meter.ledger.ledger import EnergyLedger
 from llm_carbon_meter.records import EnergyReading, Quality, Source
-from tests.support.cost_models import UNKNOWN
-from tests.support.ledgers import end_of, ledger_of, read, step_of
+from tests.support.steps.cost_models import UNKNOWN
+from tests.support.steps.ledgers import end_of, ledger_of, read, step_of
 
 
 def test_a_request_keeps_the_worst_label_that_it_met() -> None:

@@ -18,9 +18,9 @@ from llm_carbon_meter.records import (
     Status,
     StepEvent,
 )
-from tests.support.cost_models import H100, QWEN
-from tests.support.ledger_worlds import World, played, settlings, steps_of_a_world, worlds
-from tests.support.ledgers import GPUS, book, close_to, end_of, ledger_of, read, step_of
+from tests.support.steps.cost_models import H100, QWEN
+from tests.support.steps.ledger_worlds import World, played, settlings, steps_of_a_world, worlds
+from tests.support.steps.ledgers import GPUS, book, close_to, end_of, ledger_of, read, step_of
 
 
 @settings(max_examples=150, deadline=None)

@@ -7,8 +7,8 @@ from llm_carbon_meter.physics.kernels import step_costs
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.physics.step_work import CostModel
 from llm_carbon_meter.records import Account, StepEvent
-from tests.support.cost_models import H100, QWEN
-from tests.support.ledgers import (
+from tests.support.steps.cost_models import H100, QWEN
+from tests.support.steps.ledgers import (
     GPUS,
     book,
     close_to,

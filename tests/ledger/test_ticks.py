@@ -4,7 +4,7 @@ import pytest
 
 from llm_carbon_meter.ledger.counters import STUCK_S
 from llm_carbon_meter.records import Quality
-from tests.support.ledgers import GPUS, book, close_to, end_of, ledger_of, read, step_of
+from tests.support.steps.ledgers import GPUS, book, close_to, end_of, ledger_of, read, step_of
 
 
 def test_a_step_in_two_ticks_gets_part_of_each() -> None:

@@ -7,8 +7,8 @@ import pytest
 from llm_carbon_meter.physics.kernels import Kernel, kernel_table
 from llm_carbon_meter.physics.model_specs import ModelSpec, model_spec
 from llm_carbon_meter.records import SpecError
-from tests.support.families import MAMBA, TINY
-from tests.support.tiny_configs import tiny_config
+from tests.support.made.families import MAMBA, TINY
+from tests.support.made.tiny_configs import tiny_config
 
 TOKENS = 17
 

@@ -9,8 +9,8 @@ from llm_carbon_meter.physics.kernel_graph import LayerGraph, layer_graph
 from llm_carbon_meter.physics.kernels import kernel_table
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.physics.model_specs import ModelSpec, model_spec
-from tests.support.families import MAMBA, TINY
-from tests.support.tiny_configs import tiny_config
+from tests.support.made.families import MAMBA, TINY
+from tests.support.made.tiny_configs import tiny_config
 
 
 def tiny(case: str) -> ModelSpec:

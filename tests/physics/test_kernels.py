@@ -20,7 +20,7 @@ from llm_carbon_meter.physics.kernels import (
 from llm_carbon_meter.physics.model_list import built_in_model, built_in_names
 from llm_carbon_meter.physics.model_specs import ModelSpec, model_spec
 from llm_carbon_meter.records import SpecError
-from tests.support.step_rows import MIXED, Row
+from tests.support.steps.rows import MIXED, Row
 
 PROMPT, OUTPUT = 1020, 129
 GEMMA_2B = {

@@ -9,7 +9,7 @@ from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.physics.model_specs import model_spec
 from llm_carbon_meter.physics.number_formats import weight_format, with_dtype
 from llm_carbon_meter.records import SpecError
-from tests.support.tiny_configs import tiny_config
+from tests.support.made.tiny_configs import tiny_config
 
 INT4 = 0.51953125
 GROUP_4_BIT = {"num_bits": 4, "type": "int", "group_size": 128, "symmetric": False}

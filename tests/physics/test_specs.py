@@ -10,7 +10,7 @@ from llm_carbon_meter.physics.gpu_specs import gpu_spec, gpu_specs
 from llm_carbon_meter.physics.model_list import built_in_config, built_in_model
 from llm_carbon_meter.physics.model_specs import model_spec
 from llm_carbon_meter.records import SpecError
-from tests.support.tiny_configs import tiny_config
+from tests.support.made.tiny_configs import tiny_config
 
 KNOWN_GPUS = sorted({spec.name for spec in gpu_specs().values()})
 

@@ -38,8 +38,8 @@ from llm_carbon_meter.records import (
     Source,
     Status,
 )
-from tests.support.energies import energy_of
-from tests.support.made_records import ESTIMATE, RECORD
+from tests.support.made.energies import energy_of
+from tests.support.made.records import ESTIMATE, RECORD
 
 DEPLOYMENT = Deployment(built_in_model("Llama-3.1-8B"), gpu_spec("H100"), 1, "vllm", "0.32.0")
 WHO = identity(DEPLOYMENT, "gnn")

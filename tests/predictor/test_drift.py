@@ -20,7 +20,7 @@ from llm_carbon_meter.predictor.drift import (
     joules_of,
 )
 from llm_carbon_meter.records import AccountJoules, Outcome, Quality, Source, Status
-from tests.support.made_records import judged_estimate, judged_record
+from tests.support.made.records import judged_estimate, judged_record
 
 
 def test_the_four_series_are_not_mixed_up() -> None:

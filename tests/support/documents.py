@@ -22,7 +22,7 @@ from llm_carbon_meter.records import EnergyEstimate, Quality, Source
 from llm_carbon_meter.training.study.evaluate.names import PLOTS, RESULTS
 from llm_carbon_meter.training.study.evaluate.report import readme_section
 
-from .energies import ENERGY
+from .made.energies import ENERGY
 
 ROOT: Final = Path(__file__).parents[2]
 README: Final = ROOT / "README.md"

@@ -24,8 +24,8 @@ from llm_carbon_meter.servers.shared.channel import (
     engine_name,
     frontend_name,
 )
-from tests.support.made_records import RECORD
-from tests.support.messages import ENERGY, SHARED, TOTALS
+from tests.support.made.records import RECORD
+from tests.support.servers.messages import ENERGY, SHARED, TOTALS
 
 
 @pytest.fixture

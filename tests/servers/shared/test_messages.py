@@ -31,8 +31,8 @@ from llm_carbon_meter.servers.shared.channel import (
     decode,
     encode,
 )
-from tests.support.made_records import RECORD
-from tests.support.messages import ENERGY, MESSAGES, TOTALS
+from tests.support.made.records import RECORD
+from tests.support.servers.messages import ENERGY, MESSAGES, TOTALS
 
 joules = st.floats(allow_nan=False)
 counts = st.integers(0, 2**63)

@@ -16,8 +16,8 @@ import llm_carbon_meter
 from llm_carbon_meter.frontend.exchanges import current_exchange
 from llm_carbon_meter.records import Outcome, Status
 from llm_carbon_meter.servers.shared.middleware import CarbonHeadersMiddleware, ExchangeMiddleware
-from tests.support.front_ends import front_end
-from tests.support.middleware_calls import (
+from tests.support.servers.front_ends import front_end
+from tests.support.servers.middleware_calls import (
     ESTIMATED,
     EVENTS,
     Message,

@@ -9,8 +9,8 @@ import pytest
 
 from llm_carbon_meter.records import Quality, Source, Status
 from llm_carbon_meter.servers.shared.middleware import CarbonHeadersMiddleware
-from tests.support.front_ends import front_end
-from tests.support.middleware_calls import (
+from tests.support.servers.front_ends import front_end
+from tests.support.servers.middleware_calls import (
     ESTIMATED,
     Send,
     begin,

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 
 from llm_carbon_meter.servers.shared.middleware import CarbonHeadersMiddleware
-from tests.support.front_ends import front_end
-from tests.support.middleware_calls import (
+from tests.support.servers.front_ends import front_end
+from tests.support.servers.middleware_calls import (
     ESTIMATED,
     EVENTS,
     Message,

@@ -17,7 +17,7 @@ from llm_carbon_meter.servers.shared.local_meter import LocalMeter
 from llm_carbon_meter.servers.shared.meter_process import Setup
 from llm_carbon_meter.servers.sidecar.capture import OutsideCapture
 from llm_carbon_meter.servers.sidecar.proxy import Upstream, application
-from tests.support.proxied import Metering, Start, running
+from tests.support.servers.proxied import Metering, Start, running
 
 
 @contextlib.contextmanager

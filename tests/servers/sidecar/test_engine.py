@@ -18,7 +18,7 @@ from llm_carbon_meter.testing.nvml_stub import LOG_VARIABLE, SCRIPT_VARIABLE
 from llm_carbon_meter.testing.servers import MODEL_NAME, free_port
 from tests.comparisons.outside import CHARGED, compare, table
 from tests.comparisons.two_engines import ENGINES
-from tests.support.metered import SAW, Metered, StartServer, assert_balanced
+from tests.support.servers.metered import SAW, Metered, StartServer, assert_balanced
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.engine

@@ -15,7 +15,7 @@ from starlette.routing import Route
 from llm_carbon_meter.servers.shared.routes import RefusedError
 from llm_carbon_meter.servers.sidecar.proxy import Upstream, while_connected
 from llm_carbon_meter.testing.servers import free_port
-from tests.support.proxied import (
+from tests.support.servers.proxied import (
     CHAT,
     DONE,
     EVENTS,

@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.routing import Route
 
-from tests.support.proxied import (
+from tests.support.servers.proxied import (
     CHAT,
     DONE,
     EVENTS,

@@ -15,7 +15,7 @@ from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import ConfigError
 from llm_carbon_meter.servers.shared.hooks import Hook
 from llm_carbon_meter.servers.transformers import serve as transformers_serve
-from tests.support.metered import (
+from tests.support.servers.metered import (
     Metered,
     StartServer,
     assert_balanced,

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from transformers import MambaConfig, MambaForCausalLM
 
-from tests.support.metered import StartServer
+from tests.support.servers.metered import StartServer
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 

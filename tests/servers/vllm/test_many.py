@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -17,14 +16,19 @@ import psutil
 import pytest
 
 from llm_carbon_meter.testing.servers import MODEL_NAME
-from tests.support.completions import complete, complete_together
-from tests.support.metered import MIDDLEWARE, Metered, StartServer, assert_balanced
 from tests.support.scripted_nvml import uuid_of
+from tests.support.servers.completions import complete, complete_together
+from tests.support.servers.metered import (
+    MIDDLEWARE,
+    VLLM_SERVE,
+    Metered,
+    StartServer,
+    assert_balanced,
+)
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
-SERVE = (sys.executable, str(Path(__file__).parents[2] / "support" / "vllm_serve.py"))
 TWO_PROFILES = {0: [(0.0, 200.0)], 1: [(0.0, 100.0), (1.0, 500.0), (2.0, 100.0)]}
 
 
@@ -62,7 +66,7 @@ class TestTwoApiServers:
     @pytest.fixture(scope="class")
     @staticmethod
     def metered(start_server: StartServer) -> Iterator[Metered]:
-        with start_server("--api-server-count", "2", *MIDDLEWARE, program=SERVE) as metered:
+        with start_server("--api-server-count", "2", *MIDDLEWARE, program=VLLM_SERVE) as metered:
             yield metered
 
     def test_every_server_finds_every_record(self, metered: Metered) -> None:
@@ -97,7 +101,7 @@ class TestDataParallel:
     @staticmethod
     def metered(start_server: StartServer) -> Iterator[Metered]:
         with start_server(
-            "--data-parallel-size", "2", power=TWO_PROFILES, cycle_s=2.0, program=SERVE
+            "--data-parallel-size", "2", power=TWO_PROFILES, cycle_s=2.0, program=VLLM_SERVE
         ) as metered:
             yield metered
 

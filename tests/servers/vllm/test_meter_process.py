@@ -25,11 +25,11 @@ from llm_carbon_meter.servers.shared import meter_process
 from llm_carbon_meter.servers.shared.channel import Subscriber, engine_name
 from llm_carbon_meter.servers.shared.steps import StepDecoder
 from llm_carbon_meter.servers.vllm import engine_hooks as vllm_engine
-from tests.support.driven_rows import drives_vllm
+from tests.support.servers.driven_rows import drives_vllm
 from tests.support.waiting import eventually
 
 if TYPE_CHECKING:  # importing vLLM takes seconds: not while tests are collected
-    from tests.support.driving import Drive
+    from tests.support.servers.driving import Drive
 
 
 pytestmark = drives_vllm
@@ -73,7 +73,13 @@ def metered(tiny_model: Path, faults_of_engine: Faults) -> Iterator[Metered]:
     from vllm.v1.engine.core import EngineCore
     from vllm.v1.executor.abstract import Executor
 
-    from tests.support.driving import Drive, engine_config, make_scheduler, restored, wrap_engine
+    from tests.support.servers.driving import (
+        Drive,
+        engine_config,
+        make_scheduler,
+        restored,
+        wrap_engine,
+    )
 
     heard: list[Any] = []
     with tempfile.TemporaryDirectory() as folder, restored(Scheduler, EngineCore, Executor):
@@ -157,7 +163,12 @@ class TestWholeEngine:
         from vllm.v1.engine.core import EngineCore
         from vllm.v1.executor.abstract import Executor
 
-        from tests.support.driving import engine_config, make_scheduler, restored, wrap_engine
+        from tests.support.servers.driving import (
+            engine_config,
+            make_scheduler,
+            restored,
+            wrap_engine,
+        )
 
         with tempfile.TemporaryDirectory() as folder, restored(Scheduler, EngineCore, Executor):
             config = Config(power="replay:/no/such/file", channel_dir=folder, strict=True)

@@ -13,8 +13,8 @@ from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.physics.model_specs import ModelSpec, model_spec
 from llm_carbon_meter.physics.phases import phase_totals
 from llm_carbon_meter.servers.vllm.engine_hooks import engine_model
-from tests.support.families import TINY
-from tests.support.tiny_configs import tiny_config
+from tests.support.made.families import TINY
+from tests.support.made.tiny_configs import tiny_config
 
 
 def vllm_config(

@@ -14,7 +14,7 @@ import pytest
 from llm_carbon_meter.exporters.headers import decimal
 from llm_carbon_meter.testing.servers import MODEL_NAME
 from llm_carbon_meter.units import watt_hours
-from tests.support.metered import (
+from tests.support.servers.metered import (
     KEY,
     MIDDLEWARE,
     SAW,

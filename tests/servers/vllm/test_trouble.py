@@ -11,8 +11,8 @@ import pytest
 
 from llm_carbon_meter.power.contention import REVIEW_S
 from llm_carbon_meter.testing.servers import MODEL_NAME
-from tests.support.completions import complete
-from tests.support.metered import Metered, StartServer, assert_balanced
+from tests.support.servers.completions import complete
+from tests.support.servers.metered import Metered, StartServer, assert_balanced
 from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]  # waits for a review

@@ -9,8 +9,8 @@ import pytest
 
 from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.testing.servers import MODEL_NAME
-from tests.support.completions import complete, complete_together
-from tests.support.metered import MIDDLEWARE, Metered, StartServer, assert_balanced
+from tests.support.servers.completions import complete, complete_together
+from tests.support.servers.metered import MIDDLEWARE, Metered, StartServer, assert_balanced
 from tests.support.waiting import eventually
 
 pytestmark = pytest.mark.engine

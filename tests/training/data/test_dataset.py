@@ -13,7 +13,16 @@ from llm_carbon_meter.training.data.dataset import read_table, summary
 from llm_carbon_meter.training.data.files import Refused
 from llm_carbon_meter.training.data.rows import Flag, Row, Table, architecture_group
 from llm_carbon_meter.training.data.withheld import FAMILIES
-from tests.support.synthetic import JOULEBENCH, PRIOR_RUNS, SPLITWISE, V1, V2, V3, tables, written
+from tests.support.made.synthetic import (
+    JOULEBENCH,
+    PRIOR_RUNS,
+    SPLITWISE,
+    V1,
+    V2,
+    V3,
+    tables,
+    written,
+)
 
 
 def table_with(folder: Path, path: str, *rows: dict[str, Any], **options: float) -> Table:

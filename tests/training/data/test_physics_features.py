@@ -5,7 +5,7 @@ import pytest
 
 from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.training.data.physics_features import physics, placement, row_phases
-from tests.support.made_rows import made_row
+from tests.support.made.rows import made_row
 
 
 def test_one_request_has_its_share_of_the_batch() -> None:

@@ -24,7 +24,7 @@ from llm_carbon_meter.training.data.priors import (
 from llm_carbon_meter.training.data.rows import Row
 from llm_carbon_meter.training.study.baselines.baseline import Predict
 from llm_carbon_meter.training.study.sampling import Measured, Plan, rounds
-from tests.support.made_rows import made_row
+from tests.support.made.rows import made_row
 
 PRIOR = TracePrior(("H100", "A100", "L4", "T4"), "vllm", "0.11.1")
 

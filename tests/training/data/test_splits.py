@@ -25,7 +25,7 @@ from llm_carbon_meter.training.data.splits import (
     leave_source_out,
     random_leaky,
 )
-from tests.support.made_rows import grid, made_row
+from tests.support.made.rows import grid, made_row
 
 
 def rows() -> list[Row]:

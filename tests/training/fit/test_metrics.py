@@ -20,7 +20,7 @@ from llm_carbon_meter.training.fit.metrics import (
     noise_floor,
     paired_bootstrap,
 )
-from tests.support.made_rows import made_row
+from tests.support.made.rows import made_row
 
 HUNDRED = np.full(4, 100.0)
 OFF = np.array([104.0, 90.0, 130.0, 50.0])

@@ -19,7 +19,7 @@ from llm_carbon_meter.training.fit.train import (
     phase_joules,
     residuals,
 )
-from tests.support.made_rows import made_row
+from tests.support.made.rows import made_row
 
 MODELS = ("Llama-3.1-8B", "Qwen3-14B", "Qwen3-32B", "Llama-3.2-3B", "Qwen2.5-7b", "Llama-2-13b")
 

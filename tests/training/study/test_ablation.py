@@ -10,7 +10,7 @@ from llm_carbon_meter.predictor.fitted_physics import TERMS
 from llm_carbon_meter.training.fit.examples import Examples, examples
 from llm_carbon_meter.training.fit.train import fit_network, residuals
 from llm_carbon_meter.training.study.ablation import FORMS, Form, fit_form, visible
-from tests.support.made_rows import grid
+from tests.support.made.rows import grid
 
 
 @pytest.fixture(scope="module")

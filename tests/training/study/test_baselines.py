@@ -20,7 +20,7 @@ from llm_carbon_meter.training.study.baselines.deepen import fit_deepen
 from llm_carbon_meter.training.study.baselines.formulas import llmcarbon_flop
 from llm_carbon_meter.training.study.baselines.nnlqp import NARROW_WIDTH, Budget, fit_nnlqp
 from tests.support.interpreters import run_python
-from tests.support.made_rows import grid, made_row, measured
+from tests.support.made.rows import grid, made_row, measured
 
 QUICK = {
     **BASELINES,

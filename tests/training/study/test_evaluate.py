@@ -53,8 +53,8 @@ from llm_carbon_meter.training.study.evaluate.names import (
 )
 from llm_carbon_meter.training.study.evaluate.plots import banded_medians, draw
 from llm_carbon_meter.training.study.evaluate.report import bounded, readme_section, report
-from tests.support.made_rows import grid, made_row, measured
-from tests.support.synthetic import V3, tables, written
+from tests.support.made.rows import grid, made_row, measured
+from tests.support.made.synthetic import V3, tables, written
 
 MODELS = ("Llama-3.1-8B-Instruct", "Qwen3-14B", "Llama-3.1-70B-Instruct", "Qwen3-30B-A3B")
 

@@ -42,7 +42,7 @@ from llm_carbon_meter.training.study.sampling import (
     from_priors,
     rounds,
 )
-from tests.support.made_rows import grid, made_row
+from tests.support.made.rows import grid, made_row
 
 PLAN = Plan(first=10, per_round=6, per_point=3, budget=30)
 HARD = range(400, 600)

@@ -11,10 +11,10 @@ import pytest
 
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.servers.shared.steps import StepDecoder
-from tests.support.driven_rows import Start
+from tests.support.servers.driven_rows import Start
 
 if TYPE_CHECKING:  # importing vLLM takes seconds: not while tests are collected
-    from tests.support.driving import BareHooks
+    from tests.support.servers.driving import BareHooks
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def hooks() -> Iterator["BareHooks"]:
     from vllm.v1.engine.core import EngineCore
     from vllm.v1.executor.abstract import Executor
 
-    from tests.support.driving import bare_hooks, restored, wrap_engine
+    from tests.support.servers.driving import bare_hooks, restored, wrap_engine
 
     with restored(Scheduler, AsyncScheduler, EngineCore, Executor):
         bare = bare_hooks()
@@ -36,7 +36,7 @@ def hooks() -> Iterator["BareHooks"]:
 @pytest.fixture
 def start(tiny_model: Path, hooks: "BareHooks") -> Start:
     """Makes a scheduler that the hooks meter."""
-    from tests.support.driving import Drive, engine_config, make_scheduler
+    from tests.support.servers.driving import Drive, engine_config, make_scheduler
 
     def make(
         *, overlapped: bool = False, v2: bool = False, blocks: int = 100, pp: int = 1, **more: Any

@@ -6,7 +6,7 @@ import pytest
 
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import Outcome
-from tests.support.driven_rows import (
+from tests.support.servers.driven_rows import (
     PREFILL,
     WASTE,
     Start,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import Outcome
-from tests.support.driven_rows import (
+from tests.support.servers.driven_rows import (
     NGRAM,
     PREFILL,
     RECOMPUTE,
@@ -21,7 +21,7 @@ from tests.support.driven_rows import (
 )
 
 if TYPE_CHECKING:  # importing vLLM takes seconds: not while tests are collected
-    from tests.support.driving import Drive
+    from tests.support.servers.driving import Drive
 
 
 pytestmark = drives_vllm

@@ -12,10 +12,16 @@ from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import RequestEnd
 from llm_carbon_meter.servers.shared import events
 from llm_carbon_meter.servers.vllm import capture as vllm_capture
-from tests.support.driven_rows import PREFILL, Start, decodes, drives_vllm, sync_and_overlapped
+from tests.support.servers.driven_rows import (
+    PREFILL,
+    Start,
+    decodes,
+    drives_vllm,
+    sync_and_overlapped,
+)
 
 if TYPE_CHECKING:  # importing vLLM takes seconds: not while tests are collected
-    from tests.support.driving import BareHooks
+    from tests.support.servers.driving import BareHooks
 
 
 pytestmark = drives_vllm
@@ -170,7 +176,7 @@ class TestFaults:
         """After the tests before this one: no wrapper is left on a class."""
         from vllm.v1.core.sched.scheduler import Scheduler
 
-        from tests.support.driving import bare_hooks, restored, wrap_engine
+        from tests.support.servers.driving import bare_hooks, restored, wrap_engine
 
         before = dict(vars(Scheduler))
         with restored(Scheduler):

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import Outcome
-from tests.support.driven_rows import (
+from tests.support.servers.driven_rows import (
     FEW_BLOCKS,
     PREFILL,
     RECOMPUTE,
@@ -18,7 +18,7 @@ from tests.support.driven_rows import (
 )
 
 if TYPE_CHECKING:  # importing vLLM takes seconds: not while tests are collected
-    from tests.support.driving import Row
+    from tests.support.servers.driving import Row
 
 
 pytestmark = drives_vllm

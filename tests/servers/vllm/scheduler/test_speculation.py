@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from llm_carbon_meter.faults import Faults
-from tests.support.driven_rows import (
+from tests.support.servers.driven_rows import (
     DECODE,
     FEW_BLOCKS,
     NGRAM,
@@ -20,7 +20,7 @@ from tests.support.driven_rows import (
 )
 
 if TYPE_CHECKING:  # importing vLLM takes seconds: not while tests are collected
-    from tests.support.driving import Drive
+    from tests.support.servers.driving import Drive
 
 
 pytestmark = drives_vllm

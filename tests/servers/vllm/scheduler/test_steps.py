@@ -5,7 +5,7 @@ from unittest.mock import Mock
 
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import Outcome, StepEvent, StepKind
-from tests.support.driven_rows import (
+from tests.support.servers.driven_rows import (
     DECODE,
     PREFILL,
     WASTE,

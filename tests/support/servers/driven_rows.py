@@ -1,6 +1,6 @@
 """What a test expects of a driven scheduler's rows.
 
-Unlike `tests.support.driving`, this module imports no vLLM: tests are collected without it.
+Unlike `tests.support.servers.driving`, this module imports no vLLM: tests are collected without it.
 """
 
 from collections.abc import Callable
@@ -12,7 +12,7 @@ from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import Account, RequestEnd
 
 if TYPE_CHECKING:  # importing vLLM takes seconds: not while tests are collected
-    from tests.support.driving import Drive
+    from tests.support.servers.driving import Drive
 
 
 PREFILL, DECODE, RECOMPUTE, WASTE = list(Account)[:4]
@@ -48,7 +48,7 @@ def assert_clean(drive: "Drive", faults: Faults) -> None:
 
 def assert_as_vllm_planned(drive: "Drive") -> None:
     """Every scheduled token is in one row, in the account that the request's positions tell."""
-    from tests.support.driving import rows_of
+    from tests.support.servers.driving import rows_of
 
     planned = [flight for flight in drive.flown if flight.output.total_num_scheduled_tokens]
     for step, flight in zip(drive.steps, planned, strict=True):

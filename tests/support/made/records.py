@@ -14,7 +14,7 @@ from llm_carbon_meter.records import (
     Source,
     Status,
 )
-from tests.support.energies import booked, energy_of
+from tests.support.made.energies import booked, energy_of
 
 ENERGY = energy_of(
     "a",

@@ -10,8 +10,8 @@ from llm_carbon_meter.records import (
     Source,
 )
 from llm_carbon_meter.servers.shared.channel import Message, SharedRecord
-from tests.support.energies import energy_of
-from tests.support.made_records import RECORD
+from tests.support.made.energies import energy_of
+from tests.support.made.records import RECORD
 
 ENERGY = energy_of(
     "chatcmpl-1-8f",

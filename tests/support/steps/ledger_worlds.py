@@ -24,8 +24,8 @@ from llm_carbon_meter.records import (
     StepEvent,
     StepKind,
 )
-from tests.support.cost_models import QWEN, UNKNOWN
-from tests.support.ledgers import GPUS, expected_watts, ledger_of, rows_of
+from tests.support.steps.cost_models import QWEN, UNKNOWN
+from tests.support.steps.ledgers import GPUS, expected_watts, ledger_of, rows_of
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from llm_carbon_meter.testing.servers import MODEL_NAME
-from tests.support.metered import Metered
+from tests.support.servers.metered import Metered
 
 
 def complete(metered: Metered, prompt: Any, tokens: int, **more: Any) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from llm_carbon_meter.records import (
     StepEvent,
     StepKind,
 )
-from tests.support.cost_models import UNKNOWN
+from tests.support.steps.cost_models import UNKNOWN
 
 GPUS = ("gpu-0", "gpu-1")
 
