@@ -288,7 +288,9 @@ class EngineMeter:
             source=self._power.source,
             gpus=tuple(gpus),
             account_grams=tuple(self._ledger.account_grams.tolist()),
-            embodied_grams=() if rate is None else tuple(rate * sum(each) for each in seconds),
+            embodied_grams=()
+            if rate is None
+            else tuple(rate * sum(of_gpus) for of_gpus in seconds),
             intensity=self._grid.now,
             steps=dict(self._ledger.counts.steps),
             tokens=dict(self._ledger.counts.tokens),

@@ -79,7 +79,7 @@ def make_plan(
         if not tiny and not is_checkpoint(name):
             built_in_model(name)
     devices = listed_devices(gpus) if gpus else []
-    if len(devices) < len([each for each in gpus.split(",") if each]):
+    if len(devices) < len([device for device in gpus.split(",") if device]):
         raise ConfigError(f"--gpus {gpus}: expected indices or UUIDs of nvidia-smi, as in 0,1")
     if engine == "transformers" and len(devices) > 1:
         raise ConfigError(f"--gpus {gpus}: with transformers a campaign uses one GPU; name one")

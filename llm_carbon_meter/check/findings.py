@@ -60,7 +60,7 @@ class Report:
 
     def json(self) -> str:
         """For programs."""
-        found = {
+        report = {
             "works": self.works,
             "quality": self.quality if self.works else None,
             "findings": [
@@ -68,7 +68,7 @@ class Report:
                 for f in self.findings
             ],
         }
-        return json.dumps(found, indent=2)
+        return json.dumps(report, indent=2)
 
 
 def _block(finding: Finding, width: int) -> str:

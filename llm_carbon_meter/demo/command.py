@@ -251,7 +251,7 @@ def _keep(server: Server, result: Result) -> None:
 
 def _invitation(server: Server, result: Result) -> str:
     url = server.url
-    known = [answer.response_id for answer in result.answers if answer.response_id]
+    response_ids = [answer.response_id for answer in result.answers if answer.response_id]
     chat = {
         "model": server.model_name,
         "messages": [{"role": "user", "content": "Hello"}],
@@ -265,7 +265,7 @@ def _invitation(server: Server, result: Result) -> str:
             f"  {post} '{json.dumps(chat)}'",
             f"  {post} '{json.dumps({**chat, 'stream': True})}'",
             f"  {estimate} '{json.dumps(chat)}'",
-            f"  curl {url}/v1/carbon/requests/{known[-1] if known else 'ID'}",
+            f"  curl {url}/v1/carbon/requests/{response_ids[-1] if response_ids else 'ID'}",
             f"  curl -s {url}/metrics | grep llm_carbon_meter",
         ]
     )

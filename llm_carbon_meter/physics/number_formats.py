@@ -133,8 +133,8 @@ def with_dtype(config: Mapping[str, Any], dtype: str) -> Mapping[str, Any]:
     if not dtype:
         return config
     if dtype not in PLAIN_DTYPES and dtype not in QUANTISED_DTYPES:
-        known = ", ".join((*PLAIN_DTYPES, *QUANTISED_DTYPES))
-        raise SpecError(f"number format {dtype!r} is not known; known: {known}")
+        names = ", ".join((*PLAIN_DTYPES, *QUANTISED_DTYPES))
+        raise SpecError(f"number format {dtype!r} is not known; known: {names}")
     inner = config.get("text_config")
     text = inner if isinstance(inner, Mapping) else {}
     own = text.get("quantization_config") or config.get("quantization_config") or {}

@@ -79,7 +79,7 @@ def poll(
         for reading in together:
             readings[reading.gpu].append(reading)
         time.sleep(pause_s)
-    return {gpu: _polled(found) for gpu, found in readings.items() if found}, np.array(took_s)
+    return {gpu: _polled(seen) for gpu, seen in readings.items() if seen}, np.array(took_s)
 
 
 def _polled(readings: Sequence[EnergyReading]) -> Polled:

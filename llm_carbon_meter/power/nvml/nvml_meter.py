@@ -141,8 +141,8 @@ class NvmlMeter:
             self._end_session()
 
     def _standing(self, uuid: str, handle: Any, judge: Judge) -> Quality:
-        found = judge(uuid, processes(self._nvml, handle))
-        shared = Quality.CONTENDED if found is Sharing.SHARED else Quality.COUNTER
+        sharing = judge(uuid, processes(self._nvml, handle))
+        shared = Quality.CONTENDED if sharing is Sharing.SHARED else Quality.COUNTER
         return worst(scope(self._nvml, handle), shared)
 
     def _check_usable(self) -> None:

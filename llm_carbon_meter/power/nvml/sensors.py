@@ -92,8 +92,8 @@ def scope(nvml: Any, handle: Any) -> Quality:
 
 def processes(nvml: Any, handle: Any) -> list[int]:
     """Numbers of the processes that compute on a GPU, as the driver has them; takes long."""
-    found: list[Any] = ask(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle), [])
-    return [process.pid for process in found]
+    listed: list[Any] = ask(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle), [])
+    return [process.pid for process in listed]
 
 
 def chips(nvml: Any, handle: Any) -> tuple[str, Architecture]:

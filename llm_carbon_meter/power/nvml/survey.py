@@ -44,8 +44,8 @@ def survey(devices: Sequence[str] | None) -> Survey:
         nvml.nvmlInit()
     try:
         with explained(nvml, "the GPUs were listed"):
-            found = len(list(every_gpu(nvml)))
-            wanted = [str(index) for index in range(found)] if devices is None else devices
+            count = len(list(every_gpu(nvml)))
+            wanted = [str(index) for index in range(count)] if devices is None else devices
             gpus = []
             for device in wanted:
                 handle = find(nvml, device)
@@ -53,6 +53,6 @@ def survey(devices: Sequence[str] | None) -> Survey:
                 name, architecture = chips(nvml, handle)
                 users = processes(nvml, handle)
                 gpus.append(GpuFacts(device, uuid, name, architecture, scope(nvml, handle), users))
-            return Survey(str(nvml.nvmlSystemGetDriverVersion()), found, gpus)
+            return Survey(str(nvml.nvmlSystemGetDriverVersion()), count, gpus)
     finally:
         nvml.nvmlShutdown()

@@ -129,8 +129,10 @@ class OutsideCapture(EventQueue):
         """Make up the step that ends now; with it ends the prefill of ``first``."""
         if not self._open:
             return
-        streams = [each for each in self._open.values() if each.decoding and not each.is_whole]
-        per_whole = round(fmean(each.awaited for each in streams)) if streams else 1
+        streams = [
+            stream for stream in self._open.values() if stream.decoding and not stream.is_whole
+        ]
+        per_whole = round(fmean(stream.awaited for stream in streams)) if streams else 1
         new, ids, computed, outputs, counts = [], [], [], [], {}
         for name, request in self._open.items():
             at, output = request.filled + request.decoded, request.decoded + request.decoding
