@@ -95,7 +95,7 @@ def focus(plan: Plan, file: Measurements, gpu: str, end_s: float) -> None:
 
 
 def _teaching(models: Sequence[str]) -> list[str]:
-    """Those of which training takes rows.
+    """The models of which training takes rows.
 
     Raises:
         MeterError: none.

@@ -25,7 +25,7 @@ MODELS: Final = (
 )
 """Of the built-in list; those of the paper that fit one GPU of 80 GB, and today's."""
 LOADS: Final = (
-    # Medians of the Azure traces, conversation (1020, 129) and code (1469, 13), in growing company.
+    # Medians of the Azure traces at growing concurrency: conversation (1020, 129), code (1469, 13).
     *(Load(1, 1020, 129), Load(8, 1020, 129), Load(32, 1020, 129), Load(1, 1469, 13)),
     # Then along each axis.
     *(Load(8, 1469, 13), Load(1, 128, 129), Load(1, 4000, 129), Load(64, 256, 64)),

@@ -33,7 +33,7 @@ class Status(StrEnum):
 
     OK = "ok"
     OUT_OF_MEMORY = "out_of_memory"
-    """It never fits; not tried again."""
+    """The batch never fits; the campaign does not try it again."""
     THROTTLED = "throttled"
     """Heat or the power supply slowed the GPU down; joules are those of a slow GPU."""
     UNSTABLE = "unstable"

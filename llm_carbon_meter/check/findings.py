@@ -18,7 +18,7 @@ class Verdict(StrEnum):
 
     OK = "ok"
     NOTE = "note"
-    """It works, and somebody should know."""
+    """The part works, and its operator should know something."""
     FAILS = "FAILS"
     """Nothing is metered until this is mended."""
 
@@ -31,7 +31,7 @@ class Finding:
     verdict: Verdict
     text: str
     figures: Mapping[str, Any] = field(default_factory=dict)
-    """The same for programs, where there are numbers."""
+    """Numbers of the finding, for programs."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -301,11 +301,11 @@ class _Together(Collector):
         self._updating = updating
 
     def describe(self) -> Iterable[Metric]:
-        """Their names, so that nobody else registers them."""
+        """The metrics' names, so that nobody else registers them."""
         return [family for metric in self._metrics for family in metric.describe()]
 
     def collect(self) -> Iterable[Metric]:
-        """Their values at one moment."""
+        """The metrics' values at one moment."""
         with self._updating:
             return [family for metric in self._metrics for family in metric.collect()]
 

@@ -26,7 +26,7 @@ class WeightFormat:
     linear_bytes: float
     """Per weight of a linear kernel, scales and zero points included [D_W]."""
     expert_bytes: float
-    """The same of an expert."""
+    """Bytes of an expert's weight."""
     plain_bytes: float
     """Per element of what is left as it is: embedding, LM head, router, norms, biases."""
     compute: str
@@ -82,7 +82,7 @@ def _grouped_bytes(scheme: Mapping[str, Any], *, zero_points: bool) -> float:
 
 
 def _compressed_tensors(quantisation: Mapping[str, Any], plain: WeightFormat) -> WeightFormat:
-    """Its first group: further ones are rare, and refine single layers."""
+    """The format's first group: further groups are rare, and refine single layers."""
     groups = quantisation.get("config_groups") or {}
     if not groups:  # only the method's name is known
         return _uniform(plain, 1.0, "fp8")

@@ -41,7 +41,7 @@ class Polled:
 
     @property
     def period_s(self) -> float | None:
-        """Their median; None where it hardly moved."""
+        """Median period of a counter; None where the counter hardly moved."""
         return float(np.median(self.intervals_s)) if len(self.intervals_s) > 1 else None
 
     @property

@@ -82,7 +82,7 @@ class Weights:
     low: float
     """Logarithm of measured / predicted that 10 % of held-out architectures stay below."""
     high: float
-    """And 90 %."""
+    """Likewise, that 90 % stay below."""
     wider: float
     """Factor of that interval outside the domain."""
 

@@ -63,7 +63,7 @@ class LiveEstimator:
         return estimate if factor == 1.0 else replace(estimate, calibration=factor)
 
     def conditional(self, energy: RequestEnergy) -> EnergyEstimate:
-        """What would have been estimated, had its length and its company been known.
+        """What would have been estimated, had its length and concurrency been known.
 
         Raises:
             MeterError: the request had no prompt.

@@ -19,9 +19,9 @@ class GpuFacts(NamedTuple):
     name: str
     architecture: Architecture
     scope: Quality
-    """Whose joules its sensors count; COUNTER: its own."""
+    """Scope of its sensors; COUNTER where they count this GPU alone."""
     processes: Sequence[int]
-    """That compute on it, as the driver numbers them."""
+    """Processes that compute on the GPU, as the driver numbers them."""
 
 
 class Survey(NamedTuple):
@@ -30,7 +30,7 @@ class Survey(NamedTuple):
     driver: str
     num_gpus: int
     gpus: Sequence[GpuFacts]
-    """Those that were asked for."""
+    """The GPUs that were asked for."""
 
 
 def survey(devices: Sequence[str] | None) -> Survey:

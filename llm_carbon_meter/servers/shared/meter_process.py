@@ -53,7 +53,7 @@ class Setup:
     start_s: float
     """Monotonic time from which modelled joules count."""
     outside: bool = False
-    """Its steps are made up by somebody who does not see them."""
+    """The engine's steps are made up by a proxy that does not see them."""
 
 
 class MeterProcess:

@@ -47,7 +47,7 @@ class _Open:
     filled_s: float
     """When its first token is taken to be there; never for streams, which show it."""
     stepped: bool = False
-    """It was in a step."""
+    """The request was in a step."""
     decoding: bool = False
     came: int = 0
     """Tokens of its answer."""
@@ -58,7 +58,7 @@ class _Open:
 
     @property
     def is_whole(self) -> bool:
-        """Its answer comes in one piece."""
+        """Whether the answer comes in one piece."""
         return self.filled_s < math.inf
 
     @property

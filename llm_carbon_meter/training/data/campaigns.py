@@ -37,7 +37,7 @@ def read_campaigns(paths: Iterable[Path]) -> Table:
 
 
 def table_of(raws: Iterable[Raw]) -> Table:
-    """The same of rows that were read."""
+    """A table of rows that were read."""
     repeats: dict[tuple[str, ...], list[Raw]] = defaultdict(list)
     reasons: Counter[str] = Counter()
     for raw in raws:

@@ -177,7 +177,7 @@ class Size(NamedTuple):
     """Of `configurations.FIELDS`."""
     value: int
     step: int
-    """It stays a multiple of this."""
+    """The size stays a multiple of this."""
 
 
 def sizes(config: Config) -> list[Size]:

@@ -198,7 +198,7 @@ def _batch_range(rows: Sequence[Row], name: str, held_out: str, *, largest: bool
 
 
 def _numbered(keys: Sequence[object]) -> Indices:
-    """The same number for the same key, in order of appearance."""
+    """A number for every key, in order of appearance."""
     numbers: dict[object, int] = {}
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
 

@@ -85,7 +85,7 @@ class Round:
     search_ape: Floats
     """Error of each point of the search part [%], in its order."""
     error_percent: float
-    """Their mean, by weight: above that of the priors where sampling went after errors."""
+    """Mean error by weight: above that of the priors where sampling went after errors."""
     taken: frozenset[Configuration]
     """All that was drawn; some could perhaps not be measured."""
     num_near: int
