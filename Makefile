@@ -9,13 +9,16 @@ CPU_WHEELS := https://download.pytorch.org/whl/cpu
 POWER ?= auto
 ENGINE ?= vllm
 
-.PHONY: demo test test-all bench lint clean environment
+.PHONY: demo test test-wheel test-all bench lint clean environment
 
 demo: $(VENV)/ready
 	$(BIN)/llm-carbon-meter demo --engine $(ENGINE) --power $(POWER)
 
 test: $(VENV)/ready lint
 	$(BIN)/pytest -m "not slow and not gpu"
+
+test-wheel: $(VENV)/ready
+	.ci/test-wheel $(BIN)/python
 
 test-all: $(VENV)/ready
 	$(BIN)/pytest -m "slow and not gpu"

@@ -6,13 +6,17 @@ import sysconfig
 import venv
 import zipfile
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
+from llm_carbon_meter import __version__
 from llm_carbon_meter.testing.servers import MODEL_NAME, entry_point
 from tests.support.environments import build_wheel
 from tests.support.interpreters import run_command, run_python
-from tests.support.metered import Metered, StartServer
+
+if TYPE_CHECKING:  # the wheel alone is tested without what starting a server needs
+    from tests.support.metered import Metered, StartServer
 
 
 @pytest.fixture(scope="session")
@@ -22,13 +26,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_wheel_has_types_data_and_entry_points(wheel: Path) -> None:
-    """Everything that serving reads is inside, and nothing of the tests."""
+    """Everything that serving reads is inside, nothing of the tests, and the package's version."""
     names = zipfile.ZipFile(wheel).namelist()
     tables = ("gpus.toml", "models.json", "azure_conversation.json", "azure_code.json")
     others = ("py.typed", "testing/nvml_stub.c", "training/data/manifest.json")
     for name in (*others, *(f"data/{table}" for table in tables)):
         assert f"llm_carbon_meter/{name}" in names
     assert not any(name.startswith("tests/") for name in names)
+    assert f"llm_carbon_meter-{__version__}.dist-info/METADATA" in names
     (points,) = (name for name in names if name.endswith("entry_points.txt"))
     assert "servers.vllm.plugin:register" in zipfile.ZipFile(wheel).read(points).decode()
 
@@ -62,7 +67,9 @@ def bare_python(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "bin" / "python"
 
 
-def _serve(start_server: StartServer, python: Path) -> contextlib.AbstractContextManager[Metered]:
+def _serve(
+    start_server: "StartServer", python: Path
+) -> "contextlib.AbstractContextManager[Metered]":
     power = {"LLM_CARBON_METER_POWER": "auto"}
     return start_server(program=(str(python), "-m", entry_point()), environment=power)
 
@@ -75,7 +82,7 @@ def _pip(python: Path, *arguments: str) -> None:
 @pytest.mark.engine
 @pytest.mark.slow
 def test_installing_is_all_it_takes_and_removing_undoes_it(
-    wheel: Path, bare_python: Path, start_server: StartServer
+    wheel: Path, bare_python: Path, start_server: "StartServer"
 ) -> None:
     """With the wheel a server without flags exports metrics; without it, it runs as before."""
     _pip(bare_python, "install", "--no-deps", "--no-index", str(wheel))

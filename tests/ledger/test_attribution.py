@@ -250,10 +250,10 @@ def test_exchanges_take_the_time_that_the_link_needs() -> None:
     assert costs is not None
     rows = rows_of([Row(100, 0, 1)], [Row(1, 500, 1)], [Row(4096, 0, 1)])
     sent = costs.network_per_token * np.array([100, 1, 4096]) + costs.network_per_sample
-    found = allreduce_shares(rows, np.array([0.05, 0.01, 1e-6]), MIXTRAL)
+    on_link = allreduce_shares(rows, np.array([0.05, 0.01, 1e-6]), MIXTRAL)
     expected = sent / H100.link_bytes_per_s / np.array([0.05, 0.01, 1.0])
-    assert found[:2] == pytest.approx(expected[:2])
-    assert found[2] == 1.0
+    assert on_link[:2] == pytest.approx(expected[:2])
+    assert on_link[2] == 1.0
     assert MIXTRAL.exchanges
 
 

@@ -98,11 +98,11 @@ def test_nothing_seen_is_the_data_sheet() -> None:
     coefficients, sheet = CoefficientLearner(H100).coefficients, sheet_coefficients(H100)
     assert coefficients.seconds.tolist() == sheet.seconds.tolist()
     assert coefficients.static_watts == sheet.static_watts + 63
-    for one, other in (
+    for learnt, expected in (
         (coefficients.memory_watts, sheet.memory_watts),
         (coefficients.compute_watts, sheet.compute_watts),
     ):
-        assert coefficients.static_watts + one == pytest.approx(sheet.static_watts + other)
+        assert coefficients.static_watts + learnt == pytest.approx(sheet.static_watts + expected)
     assert (coefficients.idle_watts, coefficients.board_watts) == (
         sheet.idle_watts,
         sheet.board_watts,
@@ -210,11 +210,11 @@ def test_coefficients_stay_positive(ticks: list[tuple[float, float, float, float
 def test_the_past_fades() -> None:
     """What was seen long ago gives way to what is seen now."""
     fit = Fit(np.array([1.0]))
-    one = np.ones((1, 1))
-    fit.see(1000 * one, np.array([2000.0]), 1.0)
+    unit = np.ones((1, 1))
+    fit.see(1000 * unit, np.array([2000.0]), 1.0)
     assert fit.solve(np.zeros(1)) == pytest.approx([2.0])
     for _ in range(10):
-        fit.see(100 * one, np.array([500.0]), float(np.exp(-1)))
+        fit.see(100 * unit, np.array([500.0]), float(np.exp(-1)))
     assert fit.solve(np.zeros(1)) == pytest.approx([5.0], rel=0.001)
     assert MEMORY_S >= 100 * WINDOW_S
 
@@ -223,9 +223,9 @@ def test_only_what_is_seen_anew_fades() -> None:
     """A thousand lessons of one kind leave what is known of the others."""
     fit = Fit(np.ones(3))
     fit.see(10 * np.eye(3), np.array([10.0, 20.0, 30.0]), 0.5)
-    one = np.diag([1.0, 0.0, 0.0])
+    lesson = np.diag([1.0, 0.0, 0.0])
     for _ in range(1000):
-        fit.see(one, np.array([5.0, 0.0, 0.0]), 0.5)
+        fit.see(lesson, np.array([5.0, 0.0, 0.0]), 0.5)
     assert np.diag(fit.moments).tolist() == pytest.approx([2, 10, 10])
     assert fit.solve(np.zeros(3)) == pytest.approx([5, 2, 3])
 
@@ -271,8 +271,8 @@ def test_what_was_learnt_can_be_kept() -> None:
     heir = CoefficientLearner(
         H100, msgspec.json.decode(msgspec.json.encode(pupil.state), type=LearnerState)
     )
-    for one, other in zip(astuple(pupil.coefficients), astuple(heir.coefficients), strict=True):
-        assert other == pytest.approx(one, rel=0.01)  # durations came after the last joules
+    for value, other in zip(astuple(pupil.coefficients), astuple(heir.coefficients), strict=True):
+        assert other == pytest.approx(value, rel=0.01)  # durations came after the last joules
     vary(heir, 300.0)
     assert expected_joules(heir.coefficients, 512, 16) == pytest.approx(
         expected_joules(TRUE, 512, 16), rel=0.1

@@ -103,7 +103,7 @@ def test_every_second_of_a_gpu_is_in_one_account(world: World, settle_at: list[b
     play = played(world, settle_at, embodied_grams_per_gpu_s=3.0)
     totals = play.ledger.totals()
     for gpu, held in zip(totals, play.ledger._gpus.values(), strict=True):
-        first_s = min(one.monotonic_s for one in world.readings if one.gpu == gpu.gpu)
+        first_s = min(reading.monotonic_s for reading in world.readings if reading.gpu == gpu.gpu)
         assert sum(gpu.account_seconds) == close_to(held.settled_until_s - first_s)
     of_requests = sum(sum(gpu.account_seconds[: len(REQUEST_ACCOUNTS)]) for gpu in totals)
     assert sum(record.gpu_seconds for record in play.final) <= of_requests * (1 + 1e-9)

@@ -93,12 +93,12 @@ def additive_cost(model: CostModel, coefficients: StepCoefficients, shared_s: fl
             head_s = stream * costs.head_bytes / gpu.bandwidth_bytes_per_s
             added_s, moving_s = head_s, moving_s + head_s
         for row in step:
-            one = columns([row])
+            alone = columns([row])
             linear = float(costs.ops_per_token * row[0] + costs.ops_per_sample * row[2])
-            attended = float(costs.operations(*one)[0]) - linear
+            attended = float(costs.operations(*alone)[0]) - linear
             own = compute * linear + attention * attended
-            passing = stream * float(costs.activation_bytes(one[0], one[2])[0])
-            read_s = passing + memory * float(costs.kv_bytes(*one[:2])[0])
+            passing = stream * float(costs.activation_bytes(alone[0], alone[2])[0])
+            read_s = passing + memory * float(costs.kv_bytes(*alone[:2])[0])
             read_s /= gpu.bandwidth_bytes_per_s
             computing_s += own / gpu.compute_ops_per_s
             moving_s += read_s

@@ -13,8 +13,8 @@ def test_idle_by_time_spreads_but_keeps_the_accounts(world: World, settle_at: li
     """Spread over requests, idle stays in its own account and nobody's other joules change."""
     apart = played(world, settle_at)
     spread = played(world, settle_at, idle_by_time=True)
-    for one, other in zip(apart.ledger.totals(), spread.ledger.totals(), strict=True):
-        assert one == other
+    for first, second in zip(apart.ledger.totals(), spread.ledger.totals(), strict=True):
+        assert first == second
     idle = sum(gpu.account_joules[Account.IDLE] for gpu in spread.ledger.totals())
     assert sum(record.accounts.idle for record in spread.final) <= idle * (1 + 1e-12)
     assert sum(record.accounts.idle for record in apart.final) == 0

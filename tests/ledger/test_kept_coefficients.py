@@ -35,7 +35,7 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "prices.json"
 
 
-def kept(path: Path) -> float:
+def learnt_into(path: Path) -> float:
     """Watts that a meter learnt and kept there."""
     file = KeptCoefficients(path, LLAMA, Faults())
     watts = taught(file.learner)
@@ -45,7 +45,7 @@ def kept(path: Path) -> float:
 
 def test_the_next_meter_goes_on_with_what_was_learnt(path: Path) -> None:
     """The same GPU and model: the same coefficients; nothing else is left beside the file."""
-    watts, faults = kept(path), Faults()
+    watts, faults = learnt_into(path), Faults()
     assert KeptCoefficients(path, LLAMA, faults).learner.coefficients.idle_watts == pytest.approx(
         watts
     )
@@ -64,7 +64,7 @@ def test_the_next_meter_goes_on_with_what_was_learnt(path: Path) -> None:
 )
 def test_another_gpu_or_model_begins_anew(path: Path, other: CostModel) -> None:
     """Its coefficients are of other work; the file is then its own."""
-    kept(path)
+    learnt_into(path)
     faults = Faults()
     file = KeptCoefficients(path, other, faults)
     assert file.learner.coefficients.idle_watts == other.gpu.idle_watts
@@ -91,7 +91,7 @@ def test_a_damaged_file_is_counted_and_replaced(path: Path, text: str) -> None:
 
 def test_damaged_coefficients_are_named(path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The log says which file, and what is wrong in it."""
-    kept(path)
+    learnt_into(path)
     path.write_text(path.read_text("utf-8").replace("[[", "[[1.0], [", 1), "utf-8")
     KeptCoefficients(path, LLAMA, Faults())
     assert f"the file {path} cannot be used" in caplog.text

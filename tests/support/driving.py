@@ -167,8 +167,8 @@ class Flight:
 
     def is_padded(self, name: str) -> bool:
         """Nothing was drafted: the request has just come (back) to the workers."""
-        known = self.output.scheduled_cached_reqs
-        arrived = name not in known.req_ids or name in known.resumed_req_ids
+        cached = self.output.scheduled_cached_reqs
+        arrived = name not in cached.req_ids or name in cached.resumed_req_ids
         return arrived and self.drafts(name) > 0
 
     def accepted(self, name: str, most: int) -> int:

@@ -15,7 +15,7 @@ with meter_generate(model) as meter:
     total = meter.energy().total
 assert meter.totals is not None
 (gpu,) = meter.totals.gpus
-found = {
+figures = {
     "output_tokens": total.output_tokens,
     "num_steps": total.num_steps,
     "prefill_joules": total.prefill_joules,
@@ -23,4 +23,4 @@ found = {
     "account_joules": list(gpu.account_joules),
     "counter_joules": gpu.counter_joules,
 }
-print("\n" + json.dumps(found))
+print("\n" + json.dumps(figures))

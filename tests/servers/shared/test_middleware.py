@@ -53,7 +53,7 @@ async def test_interleaved_requests_never_mix() -> None:
 
     middleware = CarbonHeadersMiddleware(app)
 
-    async def one(number: int) -> list[Message]:
+    async def ask(number: int) -> list[Message]:
         sent: list[Message] = []
 
         async def send(message: Message) -> None:
@@ -64,7 +64,7 @@ async def test_interleaved_requests_never_mix() -> None:
         await middleware(scope, nothing, send)
         return sent
 
-    answers = await asyncio.gather(*map(one, range(20)))
+    answers = await asyncio.gather(*map(ask, range(20)))
     estimates = [float(headers_of(answer[0])[ESTIMATED[0]]) for answer in answers]
     assert estimates == sorted(estimates)
     assert len(set(estimates)) == 20

@@ -68,11 +68,11 @@ def test_an_end_waits_for_the_step_in_flight() -> None:
     assert [step.accounts for step in batch.steps] == [[PREFILL], [WASTE]]
 
 
-@pytest.mark.parametrize(("computed", "told", "cached"), [(32, 0, 32), (0, 40, 40)])
+@pytest.mark.parametrize(("computed", "usage", "cached"), [(32, 0, 32), (0, 40, 40)])
 def test_cached_tokens_are_known_from_the_first_step_or_told_at_the_end(
-    computed: int, told: int, cached: int
+    computed: int, usage: int, cached: int
 ) -> None:
     """Of an engine from its scheduler, of a server seen from outside from its usage."""
-    end = RequestEnd("a", Outcome.FINISHED, 48, told, 1, 1.0)
+    end = RequestEnd("a", Outcome.FINISHED, 48, usage, 1, 1.0)
     batch = decoded(first(1, 0.0, computed, 48 - computed), Done(1, 1.0), end)
-    assert [each.cached_tokens for each in batch.ends] == [cached]
+    assert [end.cached_tokens for end in batch.ends] == [cached]

@@ -126,5 +126,5 @@ def test_events_are_cut_byte_for_byte_wherever_the_parts_end() -> None:
         for start in range(0, len(stream), size):
             events += splitter.feed(stream[start : start + size])
         assert b"".join(events) + splitter.rest == stream
-        assert [data_of(each) for each in events] == [b"1", b"", b"{\n}"]
+        assert [data_of(event) for event in events] == [b"1", b"", b"{\n}"]
         assert data_of(splitter.rest) == b"[DONE]"

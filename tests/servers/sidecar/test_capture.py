@@ -48,8 +48,8 @@ def parts(batch: EventBatch, name: str) -> list[tuple[Account, int]]:
     return [
         (Account(step.accounts[at]), step.num_scheduled_tokens[at])
         for step in batch.steps
-        for at, one in enumerate(step.request_ids)
-        if one == name
+        for at, request_id in enumerate(step.request_ids)
+        if request_id == name
     ]
 
 
@@ -91,7 +91,7 @@ def test_steps_have_no_gaps_and_the_requests_of_their_time(clock: Clock) -> None
     assert [step.request_ids for step in batch.steps] == [["a"], ["b", "a"], ["b"]]
     times = [(step.dispatched_s, step.done_s) for step in batch.steps]
     assert times == [
-        pytest.approx(each) for each in ((100, 100.03), (100.03, 100.04), (100.04, 100.09))
+        pytest.approx(span) for span in ((100, 100.03), (100.03, 100.04), (100.04, 100.09))
     ]
 
 
@@ -143,6 +143,6 @@ def test_nothing_is_known_of_the_step_that_runs(clock: Clock) -> None:
     capture.begin("a", 10, whole=False)
     assert list(capture.take()) == [Known(1.0)]
     capture.end("a", Outcome.FINISHED, Usage(10, 0, 1))
-    (*_, known) = capture.take()
-    assert isinstance(known, Known)
-    assert 1.0 < known.until_s < math.inf
+    (*_, idle) = capture.take()
+    assert isinstance(idle, Known)
+    assert 1.0 < idle.until_s < math.inf

@@ -69,8 +69,8 @@ async def complete(client: Any, number: int) -> str:
         answer = await client.chat.completions.create(**asked)
         assert answer.usage.completion_tokens == asked["max_tokens"]
         return str(answer.id)
-    chunks = [each async for each in await client.chat.completions.create(**asked, stream=True)]
-    assert all(each.choices for each in chunks), "usage that was not asked for"
+    chunks = [chunk async for chunk in await client.chat.completions.create(**asked, stream=True)]
+    assert all(chunk.choices for chunk in chunks), "usage that was not asked for"
     return str(chunks[0].id)
 
 
@@ -88,19 +88,21 @@ def test_eight_requests_at_once_are_metered_and_the_accounts_close(
     with bare as server, sidecar(server, tiny_model, stub_directory) as metered:
         assert b"llm_carbon_meter_energy" not in server.http("/metrics")[2]
         assert metered.http("/upstream/metrics")[2].startswith(b"# HELP")
-        records = [metered.record(each) for each in asyncio.run(complete_together(metered, 8))]
-        assert {each["quality"] for each in records} == {"outside"}
-        assert {each["source"] for each in records} == {"measured"}
-        assert {each["tokens_from"] for each in records} == {"usage"}
-        assert [each["output_tokens"] for each in records] == [20 + 5 * n for n in range(8)]
-        for each in records:
-            assert each["prefill_joules"] > 0
-            assert each["decode_joules"] > 0
-            assert each["estimate"]["energy_joules"] > 0
-            assert each["features"]["mean_running"] > 1
+        records = [metered.record(name) for name in asyncio.run(complete_together(metered, 8))]
+        assert {record["quality"] for record in records} == {"outside"}
+        assert {record["source"] for record in records} == {"measured"}
+        assert {record["tokens_from"] for record in records} == {"usage"}
+        assert [record["output_tokens"] for record in records] == [20 + 5 * n for n in range(8)]
+        for record in records:
+            assert record["prefill_joules"] > 0
+            assert record["decode_joules"] > 0
+            assert record["estimate"]["energy_joules"] > 0
+            assert record["features"]["mean_running"] > 1
         accounts = assert_balanced(metered)
         charged = accounts["prefill"] + accounts["decode"]
-        assert charged == pytest.approx(sum(each["energy_joules"] for each in records), rel=1e-9)
+        assert charged == pytest.approx(
+            sum(record["energy_joules"] for record in records), rel=1e-9
+        )
         assert accounts["idle"] > 0
         assert len(metered.logged()) == 8
 
@@ -111,15 +113,19 @@ def test_beside_the_hook_the_sum_is_the_same_and_the_split_is_printed(
     engine: str, tmp_path: Path
 ) -> None:
     """Between the same two readings both have every joule; pauses are work to the proxy."""
-    (found,) = compare(engine, tmp_path, loads=[8])
-    print(table([found]))
-    for accounts in found.accounts.values():
-        assert sum(accounts.values()) == pytest.approx(found.counted_joules, abs=1e-6)
-    for side, records in zip(found.accounts, zip(*found.records, strict=True), strict=True):
-        charged = sum(found.accounts[side][name] for name in CHARGED)
-        assert sum(each["energy_joules"] for each in records) == pytest.approx(charged, rel=1e-9)
-    for hook, outside in found.records:
+    (comparison,) = compare(engine, tmp_path, loads=[8])
+    print(table([comparison]))
+    for accounts in comparison.accounts.values():
+        assert sum(accounts.values()) == pytest.approx(comparison.counted_joules, abs=1e-6)
+    for side, records in zip(
+        comparison.accounts, zip(*comparison.records, strict=True), strict=True
+    ):
+        charged = sum(comparison.accounts[side][name] for name in CHARGED)
+        assert sum(record["energy_joules"] for record in records) == pytest.approx(
+            charged, rel=1e-9
+        )
+    for hook, outside in comparison.records:
         assert outside["prompt_tokens"] == hook["prompt_tokens"]
         assert outside["output_tokens"] == hook["output_tokens"]
         assert (hook["quality"], outside["quality"]) == ("counter", "outside")
-    assert found.accounts["outside"]["idle"] < found.accounts["hook"]["idle"]
+    assert comparison.accounts["outside"]["idle"] < comparison.accounts["hook"]["idle"]

@@ -42,8 +42,8 @@ def test_headers_pass_but_those_of_a_connection_and_ours(start: Start, path: str
     client = start(Route(path, answer, methods=["POST"]))
     hops = {"Connection": "keep-alive, X-Mine", "X-Mine": "1", "TE": "trailers", "Upgrade": "h2c"}
     fake = {"LLM-Carbon-Measured-Wh": "0", "Proxy-Authorization": "secret"}
-    kept = {"X-Kept": "up", "Authorization": "Bearer key", "Content-Type": "application/json"}
-    answer_headers = client.post(path, content=b"{}", headers={**hops, **fake, **kept}).headers
+    passed = {"X-Kept": "up", "Authorization": "Bearer key", "Content-Type": "application/json"}
+    answer_headers = client.post(path, content=b"{}", headers={**hops, **fake, **passed}).headers
     names = {name for name, _ in seen}
     assert not names & {b"x-mine", b"te", b"upgrade", b"proxy-authorization"}
     assert not any(name.startswith(b"llm-carbon") for name in names)
@@ -146,8 +146,8 @@ def test_errors_of_the_server_pass(start: Start, path: str) -> None:
     assert (back.status_code, back.json()) == (429, {"error": "slow down"})
     assert back.headers["retry-after"] == "7"
     if path == CHAT:
-        found = record(client, "refused")
-        assert (found["outcome"], found["output_tokens"]) == ("failed", 0)
+        final = record(client, "refused")
+        assert (final["outcome"], final["output_tokens"]) == ("failed", 0)
 
 
 @pytest.mark.parametrize("path", [CHAT, "/other"])

@@ -33,10 +33,10 @@ def test_usage_is_asked_for_and_not_shown_to_who_did_not_ask(start: Start) -> No
     assert seen[0]["stream_options"] == {"include_usage": True}
     assert without_comment(back.content) == chunk("a") + chunk("b") + DONE
     assert comment_of(back.content)["energy_joules"] > 0
-    found = record(client, comment_of(back.content)["id"])
-    counts = found["prompt_tokens"], found["output_tokens"], found["tokens_from"]
+    final = record(client, comment_of(back.content)["id"])
+    counts = final["prompt_tokens"], final["output_tokens"], final["tokens_from"]
     assert counts == (7, 3, "usage")
-    assert "chatcmpl-1" in found["external_ids"]
+    assert "chatcmpl-1" in final["external_ids"]
 
 
 def test_an_answer_that_is_read_comes_as_it_can_be_read(start: Start) -> None:
@@ -68,8 +68,8 @@ def test_without_usage_chunks_are_counted_and_it_says_so(start: Start) -> None:
     end = event(choices=[{"delta": {}, "finish_reason": "stop"}])
     client = start(streamed([role, chunk("a"), chunk("b"), end, DONE]))
     back = client.post(CHAT, json={"stream": True, "messages": ["x" * 40]})
-    found = record(client, comment_of(back.content)["id"])
-    counts = found["prompt_tokens"], found["output_tokens"], found["tokens_from"]
+    final = record(client, comment_of(back.content)["id"])
+    counts = final["prompt_tokens"], final["output_tokens"], final["tokens_from"]
     assert counts == (10, 2, "guessed")
 
 
@@ -88,8 +88,8 @@ def test_the_usage_of_responses_is_in_their_last_event(start: Start) -> None:
     client = start(Route("/v1/responses", answer, methods=["POST"]))
     back = client.post("/v1/responses", json={"stream": True, "input": "x"})
     assert without_comment(back.content) == b"".join(parts)
-    found = record(client, "resp_7")
-    counts = found["prompt_tokens"], found["cached_tokens"], found["output_tokens"]
+    final = record(client, "resp_7")
+    counts = final["prompt_tokens"], final["cached_tokens"], final["output_tokens"]
     assert counts == (9, 5, 2)
 
 
@@ -108,7 +108,7 @@ def test_a_whole_answer_has_its_figures_in_headers(start: Start) -> None:
     assert back.content == body
     assert float(back.headers["llm-carbon-estimated-wh"]) > 0
     assert float(back.headers["llm-carbon-modelled-wh"]) > 0
-    found = record(client, "cmpl-5")
-    assert found["prefill_joules"] > 0
-    assert found["decode_joules"] > found["prefill_joules"]
-    assert found["output_tokens"] == 3
+    final = record(client, "cmpl-5")
+    assert final["prefill_joules"] > 0
+    assert final["decode_joules"] > final["prefill_joules"]
+    assert final["output_tokens"] == 3
