@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from llm_carbon_meter.config import Config
+from llm_carbon_meter.data.azure_trace import conversation_quantiles
 from llm_carbon_meter.demo import picture, table
 from llm_carbon_meter.demo.replay import Answer, Prompts, replay
 from llm_carbon_meter.demo.trace import draw
 from llm_carbon_meter.power.replay import read_trace
-from llm_carbon_meter.predictor.azure import conversation_quantiles
 from llm_carbon_meter.testing.scrape import Scrape, Watch, fetch_record, scrape
 from llm_carbon_meter.testing.servers import (
     MODEL_NAME,

@@ -7,12 +7,12 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from llm_carbon_meter.data.azure_trace import code_quantiles, conversation_quantiles, quantile
 from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.physics.kernels import weight_memory_bytes
 from llm_carbon_meter.physics.model_list import built_in_config
 from llm_carbon_meter.physics.model_specs import ModelSpec, model_spec
 from llm_carbon_meter.physics.number_formats import with_dtype
-from llm_carbon_meter.predictor.azure import code_quantiles, conversation_quantiles, quantile
 from llm_carbon_meter.training.data.configurations import (
     NOTHING_LOCKED,
     PAPER_RADIUS,
