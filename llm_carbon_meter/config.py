@@ -224,11 +224,11 @@ _OTHER_VARIABLES: Final = {DATA_VARIABLE}
 
 
 def _unknown(cls: type[Config], environment: Mapping[str, str]) -> list[ConfigError]:
-    known = {PREFIX + setting.name.upper() for setting in fields(cls)} | _OTHER_VARIABLES
+    names = {PREFIX + setting.name.upper() for setting in fields(cls)} | _OTHER_VARIABLES
     return [
         ConfigError(f"{name} is not a setting of llm_carbon_meter; see the table in its README")
         for name in environment
-        if name.startswith(PREFIX) and name not in known
+        if name.startswith(PREFIX) and name not in names
     ]
 
 

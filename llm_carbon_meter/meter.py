@@ -21,7 +21,7 @@ from llm_carbon_meter.physics.gpu_specs import GpuSpec, gpu_spec
 from llm_carbon_meter.physics.kernels import step_costs
 from llm_carbon_meter.physics.model_specs import ModelSpec
 from llm_carbon_meter.physics.step_work import CostModel
-from llm_carbon_meter.power.contention import Neighbours, Watch
+from llm_carbon_meter.power.contention import OtherProcesses, Watch
 from llm_carbon_meter.power.modelled import ModelledMeter
 from llm_carbon_meter.power.nvml.nvml_meter import NvmlMeter, open_nvml, worst
 from llm_carbon_meter.power.power_meter import PowerMeter
@@ -134,7 +134,9 @@ def _watch(power: PowerMeter, engine_pid: int, faults: Faults) -> Watch | None:
     """Others on a GPU can be seen where NVML reads it."""
     if not isinstance(power, NvmlMeter):
         return None
-    return Watch(power.review, Neighbours(engine_pid, runtime_folder(), power.gpus, faults), faults)
+    return Watch(
+        power.review, OtherProcesses(engine_pid, runtime_folder(), power.gpus, faults), faults
+    )
 
 
 class EngineMeter:
@@ -288,7 +290,9 @@ class EngineMeter:
             source=self._power.source,
             gpus=tuple(gpus),
             account_grams=tuple(self._ledger.account_grams.tolist()),
-            embodied_grams=() if rate is None else tuple(rate * sum(each) for each in seconds),
+            embodied_grams=()
+            if rate is None
+            else tuple(rate * sum(of_gpus) for of_gpus in seconds),
             intensity=self._grid.now,
             steps=dict(self._ledger.counts.steps),
             tokens=dict(self._ledger.counts.tokens),

@@ -231,7 +231,7 @@ class RequestEnergy:
     operational_grams: float
     """gCO2eq: joules / 3.6e6 x PUE x intensity (Eq 1 of the LLMCO2 paper)."""
     gpu_seconds: float
-    """Its share of the time of every GPU, divided as the joules are."""
+    """The request's share of the time of every GPU, divided as the joules are."""
     embodied_grams: float | None
     """gCO2eq of the hardware's making in that time; None where the settings leave it out."""
     prompt_tokens: int
@@ -255,7 +255,7 @@ class RequestEnergy:
 
     @property
     def decode_joules(self) -> float:
-        """Likewise."""
+        """For users of `meter_generate`, likewise."""
         return self.accounts.decode
 
 
@@ -327,7 +327,7 @@ class EngineTotals:
     sampler_gap_s: float = 0.0
     """Since the last reading."""
     sampler_read_s: float = 0.0
-    """That a reading of all GPUs takes, of late."""
+    """Seconds that a reading of all GPUs takes, of late."""
     open_requests: int = 0
 
     @property
@@ -426,7 +426,7 @@ class RequestRecord:
     """What was known, and shown in headers, when the answer left."""
     estimate: EnergyEstimate | None
     conditional: EnergyEstimate | None
-    """The same for the true length and the company that it had; None until these are known."""
+    """The estimate given the true length and concurrency; None until these are known."""
     features: Features
     intensity_g_per_kwh: float
     intensity_source: str

@@ -14,10 +14,10 @@ from studies import COLOURS, ENGINE, VERSION, bind, deploy, figure, keep, making
 
 from llm_carbon_meter.carbon.emissions import operational_grams
 from llm_carbon_meter.carbon.intensity import annual
+from llm_carbon_meter.data.azure_trace import conversation_quantiles, quantile
 from llm_carbon_meter.physics.gpu_specs import GpuSpec, gpu_specs
 from llm_carbon_meter.physics.kernels import weight_memory_bytes
 from llm_carbon_meter.physics.model_specs import ModelSpec
-from llm_carbon_meter.predictor.azure import conversation_quantiles, quantile
 from llm_carbon_meter.units import JOULES_PER_KILOWATT_HOUR
 
 MODEL = "Llama-3.1-8B"

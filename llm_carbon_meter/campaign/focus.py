@@ -90,22 +90,22 @@ def focus(plan: Plan, file: Measurements, gpu: str, end_s: float) -> None:
     test = _measured(locked.configurations, plan, file, gpu, end_s)
     if test:
         rows = list(test.values())
-        found = errors(column(rows, "energy_joules"), done.predict(rows), column(rows, "weight"))
-        print(f"on {len(rows)} of the test set, locked away before: MAPE {found.mape:.1f} %")
+        judged = errors(column(rows, "energy_joules"), done.predict(rows), column(rows, "weight"))
+        print(f"on {len(rows)} of the test set, locked away before: MAPE {judged.mape:.1f} %")
 
 
 def _teaching(models: Sequence[str]) -> list[str]:
-    """Those of which training takes rows.
+    """The models of which training takes rows.
 
     Raises:
         MeterError: none.
     """
-    kept = [name for name in models if not why_withheld({"model": name}, "", "", "")]
-    if not kept:
+    teaching = [name for name in models if not why_withheld({"model": name}, "", "", "")]
+    if not teaching:
         raise MeterError(
             f"--models {' '.join(models)}: training leaves all of them out; add others"
         )
-    return kept
+    return teaching
 
 
 def _measured(
@@ -119,14 +119,18 @@ def _measured(
     by_model = sorted(configurations, key=_served)
     jobs = []
     for _, same in groupby(by_model, key=_served):
-        each = list(same)
-        jobs.append(lacking(_job(plan, each[0], gpu), map(_load, each), plan.repetitions, file))
+        alike = list(same)
+        jobs.append(lacking(_job(plan, alike[0], gpu), map(_load, alike), plan.repetitions, file))
     measure(jobs, file, end_s)
     rows: dict[tuple[Any, ...], Row] = {}
     for row in table_of(file.rows).rows:
         if row.task != PREFILL:
             rows[_key(Configuration.of(row))] = row
-    return {one: rows[_key(one)] for one in configurations if _key(one) in rows}
+    return {
+        configuration: rows[_key(configuration)]
+        for configuration in configurations
+        if _key(configuration) in rows
+    }
 
 
 def _served(one: Configuration) -> tuple[str, str, int]:

@@ -83,8 +83,8 @@ class CounterGauge:
         time.sleep(seconds)
         after = self._tick(0.0)
         return sum(
-            (after[gpu].joules - each.joules) / (after[gpu].monotonic_s - each.monotonic_s)
-            for gpu, each in before.items()
+            (after[gpu].joules - reading.joules) / (after[gpu].monotonic_s - reading.monotonic_s)
+            for gpu, reading in before.items()
         )
 
     def measure(self, work: Callable[[], None], idle_watts: float) -> Span:
@@ -94,11 +94,11 @@ class CounterGauge:
         work()
         ended_s = time.monotonic()
         after = self._tick(ended_s)
-        joules = sum(after[gpu].joules - each.joules for gpu, each in before.items())
+        joules = sum(after[gpu].joules - reading.joules for gpu, reading in before.items())
         # A reading's time is that of the energy, which a slow counter shows later.
         rest_s = sum(
-            (begun_s - each.monotonic_s) + (after[gpu].monotonic_s - ended_s)
-            for gpu, each in before.items()
+            (begun_s - reading.monotonic_s) + (after[gpu].monotonic_s - ended_s)
+            for gpu, reading in before.items()
         ) / len(before)
         return Span(joules - idle_watts * rest_s, ended_s - begun_s)
 

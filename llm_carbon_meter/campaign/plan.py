@@ -25,7 +25,7 @@ MODELS: Final = (
 )
 """Of the built-in list; those of the paper that fit one GPU of 80 GB, and today's."""
 LOADS: Final = (
-    # Medians of the Azure traces, conversation (1020, 129) and code (1469, 13), in growing company.
+    # Medians of the Azure traces at growing concurrency: conversation (1020, 129), code (1469, 13).
     *(Load(1, 1020, 129), Load(8, 1020, 129), Load(32, 1020, 129), Load(1, 1469, 13)),
     # Then along each axis.
     *(Load(8, 1469, 13), Load(1, 128, 129), Load(1, 4000, 129), Load(64, 256, 64)),
@@ -79,7 +79,7 @@ def make_plan(
         if not tiny and not is_checkpoint(name):
             built_in_model(name)
     devices = listed_devices(gpus) if gpus else []
-    if len(devices) < len([each for each in gpus.split(",") if each]):
+    if len(devices) < len([device for device in gpus.split(",") if device]):
         raise ConfigError(f"--gpus {gpus}: expected indices or UUIDs of nvidia-smi, as in 0,1")
     if engine == "transformers" and len(devices) > 1:
         raise ConfigError(f"--gpus {gpus}: with transformers a campaign uses one GPU; name one")

@@ -33,7 +33,7 @@ class Status(StrEnum):
 
     OK = "ok"
     OUT_OF_MEMORY = "out_of_memory"
-    """It never fits; not tried again."""
+    """The batch never fits; the campaign does not try it again."""
     THROTTLED = "throttled"
     """Heat or the power supply slowed the GPU down; joules are those of a slow GPU."""
     UNSTABLE = "unstable"
@@ -81,8 +81,8 @@ class Measurements:
 
     def append(self, row: Row) -> None:
         """Write a row; it survives whatever happens next."""
-        known = {name: value for name, value in row.items() if value is not None}
-        cells = [str(known.get(column, "")) for column in COLUMNS]
+        values = {name: value for name, value in row.items() if value is not None}
+        cells = [str(values.get(column, "")) for column in COLUMNS]
         self.rows.append(dict(zip(COLUMNS, cells, strict=True)))
         self._write(cells)
 

@@ -65,7 +65,7 @@ def measure(jobs: Sequence[Job], file: Measurements, end_s: float) -> None:
         MeterError: a worker cannot measure at all.
     """
     jobs = [job for job in jobs if job.occasions]
-    total = sum(each.wanted for job in jobs for each in job.occasions)
+    total = sum(occasion.wanted for job in jobs for occasion in job.occasions)
     with tqdm(total=total, desc="repetitions", unit="row") as bar:
         for number, job in enumerate(jobs):
             left_s = end_s - time.monotonic()

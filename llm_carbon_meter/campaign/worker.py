@@ -77,7 +77,7 @@ def _measure(job: Job, gauge: Gauge, states: StateReader | None) -> Iterator[Row
             job.checkpoint,
             job.dtype,
             job.tensor_parallel,
-            [each.load for each in job.occasions],
+            [occasion.load for occasion in job.occasions],
         )
     except OutOfMemory as error:
         yield from _none(job, common, Status.OUT_OF_MEMORY, error)
@@ -88,14 +88,16 @@ def _measure(job: Job, gauge: Gauge, states: StateReader | None) -> Iterator[Row
         traceback.print_exc()
         yield from _none(job, common, Status.FAILED, error)
         return
-    for each in job.occasions:
-        for row in _repetitions(job, each, engine, gauge, states):
-            yield common | _of(each) | row
+    for occasion in job.occasions:
+        for row in _repetitions(job, occasion, engine, gauge, states):
+            yield common | _of(occasion) | row
 
 
 def _none(job: Job, common: Row, status: Status, error: Exception) -> Iterator[Row]:
     """Nothing of a model could be measured."""
-    return ({**common, **_of(each), **_not_measured(status, error)} for each in job.occasions)
+    return (
+        {**common, **_of(occasion), **_not_measured(status, error)} for occasion in job.occasions
+    )
 
 
 def _repetitions(
@@ -198,8 +200,8 @@ class _Work:
 
 
 def _known(choose: Callable[[list[float]], float], *values: float | None) -> float | None:
-    known = [value for value in values if value is not None]
-    return choose(known) if known else None
+    numbers = [value for value in values if value is not None]
+    return choose(numbers) if numbers else None
 
 
 def _seconds(call: Callable[[], None]) -> float:

@@ -51,7 +51,7 @@ def _table() -> Mapping[str, CarbonIntensity]:
 
 def zones() -> list[str]:
     """Zones of the table: ISO 3166 codes of countries, and ``world``."""
-    return [one.zone for one in _table().values()]
+    return [intensity.zone for intensity in _table().values()]
 
 
 def annual(zone: str) -> CarbonIntensity:

@@ -18,7 +18,7 @@ class Verdict(StrEnum):
 
     OK = "ok"
     NOTE = "note"
-    """It works, and somebody should know."""
+    """The part works, and its operator should know something."""
     FAILS = "FAILS"
     """Nothing is metered until this is mended."""
 
@@ -31,7 +31,7 @@ class Finding:
     verdict: Verdict
     text: str
     figures: Mapping[str, Any] = field(default_factory=dict)
-    """The same for programs, where there are numbers."""
+    """Numbers of the finding, for programs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class Report:
 
     def json(self) -> str:
         """For programs."""
-        found = {
+        report = {
             "works": self.works,
             "quality": self.quality if self.works else None,
             "findings": [
@@ -68,7 +68,7 @@ class Report:
                 for f in self.findings
             ],
         }
-        return json.dumps(found, indent=2)
+        return json.dumps(report, indent=2)
 
 
 def _block(finding: Finding, width: int) -> str:

@@ -129,9 +129,9 @@ def _counter(gpu: GpuFacts, seen: Polled) -> Finding:
 
 
 def _lag(gpu: GpuFacts, seen: Polled) -> str:
-    known, now_s = measured(gpu.name), lag_s(seen)
-    if known is not None:
-        return f"on this type {_ms(known.period_s)} and a lag of {_ms(known.lag_s)} were measured"
+    usual, now_s = measured(gpu.name), lag_s(seen)
+    if usual is not None:
+        return f"on this type {_ms(usual.period_s)} and a lag of {_ms(usual.lag_s)} were measured"
     return "lag not to be seen at this steady power" if now_s is None else f"lag {_ms(now_s)}"
 
 
@@ -147,11 +147,11 @@ def _figures(seen: Polled) -> dict[str, Any]:
 
 def _processes(listed: Sequence[int]) -> Finding:
     own = own_processes(listed, os.getpid())
-    found = sharing(listed, own, host_numbers=sees_host_numbers(listed))
-    figures = {"sharing": found, "processes": list(listed)}
-    if found is Sharing.ALONE:
+    shared = sharing(listed, own, host_numbers=sees_host_numbers(listed))
+    figures = {"sharing": shared, "processes": list(listed)}
+    if shared is Sharing.ALONE:
         return Finding("  shared", Verdict.OK, "nobody else computes here", figures)
-    if found is Sharing.UNKNOWN:
+    if shared is Sharing.UNKNOWN:
         text = "unknown: NVML numbers processes otherwise than this container"
         return Finding("  shared", Verdict.OK, text, figures)
     text = (

@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from llm_carbon_meter.config import Config
+from llm_carbon_meter.data.azure_trace import conversation_quantiles
 from llm_carbon_meter.demo import picture, table
 from llm_carbon_meter.demo.replay import Answer, Prompts, replay
 from llm_carbon_meter.demo.trace import draw
 from llm_carbon_meter.power.replay import read_trace
-from llm_carbon_meter.predictor.azure import conversation_quantiles
 from llm_carbon_meter.testing.scrape import Scrape, Watch, fetch_record, scrape
 from llm_carbon_meter.testing.servers import (
     MODEL_NAME,
@@ -251,7 +251,7 @@ def _keep(server: Server, result: Result) -> None:
 
 def _invitation(server: Server, result: Result) -> str:
     url = server.url
-    known = [answer.response_id for answer in result.answers if answer.response_id]
+    response_ids = [answer.response_id for answer in result.answers if answer.response_id]
     chat = {
         "model": server.model_name,
         "messages": [{"role": "user", "content": "Hello"}],
@@ -265,7 +265,7 @@ def _invitation(server: Server, result: Result) -> str:
             f"  {post} '{json.dumps(chat)}'",
             f"  {post} '{json.dumps({**chat, 'stream': True})}'",
             f"  {estimate} '{json.dumps(chat)}'",
-            f"  curl {url}/v1/carbon/requests/{known[-1] if known else 'ID'}",
+            f"  curl {url}/v1/carbon/requests/{response_ids[-1] if response_ids else 'ID'}",
             f"  curl -s {url}/metrics | grep llm_carbon_meter",
         ]
     )

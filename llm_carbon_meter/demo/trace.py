@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llm_carbon_meter.predictor.azure import conversation_quantiles, quantile
+from llm_carbon_meter.data.azure_trace import conversation_quantiles, quantile
 
 
 @dataclass(frozen=True, slots=True)

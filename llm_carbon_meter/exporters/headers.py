@@ -78,7 +78,7 @@ def record_json(record: RequestRecord) -> dict[str, Any]:
 
 
 def record_text(record: RequestRecord) -> str:
-    """The same as text, on one line."""
+    """The record's JSON as text, on one line."""
     return msgspec.json.encode(record_json(record)).decode()
 
 

@@ -236,9 +236,9 @@ class PrometheusExporter:
         self, common: tuple[str, str], figures: RequestEnergy | EnergyEstimate, source: Source
     ) -> None:
         grams = {"operational": figures.operational_grams, "embodied": figures.embodied_grams}
-        for scope, each in grams.items():
-            if each is not None:
-                self._request_grams.labels(*common, scope, source).observe(each)
+        for scope, value in grams.items():
+            if value is not None:
+                self._request_grams.labels(*common, scope, source).observe(value)
 
     def _observe(
         self, common: tuple[str, str], phases: Mapping[str, float], source: Source
@@ -252,9 +252,9 @@ class PrometheusExporter:
             self._count_gpu(session, (*common, gpu.gpu, totals.source), gpu)
         scopes = {"operational": totals.account_grams, "embodied": totals.embodied_grams}
         for scope, grams in scopes.items():
-            for account, each in zip(Account, grams, strict=False):  # none where it is left out
+            for account, amount in zip(Account, grams, strict=False):  # none where it is left out
                 labels = (*common, scope, account.label, totals.source)
-                self._raise(self._grams, session, labels, each)
+                self._raise(self._grams, session, labels, amount)
         for counter, values in (
             (self._steps, totals.steps),
             (self._tokens, totals.tokens),
@@ -301,11 +301,11 @@ class _Together(Collector):
         self._updating = updating
 
     def describe(self) -> Iterable[Metric]:
-        """Their names, so that nobody else registers them."""
+        """The metrics' names, so that nobody else registers them."""
         return [family for metric in self._metrics for family in metric.describe()]
 
     def collect(self) -> Iterable[Metric]:
-        """Their values at one moment."""
+        """The metrics' values at one moment."""
         with self._updating:
             return [family for metric in self._metrics for family in metric.collect()]
 

@@ -88,11 +88,11 @@ class DriftWatch:
 
     def _text(self, verdict: Verdict, report: DriftReport, now_s: float, changed_s: float) -> str:
         who = f"llm_carbon_meter: drift: estimates of {self._model_name}, engine {verdict.engine}, "
-        found = describe(report, now_s)
+        errors = describe(report, now_s)
         if not verdict.drifting:
-            return f"{who}are right again after {changed_s:.0f} s: {found}."
+            return f"{who}are right again after {changed_s:.0f} s: {errors}."
         limit = f"the threshold is {self._config.drift_threshold:.0%}"
-        return f"{who}are off: {found}; {limit}. {ADVICE}"
+        return f"{who}are off: {errors}; {limit}. {ADVICE}"
 
 
 def describe(report: DriftReport, now_s: float) -> str:

@@ -33,8 +33,8 @@ class RecordStore:
                 self._remove(next(iter(self._records)))
 
     def _remove(self, key: str) -> None:
-        kept = self._records.pop(key, None)
-        for name in kept.ids if kept else ():
+        record = self._records.pop(key, None)
+        for name in record.ids if record else ():
             keys = self._index[name]
             keys.remove(key)
             if not keys:

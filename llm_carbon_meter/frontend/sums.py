@@ -17,15 +17,15 @@ def sum_estimates(estimates: Sequence[EnergyEstimate]) -> EnergyEstimate:
     if len(estimates) == 1:
         return estimates[0]
     fields = ("prefill_joules", "decode_joules", "low_joules", "high_joules", "output_tokens")
-    totals = {name: sum(getattr(each, name) for each in estimates) for name in fields}
-    joules = sum(each.joules for each in estimates)
+    totals = {name: sum(getattr(estimate, name) for estimate in estimates) for name in fields}
+    joules = sum(estimate.joules for estimate in estimates)
     # The calibration may have moved from one to the next.
-    calibrated = sum(each.joules * each.calibration for each in estimates)
+    calibrated = sum(estimate.joules * estimate.calibration for estimate in estimates)
     return dataclasses.replace(
         estimates[0],
         **totals,
-        operational_grams=sum(each.operational_grams for each in estimates),
-        embodied_grams=_sum_known(each.embodied_grams for each in estimates),
+        operational_grams=sum(estimate.operational_grams for estimate in estimates),
+        embodied_grams=_sum_known(estimate.embodied_grams for estimate in estimates),
         calibration=calibrated / joules,
     )
 
@@ -42,27 +42,29 @@ def sum_energies(energies: Sequence[RequestEnergy]) -> RequestEnergy:
         "output_tokens",
         "num_steps",
     )
-    steps = sum(each.num_steps for each in energies)
-    running = sum(each.mean_running * each.num_steps for each in energies)
-    final = all(each.status is Status.FINAL for each in energies)
+    steps = sum(energy.num_steps for energy in energies)
+    running = sum(energy.mean_running * energy.num_steps for energy in energies)
+    final = all(energy.status is Status.FINAL for energy in energies)
     return dataclasses.replace(
         energies[0],
-        accounts=reduce(add, (each.accounts for each in energies)),
-        **{name: sum(getattr(each, name) for each in energies) for name in fields},
-        embodied_grams=_sum_known(each.embodied_grams for each in energies),
+        accounts=reduce(add, (energy.accounts for energy in energies)),
+        **{name: sum(getattr(energy, name) for energy in energies) for name in fields},
+        embodied_grams=_sum_known(energy.embodied_grams for energy in energies),
         status=Status.FINAL if final else Status.PROVISIONAL,
-        quality=max((each.quality for each in energies), key=lambda quality: Quality(quality).rank),
-        outcome=max((each.outcome for each in energies), key=_OUTCOMES.index),
+        quality=max(
+            (energy.quality for energy in energies), key=lambda quality: Quality(quality).rank
+        ),
+        outcome=max((energy.outcome for energy in energies), key=_OUTCOMES.index),
         mean_running=running / steps if steps else 0.0,
-        first_step_s=min(each.first_step_s for each in energies),
-        last_step_s=max(each.last_step_s for each in energies),
+        first_step_s=min(energy.first_step_s for energy in energies),
+        last_step_s=max(energy.last_step_s for energy in energies),
     )
 
 
 def _sum_known(figures: Iterable[float | None]) -> float | None:
     """None where one is not known."""
-    known = list(figures)
-    return None if None in known else sum(filter(None, known))
+    values = list(figures)
+    return None if None in values else sum(filter(None, values))
 
 
 def stopped(energy: RequestEnergy) -> RequestEnergy:

@@ -43,8 +43,8 @@ def allreduce_shares(rows: StepRows, durations: Floats, model: CostModel) -> Flo
     sent = model.costs.network_per_token * rows.per_step(rows.new_tokens)
     sent += model.costs.network_per_sample * rows.per_step(rows.sampled)
     exchange_s = sent / model.gpu.link_bytes_per_s
-    found: Floats = exchange_s / np.maximum(np.maximum(durations, exchange_s), TINY)
-    return found
+    shares_of_time: Floats = exchange_s / np.maximum(np.maximum(durations, exchange_s), TINY)
+    return shares_of_time
 
 
 def step_watts(loads: Floats, coefficients: StepCoefficients) -> Floats:

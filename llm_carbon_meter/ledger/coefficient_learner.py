@@ -116,18 +116,18 @@ class Fit:
         """Coefficients; ``ridge`` is the weight of the start for each of them."""
         moments = self.moments + np.diag(ridge)
         products = self.products + ridge * self.start
-        found = np.full(len(self.start), LEAST)
-        free = np.ones(len(found), np.bool_)
+        solution = np.full(len(self.start), LEAST)
+        free = np.ones(len(solution), np.bool_)
         # Whoever falls below the bound is held there, and the others are solved again.
         while free.any():
-            rest = products[free] - moments[np.ix_(free, ~free)] @ found[~free]
-            found[free] = np.linalg.solve(moments[np.ix_(free, free)], rest)
-            low = free & (found < LEAST)
+            rest = products[free] - moments[np.ix_(free, ~free)] @ solution[~free]
+            solution[free] = np.linalg.solve(moments[np.ix_(free, free)], rest)
+            low = free & (solution < LEAST)
             if not low.any():
                 break
-            found[low] = LEAST
+            solution[low] = LEAST
             free &= ~low
-        return found
+        return solution
 
 
 @dataclass(slots=True)
@@ -197,8 +197,8 @@ class CoefficientLearner:
         """Steps and the seconds that they took; relative errors count."""
         took = durations > 0
         parts = work.basis[:, took] / durations[took]
-        kept = float(np.exp(-durations.sum() / MEMORY_S))
-        self._time.see(parts @ parts.T, parts.sum(axis=1), kept)
+        memory = float(np.exp(-durations.sum() / MEMORY_S))
+        self._time.see(parts @ parts.T, parts.sum(axis=1), memory)
 
     def see_tick(
         self,

@@ -31,7 +31,7 @@ class Division(NamedTuple):
     busy_expected_joules: float
     """As the coefficients expect the steps."""
     expected_joules: float
-    """And the gaps with them."""
+    """As the coefficients expect steps and gaps."""
 
 
 def divide(tick: Tick, steps: OpenSteps, coefficients: StepCoefficients) -> Division:
@@ -62,7 +62,7 @@ class RowShares(NamedTuple):
     """A division's steps, divided over their rows: one per scheduled request."""
 
     keys: Ints
-    """Whose, and on which account, as `open_requests` has them."""
+    """Request and account of each row, as `open_requests` has them."""
     joules: Floats
     seconds: Floats
 

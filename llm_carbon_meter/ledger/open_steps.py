@@ -60,7 +60,7 @@ class OpenSteps(NamedTuple):
         return slice(first, first + int(self.counts[steps].sum()))
 
     def append(self, other: Self) -> Self:
-        """These steps and later ones."""
+        """Columns of these steps and of later ones."""
         pairs: Any = zip(self, other, strict=True)
         return type(self)(*(np.concatenate(pair) for pair in pairs))
 

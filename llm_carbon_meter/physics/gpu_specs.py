@@ -102,9 +102,9 @@ def gpu_spec(name: str) -> GpuSpec:
     if _key(name) in specs:
         return specs[_key(name)]
     near = difflib.get_close_matches(_key(name), specs, n=1, cutoff=0.0)
-    known = ", ".join(dict.fromkeys(spec.name for spec in specs.values()))
+    names = ", ".join(dict.fromkeys(spec.name for spec in specs.values()))
     raise SpecError(
-        f"GPU {name!r} is not in data/gpus.toml; nearest is {specs[near[0]].name}; known: {known}"
+        f"GPU {name!r} is not in data/gpus.toml; nearest is {specs[near[0]].name}; known: {names}"
     )
 
 

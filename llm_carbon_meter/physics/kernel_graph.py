@@ -94,9 +94,9 @@ def _mlp_input(model: ModelSpec, names: Collection[str]) -> list[Edge]:
 
 def _without_missing(edges: Iterable[Edge], names: Collection[str]) -> tuple[Edge, ...]:
     """Edges between kernels that are there, bypassing the ones that are not."""
-    kept = [edge for edge in edges if all(end in names or end in _BYPASSED for end in edge)]
+    present = [edge for edge in edges if all(end in names or end in _BYPASSED for end in edge)]
     for missing in sorted(_BYPASSED - set(names)):
-        sources = [source for source, target in kept if target == missing]
-        targets = [target for source, target in kept if source == missing]
-        kept = [edge for edge in kept if missing not in edge] + fan(sources, targets)
-    return tuple(dict.fromkeys(kept))
+        sources = [source for source, target in present if target == missing]
+        targets = [target for source, target in present if source == missing]
+        present = [edge for edge in present if missing not in edge] + fan(sources, targets)
+    return tuple(dict.fromkeys(present))

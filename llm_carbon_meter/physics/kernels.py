@@ -440,7 +440,7 @@ class KernelTotals:
 
 
 class Phases(NamedTuple):
-    """The same kernels in the same order, once for each phase."""
+    """Kernels of a model in one order, once for each phase."""
 
     prefill: tuple[KernelTotals, ...]
     decode: tuple[KernelTotals, ...]

@@ -101,7 +101,7 @@ class ModelSpec:
     weight_bytes: float = 2.0
     """[D_W] per element of a linear kernel"""
     expert_weight_bytes: float = 2.0
-    """The same of an expert."""
+    """Bytes of an expert's weight."""
     plain_weight_bytes: float = 2.0
     """[D_W,emb, D_W,head] embedding, LM head, router, norms and biases"""
     compute: str = "bfloat16"

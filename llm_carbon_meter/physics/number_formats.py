@@ -26,7 +26,7 @@ class WeightFormat:
     linear_bytes: float
     """Per weight of a linear kernel, scales and zero points included [D_W]."""
     expert_bytes: float
-    """The same of an expert."""
+    """Bytes of an expert's weight."""
     plain_bytes: float
     """Per element of what is left as it is: embedding, LM head, router, norms, biases."""
     compute: str
@@ -82,7 +82,7 @@ def _grouped_bytes(scheme: Mapping[str, Any], *, zero_points: bool) -> float:
 
 
 def _compressed_tensors(quantisation: Mapping[str, Any], plain: WeightFormat) -> WeightFormat:
-    """Its first group: further ones are rare, and refine single layers."""
+    """The format's first group: further groups are rare, and refine single layers."""
     groups = quantisation.get("config_groups") or {}
     if not groups:  # only the method's name is known
         return _uniform(plain, 1.0, "fp8")
@@ -133,8 +133,8 @@ def with_dtype(config: Mapping[str, Any], dtype: str) -> Mapping[str, Any]:
     if not dtype:
         return config
     if dtype not in PLAIN_DTYPES and dtype not in QUANTISED_DTYPES:
-        known = ", ".join((*PLAIN_DTYPES, *QUANTISED_DTYPES))
-        raise SpecError(f"number format {dtype!r} is not known; known: {known}")
+        names = ", ".join((*PLAIN_DTYPES, *QUANTISED_DTYPES))
+        raise SpecError(f"number format {dtype!r} is not known; known: {names}")
     inner = config.get("text_config")
     text = inner if isinstance(inner, Mapping) else {}
     own = text.get("quantization_config") or config.get("quantization_config") or {}

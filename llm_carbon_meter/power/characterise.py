@@ -41,7 +41,7 @@ class Polled:
 
     @property
     def period_s(self) -> float | None:
-        """Their median; None where it hardly moved."""
+        """Median period of a counter; None where the counter hardly moved."""
         return float(np.median(self.intervals_s)) if len(self.intervals_s) > 1 else None
 
     @property
@@ -79,7 +79,7 @@ def poll(
         for reading in together:
             readings[reading.gpu].append(reading)
         time.sleep(pause_s)
-    return {gpu: _polled(found) for gpu, found in readings.items() if found}, np.array(took_s)
+    return {gpu: _polled(seen) for gpu, seen in readings.items() if seen}, np.array(took_s)
 
 
 def _polled(readings: Sequence[EnergyReading]) -> Polled:

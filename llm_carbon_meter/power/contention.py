@@ -70,7 +70,7 @@ def ancestry(pid: int, parent: Callable[[int], int] = parent_of) -> list[int]:
 def own_processes(
     listed: Collection[int], engine_pid: int, parent: Callable[[int], int] = parent_of
 ) -> set[int]:
-    """Those below an engine, its workers, and those above it, its server."""
+    """Processes below an engine (its workers) and above it (its server)."""
     above = ancestry(engine_pid, parent)
     return {pid for pid in listed if pid in above or engine_pid in ancestry(pid, parent)}
 
@@ -113,8 +113,8 @@ class GpuClaim:
         self._file.close()
 
 
-class Neighbours:
-    """Judges the GPUs of one engine.
+class OtherProcesses:
+    """Judges whether others compute on the GPUs of one engine.
 
     Args:
         engine_pid: the engine's process.
@@ -150,15 +150,15 @@ class Watch:
 
     Args:
         review: judges every GPU, `NvmlMeter.review`.
-        neighbours: gives the judgement; closed by `stop`.
+        others: gives the judgement; closed by `stop`.
         faults: where failing reviews are counted.
     """
 
     def __init__(
-        self, review: Callable[[Judge], None], neighbours: Neighbours, faults: Faults
+        self, review: Callable[[Judge], None], others: OtherProcesses, faults: Faults
     ) -> None:
         self._review = review
-        self._neighbours = neighbours
+        self._others = others
         self._faults = faults
         self._service = Service("llm-carbon-watch", self._turn, self._failed)
 
@@ -169,10 +169,10 @@ class Watch:
     def stop(self) -> None:
         """Stop reviewing; a driver that does not answer is not waited for."""
         self._service.stop(timeout_s=0.5)
-        self._neighbours.close()
+        self._others.close()
 
     def _turn(self) -> float:
-        self._review(self._neighbours.on)
+        self._review(self._others.on)
         return REVIEW_S
 
     def _failed(self, error: Exception) -> float:

@@ -50,8 +50,8 @@ class Trace:
         """Joules since time 0 and watts of a GPU; the trace repeats for ever."""
         segments = self.segments[gpu]
         repeats, within_s = divmod(t_s, self.length_s)
-        found = bisect_right(segments, within_s, key=lambda segment: segment.start_s) - 1
-        joules, watts = segments[found].at(within_s)
+        place = bisect_right(segments, within_s, key=lambda segment: segment.start_s) - 1
+        joules, watts = segments[place].at(within_s)
         return repeats * segments[-1].at(self.length_s)[0] + joules, watts
 
 
@@ -70,14 +70,14 @@ class ReplayMeter:
             PowerError: the file cannot be read, a line is broken, or it has too few GPUs.
         """
         self._trace = read_trace(Path(path))
-        found = list(self._trace.segments)
-        if len(found) < gpus:
+        segments = list(self._trace.segments)
+        if len(segments) < gpus:
             raise PowerError(
-                f"{path}: the trace has {len(found)} GPUs ({', '.join(found)}), this engine uses "
-                f"{gpus}; record one with enough GPUs, or set LLM_CARBON_METER_POWER=modelled"
+                f"{path}: the trace has {len(segments)} GPUs ({', '.join(segments)}), this engine "
+                f"uses {gpus}; record one with enough GPUs, or set LLM_CARBON_METER_POWER=modelled"
             )
-        self.gpus: Sequence[str] = tuple(f"replay-{name}" for name in found[:gpus])
-        self._joules = dict.fromkeys(found[:gpus], 0.0)
+        self.gpus: Sequence[str] = tuple(f"replay-{name}" for name in segments[:gpus])
+        self._joules = dict.fromkeys(segments[:gpus], 0.0)
         self._clock = clock
         self._start_s = clock()
         self._closed = False
@@ -183,11 +183,11 @@ def _check_order(path: Path, before: Sequence[_Row], row: _Row, column: str) -> 
         return
     last = before[-1]
     if row.t_s < last.t_s + MIN_STEP_S:
-        found = f"t_s {row.t_s!r} of GPU {row.gpu[:80]!r} follows {last.t_s!r}"
-        raise _broken(path, row.number, found, f"let it rise by {MIN_STEP_S:g} s or more")
+        fault = f"t_s {row.t_s!r} of GPU {row.gpu[:80]!r} follows {last.t_s!r}"
+        raise _broken(path, row.number, fault, f"let it rise by {MIN_STEP_S:g} s or more")
     if column == "joules" and row.value < last.value:
-        found = f"joules of GPU {row.gpu[:80]!r} fall from {last.value!r} to {row.value!r}"
-        raise _broken(path, row.number, found, "cut the trace where the counter was reset")
+        fault = f"joules of GPU {row.gpu[:80]!r} fall from {last.value!r} to {row.value!r}"
+        raise _broken(path, row.number, fault, "cut the trace where the counter was reset")
 
 
 def _watts_segments(rows: Sequence[_Row], length_s: float) -> list[Segment]:

@@ -18,7 +18,7 @@ MAX_PERIOD_S: Final = 0.5
 STOP_S: Final = 5.0
 """A driver that does not answer is waited for no longer."""
 READS_KEPT: Final = 15
-"""Their median is what a reading takes: one that was slow by chance changes nothing."""
+"""A reading takes the median of so many: one that was slow by chance changes nothing."""
 
 
 def spaced(period_s: float, read_s: float) -> float:

@@ -1,8 +1,8 @@
 """Corrects the shipped energy model for this deployment, by what the meter measures: one factor.
 
 Only measured joules of finished requests teach it, each against the estimate for its true length
-and company. A facility figure (the FLOP formula) is not calibrated: it counts what no GPU sensor
-sees, so that a factor on it would mean nothing.
+and concurrency. A facility figure (the FLOP formula) is not calibrated: it counts what no GPU
+sensor sees, so that a factor on it would mean nothing.
 """
 
 import math
@@ -161,7 +161,7 @@ class Calibration:
 def error_ratios(record: RequestRecord) -> Mapping[tuple[str, str], float]:
     """(estimated - measured) / measured by stage and basis; empty unless it was really measured.
 
-    ``conditional`` is given the true length and company, ``end_to_end`` is what was told before.
+    ``conditional`` is given the true length and concurrency; clients were told ``end_to_end``.
     """
     energy = record.energy
     if (

@@ -1,7 +1,7 @@
 """Whether estimates stay true: their error over a sliding window, and when it is too much.
 
 Judged by the requests that teach the calibration: really measured, finished, of trusted quality.
-Conditional errors, given the true length and company, are the predictor's; end to end ones hold
+Conditional errors, given the true length and concurrency, are the predictor's; end to end ones hold
 the guess of the answer's length too.
 """
 

@@ -19,10 +19,10 @@ Numbers = float | Floats
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """Everything a request's energy depends on beside itself and its company."""
+    """Everything a request's energy depends on beside its own length and the concurrency."""
 
     model: ModelSpec
-    """Its number formats included."""
+    """Shape, number formats included."""
     gpu: GpuSpec
     num_gpus: int
     """Of the tensor-parallel group."""
@@ -73,7 +73,7 @@ class EnergyModel(Protocol):
     name: str
     """flop, gnn"""
     facility: bool
-    """Its figures already contain the data centre's overhead."""
+    """Whether the model's figures contain the data centre's overhead already."""
 
     def bind(self, deployment: Deployment) -> BoundModel:
         """Prepare for one deployment.

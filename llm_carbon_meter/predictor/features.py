@@ -111,7 +111,7 @@ class DeploymentGraph:
         """
         model, gpu, parallel = deployment.model, deployment.gpu, deployment.num_gpus
         table, costs = kernel_table(model, parallel), cost_matrices(model, parallel)
-        peaks = np.array([1 / gpu.peak(one.peak) if one.peak else 0.0 for one in table])
+        peaks = np.array([1 / gpu.peak(item.peak) if item.peak else 0.0 for item in table])
         operations, moved = costs.operations, costs.weight_bytes + costs.other_bytes
         seconds = (
             operations * peaks[:, None],
@@ -120,13 +120,13 @@ class DeploymentGraph:
         )
         terms = term_matrix(model, gpu, parallel)
         time = terms[: len(GLOBAL_TERMS)].sum(0, keepdims=True)
-        sizes = np.array([[float(name == one) for one in SUMS] for name in SIZES])
+        sizes = np.array([[float(name == item) for item in SUMS] for name in SIZES])
         of_kernels = np.stack((operations, moved, costs.network_bytes, *seconds), axis=1)
         rows = (terms, time, sizes, of_kernels.reshape(-1, len(SUMS)))
         return cls(
             deployment,
             np.concatenate(rows).T.astype(np.float32, order="C"),
-            np.array([[one.count] for one in table], np.float32),
+            np.array([[item.count] for item in table], np.float32),
             _constants(deployment),
         )
 

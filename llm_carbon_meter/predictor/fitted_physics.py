@@ -90,13 +90,15 @@ def term_matrix(model: ModelSpec, gpu: GpuSpec, tensor_parallel: int) -> Floats:
     costs = cost_matrices(model, tensor_parallel)
     memory = 1 / gpu.bandwidth_bytes_per_s
     for number, kernel in enumerate(kernel_table(model, tensor_parallel)):
-        one = [kernel.count * table[number] for table in costs]
-        operations = one[0] / gpu.peak(kernel.peak) if kernel.peak else 0 * one[0]
-        for term, seconds in _terms(model, kernel, operations, one[1] * memory, one[2] * memory):
+        costs_of = [kernel.count * table[number] for table in costs]
+        operations = costs_of[0] / gpu.peak(kernel.peak) if kernel.peak else 0 * costs_of[0]
+        for term, seconds in _terms(
+            model, kernel, operations, costs_of[1] * memory, costs_of[2] * memory
+        ):
             matrix[term] = matrix[term] + seconds
-        matrix["network"] = matrix["network"] + one[3] / gpu.link_bytes_per_s
+        matrix["network"] = matrix["network"] + costs_of[3] / gpu.link_bytes_per_s
         matrix["launches"] = matrix["launches"] + MICRO * kernel.count * _unit("steps")
-        if one[3].any():
+        if costs_of[3].any():
             matrix["allreduces"] = matrix["allreduces"] + MICRO * kernel.count * _unit("steps")
     experts = MICRO * model.expert_layers * _unit("steps")
     matrix["expert_layers"] = experts
@@ -108,7 +110,7 @@ def term_matrix(model: ModelSpec, gpu: GpuSpec, tensor_parallel: int) -> Floats:
 
 
 def _unit(name: str) -> Floats:
-    return np.array([float(name == one) for one in SUMS])
+    return np.array([float(name == sum_name) for sum_name in SUMS])
 
 
 def _terms(

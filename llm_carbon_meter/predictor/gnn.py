@@ -55,18 +55,18 @@ class Network:
     @classmethod
     def of(cls, state: Mapping[str, Any], largest: float) -> "Network":
         """From the state of the torch module."""
-        one = {name: np.asarray(value, np.float32) for name, value in state.items()}
+        arrays = {name: np.asarray(value, np.float32) for name, value in state.items()}
         return cls(
-            one["sage_1.lin_rel.weight"].T,
-            one["sage_1.lin_root.weight"].T,
-            one["sage_1.lin_root.bias"],
-            one["sage_2.lin_rel.weight"].T,
-            one["sage_2.lin_root.weight"].T,
-            one["sage_2.lin_root.bias"],
-            one["linear_1.weight"].T,
-            one["linear_1.bias"],
-            one["linear_2.weight"][0],
-            float(one["linear_2.bias"][0]),
+            arrays["sage_1.lin_rel.weight"].T,
+            arrays["sage_1.lin_root.weight"].T,
+            arrays["sage_1.lin_root.bias"],
+            arrays["sage_2.lin_rel.weight"].T,
+            arrays["sage_2.lin_root.weight"].T,
+            arrays["sage_2.lin_root.bias"],
+            arrays["linear_1.weight"].T,
+            arrays["linear_1.bias"],
+            arrays["linear_2.weight"][0],
+            float(arrays["linear_2.bias"][0]),
             largest,
         )
 
@@ -82,7 +82,7 @@ class Weights:
     low: float
     """Logarithm of measured / predicted that 10 % of held-out architectures stay below."""
     high: float
-    """And 90 %."""
+    """Likewise, that 90 % stay below."""
     wider: float
     """Factor of that interval outside the domain."""
 
@@ -128,7 +128,7 @@ class BoundGnn:
         first = linked @ fixed @ network.neighbour_1[:kinds] + fixed @ network.own_1[:kinds]
         self._linked = linked.astype(np.float32)
         self._fixed = (first + network.bias_1)[:, None].astype(np.float32)
-        changing = (EXPAND @ one[kinds:] for one in (network.neighbour_1, network.own_1))
+        changing = (EXPAND @ matrix[kinds:] for matrix in (network.neighbour_1, network.own_1))
         self._layer_1 = np.concatenate(tuple(changing)).astype(np.float32)
         self._layer_2 = np.concatenate((network.neighbour_2, network.own_2))
         self._linear_1, same = np.split(
@@ -193,14 +193,14 @@ class BoundGnn:
 
 def _outside(weights: Weights, deployment: Deployment) -> str:
     """What of a deployment was not among the measurements; empty where all was."""
-    known = weights.physics.engines
+    measured = weights.physics.engines
     engine = engine_key(deployment.engine, deployment.engine_version)
     reasons = [
         deployment.model.approximation,
         f"GPU {deployment.gpu.name} not measured"
         if deployment.gpu.name not in weights.physics.gpus
         else "",
-        f"engine {engine or 'unknown'} not measured" if engine not in known else "",
+        f"engine {engine or 'unknown'} not measured" if engine not in measured else "",
     ]
     return "; ".join(filter(None, reasons))
 
@@ -257,9 +257,11 @@ def read_weights(data: bytes, card_text: str) -> Weights:
     """
     try:
         card = json.loads(card_text)
-        found = hashlib.sha256(data).hexdigest()
-        if found != card["sha256"]:
-            raise ValueError(f"its checksum is {found[:12]}…, the card says {card['sha256'][:12]}…")
+        checksum = hashlib.sha256(data).hexdigest()
+        if checksum != card["sha256"]:
+            raise ValueError(
+                f"its checksum is {checksum[:12]}…, the card says {card['sha256'][:12]}…"
+            )
         return weights_of(load(data), card)
     except (ValueError, KeyError, TypeError) as error:
         raise MeterError(f"{WEIGHTS} cannot be used: {error}; install the package again") from error

@@ -44,15 +44,15 @@ class OutputLengths:
         self._unseen += 1
         if self._unseen >= REFRESH:
             self._unseen = 0
-            kept = self._prior[:: 1 + len(self._served) // REFRESH]
-            self._sorted = np.sort(np.concatenate((kept, np.array(self._served, np.float64))))
+            prior = self._prior[:: 1 + len(self._served) // REFRESH]
+            self._sorted = np.sort(np.concatenate((prior, np.array(self._served, np.float64))))
 
     def forecast(self, max_tokens: int | None) -> LengthForecast:
         """Mean and 10 % and 90 % quantiles, cut at ``max_tokens``."""
-        known = self._sorted if max_tokens is None else np.minimum(self._sorted, max_tokens)
-        last = len(known) - 1
-        mean = float(np.add.reduce(known)) / len(known)  # a third of the time of known.mean()
-        low, high = float(known[round(0.1 * last)]), float(known[round(0.9 * last)])
+        lengths = self._sorted if max_tokens is None else np.minimum(self._sorted, max_tokens)
+        last = len(lengths) - 1
+        mean = float(np.add.reduce(lengths)) / len(lengths)  # a third of the time of known.mean()
+        low, high = float(lengths[round(0.1 * last)]), float(lengths[round(0.9 * last)])
         # Cut hard, the mean can lie below the 10 % quantile: an interval holds its own estimate.
         return LengthForecast(mean, min(low, mean), max(high, mean))
 

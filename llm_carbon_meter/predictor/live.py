@@ -3,9 +3,9 @@
 from dataclasses import replace
 from pathlib import Path
 
+from llm_carbon_meter.data.azure_trace import conversation_quantiles
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.formats.kept_state import KeptState
-from llm_carbon_meter.predictor.azure import conversation_quantiles
 from llm_carbon_meter.predictor.calibration import Calibration, State, identity, learnable_log_ratio
 from llm_carbon_meter.predictor.estimator import DeploymentEstimator
 from llm_carbon_meter.predictor.lengths import OutputLengths, exact_length
@@ -63,7 +63,7 @@ class LiveEstimator:
         return estimate if factor == 1.0 else replace(estimate, calibration=factor)
 
     def conditional(self, energy: RequestEnergy) -> EnergyEstimate:
-        """What would have been estimated, had its length and its company been known.
+        """What would have been estimated, had its length and concurrency been known.
 
         Raises:
             MeterError: the request had no prompt.

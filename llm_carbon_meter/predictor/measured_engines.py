@@ -33,19 +33,24 @@ def nearest_engines(engine: str, version: str, known: Sequence[str]) -> Mapping[
     if key in known:
         return {key: 1.0}
     name, wanted = _kin(key)
-    kin = sorted((release, one) for one in known for other, release in [_kin(one)] if other == name)
+    kin = sorted(
+        (release, candidate)
+        for candidate in known
+        for other, release in [_kin(candidate)]
+        if other == name
+    )
     common = _common(wanted, [release for release, _ in kin]) if kin else 1.0
     weights = dict.fromkeys(known, common / len(known))
-    for one, share in _between(wanted, kin).items():
-        weights[one] += (1 - common) * share
-    return {one: weight for one, weight in weights.items() if weight}
+    for candidate, share in _between(wanted, kin).items():
+        weights[candidate] += (1 - common) * share
+    return {candidate: weight for candidate, weight in weights.items() if weight}
 
 
 def _common(wanted: tuple[int, ...], measured: Sequence[tuple[int, ...]]) -> float:
     """The part that all engines together have, by the distance to the nearest version."""
     if not wanted:
         return 0.0
-    return min(LARGEST_COMMON, min(_releases(wanted, one) for one in measured) / FAR)
+    return min(LARGEST_COMMON, min(_releases(wanted, version) for version in measured) / FAR)
 
 
 def _releases(one: tuple[int, ...], other: tuple[int, ...]) -> float:

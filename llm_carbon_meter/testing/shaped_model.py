@@ -4,8 +4,8 @@ import shutil
 from pathlib import Path
 from typing import Any, Final
 
+from llm_carbon_meter.data.azure_trace import conversation_quantiles, quantile
 from llm_carbon_meter.physics.model_list import built_in_config, built_in_model
-from llm_carbon_meter.predictor.azure import conversation_quantiles, quantile
 from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.testing.tiny_model import make_tiny_model
 

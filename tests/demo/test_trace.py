@@ -2,8 +2,8 @@
 
 import numpy as np
 
+from llm_carbon_meter.data.azure_trace import conversation_quantiles
 from llm_carbon_meter.demo.trace import draw
-from llm_carbon_meter.predictor.azure import conversation_quantiles
 
 MAX_PROMPT = 512
 MAX_OUTPUT = 480

@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_carbon_meter.config import DATA_VARIABLE
+from llm_carbon_meter.data.azure_trace import conversation_quantiles
 from llm_carbon_meter.demo.trace import draw as draw_quantiles
-from llm_carbon_meter.predictor.azure import conversation_quantiles
 
 from .ranges import World
 

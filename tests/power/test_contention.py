@@ -13,7 +13,7 @@ from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.power.contention import (
     GpuClaim,
     Judge,
-    Neighbours,
+    OtherProcesses,
     Sharing,
     Watch,
     ancestry,
@@ -138,7 +138,7 @@ def test_neighbours_judge_by_claims_and_by_numbers(
 ) -> None:
     """A claim of another meter counts where the numbers say nothing."""
     faults = Faults()
-    neighbours = Neighbours(os.getpid(), tmp_path, ["GPU-a", "GPU-b"], faults)
+    neighbours = OtherProcesses(os.getpid(), tmp_path, ["GPU-a", "GPU-b"], faults)
     assert neighbours.on("GPU-a", []) is Sharing.SHARED
     assert neighbours.on("GPU-b", [os.getpid()]) is Sharing.ALONE
     assert neighbours.on("GPU-b", [os.getpid(), GONE]) is Sharing.SHARED
@@ -151,7 +151,7 @@ def test_without_a_folder_the_numbers_still_count(tmp_path: Path) -> None:
     blocked = tmp_path / "file"
     blocked.write_text("")
     faults = Faults()
-    neighbours = Neighbours(os.getpid(), blocked / "folder", ["GPU-a"], faults)
+    neighbours = OtherProcesses(os.getpid(), blocked / "folder", ["GPU-a"], faults)
     assert neighbours.on("GPU-a", [os.getpid(), GONE]) is Sharing.SHARED
     neighbours.close()
     assert faults.counts == {"watch": 1}
@@ -165,7 +165,7 @@ def test_the_watch_reviews_at_its_start_and_survives_an_error(tmp_path: Path) ->
         reviewed.set()
         raise OSError("no list of processes")
 
-    watch = Watch(review, Neighbours(os.getpid(), tmp_path, ["GPU-a"], faults), faults)
+    watch = Watch(review, OtherProcesses(os.getpid(), tmp_path, ["GPU-a"], faults), faults)
     watch.start()
     assert reviewed.wait(5)
     watch.stop()

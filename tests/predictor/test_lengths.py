@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_carbon_meter.predictor.azure import code_quantiles, conversation_quantiles
+from llm_carbon_meter.data.azure_trace import code_quantiles, conversation_quantiles
 from llm_carbon_meter.predictor.lengths import (
     MEMORY,
     PRIOR_WEIGHT,

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from llm_carbon_meter.data.azure_trace import conversation_quantiles
 from llm_carbon_meter.demo.replay import Prompts
 from llm_carbon_meter.physics.model_list import built_in_names
-from llm_carbon_meter.predictor.azure import conversation_quantiles
 from llm_carbon_meter.records import SpecError
 from llm_carbon_meter.testing.shaped_model import TOKENIZER, longest, make_shaped_model
 from llm_carbon_meter.testing.tiny_model import make_tiny_model

@@ -22,7 +22,7 @@ class Architecture:
 
     name: str
     counts: bool
-    """It has an energy counter, says the manual."""
+    """The manual says that these chips have an energy counter."""
     usage_window_s: float
     """Over which nvmlDeviceGetPowerUsage averages; 0: it is the power now."""
     sampled: float | None = None

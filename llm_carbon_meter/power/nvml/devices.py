@@ -56,10 +56,10 @@ def find(nvml: Any, device: str) -> Any:
 
 
 def _by_index(nvml: Any, index: int) -> Any:
-    found = nvml.nvmlDeviceGetCount()
-    if index >= found:
+    count = nvml.nvmlDeviceGetCount()
+    if index >= count:
         raise PowerError(
-            f"GPU {index} was asked for, NVML found {found}, numbered from 0; correct "
+            f"GPU {index} was asked for, NVML found {count}, numbered from 0; correct "
             f"CUDA_VISIBLE_DEVICES or give the container more GPUs, {MODELLED}"
         )
     return nvml.nvmlDeviceGetHandleByIndex(index)

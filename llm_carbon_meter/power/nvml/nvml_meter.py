@@ -73,7 +73,7 @@ class _Gpu:
     """None while the GPU is lost: an old handle may name another GPU in a new session."""
     sensors: Sensors
     standing: Quality
-    """Whose joules its sensors count, and who shares the GPU."""
+    """Scope of a GPU's sensors, and who shares the GPU."""
     delay_s: float
     """How much later than it was drawn the sensors show the energy, as far as is known."""
     integral: PowerIntegral = field(default_factory=PowerIntegral)
@@ -141,8 +141,8 @@ class NvmlMeter:
             self._end_session()
 
     def _standing(self, uuid: str, handle: Any, judge: Judge) -> Quality:
-        found = judge(uuid, processes(self._nvml, handle))
-        shared = Quality.CONTENDED if found is Sharing.SHARED else Quality.COUNTER
+        sharing = judge(uuid, processes(self._nvml, handle))
+        shared = Quality.CONTENDED if sharing is Sharing.SHARED else Quality.COUNTER
         return worst(scope(self._nvml, handle), shared)
 
     def _check_usable(self) -> None:

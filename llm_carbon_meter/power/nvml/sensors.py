@@ -26,7 +26,7 @@ class Sensors:
 
     @property
     def counts(self) -> bool:
-        """It has an energy counter."""
+        """Whether the GPU has an energy counter."""
         return self.counter_field or self.counter_call
 
     @property
@@ -41,7 +41,7 @@ class Sensors:
         return tuple(number for number, answers in supported if answers)
 
     def without_counter(self) -> Self:
-        """The same GPU, its counter not believed."""
+        """Sensors of a GPU whose counter is not believed."""
         return replace(self, counter_field=False, counter_call=False)
 
     def read(self, nvml: Any, handle: Any) -> tuple[float | None, float | None]:
@@ -80,7 +80,7 @@ def probe_sensors(nvml: Any, handle: Any) -> Sensors:
 
 
 def scope(nvml: Any, handle: Any) -> Quality:
-    """Whose joules the sensors count: COUNTER where they are those of this GPU alone.
+    """Scope of the sensors: COUNTER where they count this GPU alone.
 
     Raises:
         NVMLError: the GPU is lost.
@@ -92,8 +92,8 @@ def scope(nvml: Any, handle: Any) -> Quality:
 
 def processes(nvml: Any, handle: Any) -> list[int]:
     """Numbers of the processes that compute on a GPU, as the driver has them; takes long."""
-    found: list[Any] = ask(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle), [])
-    return [process.pid for process in found]
+    listed: list[Any] = ask(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle), [])
+    return [process.pid for process in listed]
 
 
 def chips(nvml: Any, handle: Any) -> tuple[str, Architecture]:

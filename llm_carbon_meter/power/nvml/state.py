@@ -54,14 +54,16 @@ class StateReader:
         """
         nvml, handles = self._nvml, self._handles
         with explained(nvml, "the GPUs' clocks were read"):
-            clocks = [self._number("nvmlDeviceGetClockInfo", each, 1) for each in handles]
-            warm = [self._number("nvmlDeviceGetTemperature", each, 0) for each in handles]
+            clocks = [self._number("nvmlDeviceGetClockInfo", value, 1) for value in handles]
+            warm = [self._number("nvmlDeviceGetTemperature", value, 0) for value in handles]
             bits = [self._number("nvmlDeviceGetCurrentClocksEventReasons", h) for h in handles]
-        known = [int(each) for each in bits if each is not None]
+        reasons = [int(value) for value in bits if value is not None]
         return State(
-            min((each for each in clocks if each is not None), default=None),
-            max((each for each in warm if each is not None), default=None),
-            frozenset(name for name, bit in REASONS.items() if any(each & bit for each in known)),
+            min((value for value in clocks if value is not None), default=None),
+            max((value for value in warm if value is not None), default=None),
+            frozenset(
+                name for name, bit in REASONS.items() if any(value & bit for value in reasons)
+            ),
         )
 
     def power_limit_watts(self) -> float | None:

@@ -19,9 +19,9 @@ class GpuFacts(NamedTuple):
     name: str
     architecture: Architecture
     scope: Quality
-    """Whose joules its sensors count; COUNTER: its own."""
+    """Scope of its sensors; COUNTER where they count this GPU alone."""
     processes: Sequence[int]
-    """That compute on it, as the driver numbers them."""
+    """Processes that compute on the GPU, as the driver numbers them."""
 
 
 class Survey(NamedTuple):
@@ -30,7 +30,7 @@ class Survey(NamedTuple):
     driver: str
     num_gpus: int
     gpus: Sequence[GpuFacts]
-    """Those that were asked for."""
+    """The GPUs that were asked for."""
 
 
 def survey(devices: Sequence[str] | None) -> Survey:
@@ -44,8 +44,8 @@ def survey(devices: Sequence[str] | None) -> Survey:
         nvml.nvmlInit()
     try:
         with explained(nvml, "the GPUs were listed"):
-            found = len(list(every_gpu(nvml)))
-            wanted = [str(index) for index in range(found)] if devices is None else devices
+            count = len(list(every_gpu(nvml)))
+            wanted = [str(index) for index in range(count)] if devices is None else devices
             gpus = []
             for device in wanted:
                 handle = find(nvml, device)
@@ -53,6 +53,6 @@ def survey(devices: Sequence[str] | None) -> Survey:
                 name, architecture = chips(nvml, handle)
                 users = processes(nvml, handle)
                 gpus.append(GpuFacts(device, uuid, name, architecture, scope(nvml, handle), users))
-            return Survey(str(nvml.nvmlSystemGetDriverVersion()), found, gpus)
+            return Survey(str(nvml.nvmlSystemGetDriverVersion()), count, gpus)
     finally:
         nvml.nvmlShutdown()

@@ -59,7 +59,7 @@ class ApiServer:
         self.meter = FrontendMeter(
             config, model_name, model, deployment, index, tracing, self._share, faults
         )
-        self._others = [frontend_name(each) for each in range(count) if each != index]
+        self._others = [frontend_name(other) for other in range(count) if other != index]
         self._publisher: Publisher | None = None
         self._subscriber: Subscriber | None = None
         self._faults = faults

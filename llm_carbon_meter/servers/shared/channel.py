@@ -84,7 +84,11 @@ def decode(data: bytes, say: versioned.Say) -> Message:
 
 def _check_accounts(totals: EngineTotals) -> None:
     """Every list of accounts has one entry for each."""
-    of_gpus = (each for gpu in totals.gpus for each in (gpu.account_joules, gpu.account_seconds))
+    of_gpus = (
+        accounts_of
+        for gpu in totals.gpus
+        for accounts_of in (gpu.account_joules, gpu.account_seconds)
+    )
     for accounts in (totals.account_grams, totals.embodied_grams or totals.account_grams, *of_gpus):
         if len(accounts) != len(Account):
             raise MeterError(f"{len(accounts)} accounts, expected {len(Account)}")
@@ -115,13 +119,13 @@ def _private(directory: str) -> None:
     """
     try:
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        found = os.stat(directory)
+        status = os.stat(directory)
     except OSError as error:
         raise MeterError(
             f"the channel directory {directory!r} cannot be made: {error}; "
             "set LLM_CARBON_METER_CHANNEL_DIR to a writable directory"
         ) from error
-    if found.st_uid != os.getuid() or stat.S_IMODE(found.st_mode) & 0o077:
+    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
         raise MeterError(
             f"the channel directory {directory!r} is not private to this user; "
             "remove it or make it mode 0700"

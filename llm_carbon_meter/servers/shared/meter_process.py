@@ -53,7 +53,7 @@ class Setup:
     start_s: float
     """Monotonic time from which modelled joules count."""
     outside: bool = False
-    """Its steps are made up by somebody who does not see them."""
+    """The engine's steps are made up by a proxy that does not see them."""
 
 
 class MeterProcess:
@@ -148,8 +148,8 @@ class MeterProcess:
         self._told.update(faults)
         waiting = chain(faults, self._capture.take())
         # Not one by one: each message would wake the meter's process on a core that serves.
-        while some := list(islice(waiting, AT_ONCE)):
-            self._send(some)
+        while batch := list(islice(waiting, AT_ONCE)):
+            self._send(batch)
 
     def _send(self, message: Any) -> None:
         self._connection.send_bytes(pickle.dumps(message, pickle.HIGHEST_PROTOCOL))

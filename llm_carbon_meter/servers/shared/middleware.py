@@ -205,11 +205,11 @@ class _Answer:
     async def _with_comment(self, message: Message) -> Message:
         body = message.get("body", b"")
         at = 0 if body.startswith(DONE) else body.find(b"\n" + DONE) + 1
-        found = at > 0 or body.startswith(DONE)
-        if self._commented or not (found or not message.get("more_body")):
+        at_end = at > 0 or body.startswith(DONE)
+        if self._commented or not (at_end or not message.get("more_body")):
             return message
         self._commented = True
-        at = at if found else len(body)
+        at = at if at_end else len(body)
         comment = await self._comment()
         return {**message, "body": body[:at] + comment + body[at:]}
 

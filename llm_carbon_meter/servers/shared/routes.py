@@ -79,22 +79,22 @@ class CarbonRoutes:
             return refusal.response()
 
     def _found(self, request_id: str) -> Response:
-        found = self._meter.find(request_id)
-        if not found:
+        records = self._meter.find(request_id)
+        if not records:
             raise RefusedError(
                 404,
                 f"no record of request {request_id!r}: not known, or older than the "
                 f"{self._meter.config.records} that are kept",
                 "not_found_error",
             )
-        if len(found) > 1:
+        if len(records) > 1:
             raise RefusedError(
                 409,
-                f"{len(found)} requests have the id {request_id!r}; ask for one of "
-                + ", ".join(found),
+                f"{len(records)} requests have the id {request_id!r}; ask for one of "
+                + ", ".join(records),
                 "conflict_error",
             )
-        return Response(next(iter(found.values())), media_type="application/json")
+        return Response(next(iter(records.values())), media_type="application/json")
 
     async def estimate(self, request: Request) -> Response:
         """Estimate a chat or completion body, or plain token counts; nothing is generated."""
@@ -107,11 +107,11 @@ class CarbonRoutes:
             return refusal.response()
         except MeterError as error:
             return RefusedError(400, str(error)).response()
-        known = [estimate for estimate in estimates if estimate is not None]
-        if not known:
+        made = [estimate for estimate in estimates if estimate is not None]
+        if not made:
             return RefusedError(501, "this model's architecture has no estimate").response()
         return JSONResponse(
-            {"model": self._meter.model_name, "estimate": estimate_json(sum_estimates(known))}
+            {"model": self._meter.model_name, "estimate": estimate_json(sum_estimates(made))}
         )
 
     async def _queries(self, request: Request, body: Mapping[str, Any]) -> list[EstimateQuery]:

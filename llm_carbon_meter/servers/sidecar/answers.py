@@ -34,17 +34,17 @@ class Asked(NamedTuple):
 
 def asked(path: str, body: bytes) -> Asked:
     """Read a request; usage is asked for in a stream where the client did not."""
-    found = _object(body)
-    prompt_tokens = text_tokens([found.get(name) for name in _PROMPT_FIELDS])
-    limits = (found.get(name) for name in _LIMIT_FIELDS)
+    request = _object(body)
+    prompt_tokens = text_tokens([request.get(name) for name in _PROMPT_FIELDS])
+    limits = (request.get(name) for name in _LIMIT_FIELDS)
     max_tokens = next((limit for limit in limits if type(limit) is int and limit > 0), None)
-    stream = found.get("stream") is True
-    options = found.get("stream_options") or {}
+    stream = request.get("stream") is True
+    options = request.get("stream_options") or {}
     adds = stream and path != RESPONSES and isinstance(options, dict)
     adds = adds and options.get("include_usage") is not True
     if adds:
         more = {"stream_options": {**options, "include_usage": True}}
-        body = json.dumps({**found, **more}, separators=(",", ":")).encode()
+        body = json.dumps({**request, **more}, separators=(",", ":")).encode()
     return Asked(body, stream, adds, prompt_tokens, max_tokens)
 
 
@@ -157,16 +157,20 @@ def _content(said: Any) -> list[Any]:
 
 def _choices(answer: Mapping[str, Any]) -> list[dict[str, Any]]:
     choices = answer.get("choices")
-    return [each for each in choices if isinstance(each, dict)] if isinstance(choices, list) else []
+    return (
+        [choice for choice in choices if isinstance(choice, dict)]
+        if isinstance(choices, list)
+        else []
+    )
 
 
 def _object(body: bytes) -> dict[str, Any]:
     """A JSON object; an empty one where it is something else."""
     try:
-        found = json.loads(body)
+        value = json.loads(body)
     except (ValueError, RecursionError):
         return {}
-    return found if isinstance(found, dict) else {}
+    return value if isinstance(value, dict) else {}
 
 
 class EventSplitter:

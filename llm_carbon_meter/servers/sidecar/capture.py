@@ -47,7 +47,7 @@ class _Open:
     filled_s: float
     """When its first token is taken to be there; never for streams, which show it."""
     stepped: bool = False
-    """It was in a step."""
+    """The request was in a step."""
     decoding: bool = False
     came: int = 0
     """Tokens of its answer."""
@@ -58,7 +58,7 @@ class _Open:
 
     @property
     def is_whole(self) -> bool:
-        """Its answer comes in one piece."""
+        """Whether the answer comes in one piece."""
         return self.filled_s < math.inf
 
     @property
@@ -129,8 +129,10 @@ class OutsideCapture(EventQueue):
         """Make up the step that ends now; with it ends the prefill of ``first``."""
         if not self._open:
             return
-        streams = [each for each in self._open.values() if each.decoding and not each.is_whole]
-        per_whole = round(fmean(each.awaited for each in streams)) if streams else 1
+        streams = [
+            stream for stream in self._open.values() if stream.decoding and not stream.is_whole
+        ]
+        per_whole = round(fmean(stream.awaited for stream in streams)) if streams else 1
         new, ids, computed, outputs, counts = [], [], [], [], {}
         for name, request in self._open.items():
             at, output = request.filled + request.decoded, request.decoded + request.decoding

@@ -54,7 +54,7 @@ def passed_on(headers: RawHeaders, *dropped: bytes) -> list[tuple[bytes, bytes]]
     """Headers without those of one connection, without ours, and without some others."""
     headers = list(headers)
     named = [value for name, value in headers if name.lower() == b"connection"]
-    own = {each.strip().lower() for value in named for each in value.split(b",")}
+    own = {token.strip().lower() for value in named for token in value.split(b",")}
     ours, gone = PREFIX.lower().encode(), HOP_BY_HOP | own | set(dropped)
     return [
         (name, value)
@@ -278,9 +278,9 @@ class MeteredForward:
         await send(_start(answer, b"content-length"))
         try:
             async for part in answer.aiter_raw():
-                kept = b"".join([each for each in splitter.feed(part) if metered.keeps(each)])
-                if kept:
-                    await send(_part(kept))
+                shown = b"".join([event for event in splitter.feed(part) if metered.keeps(event)])
+                if shown:
+                    await send(_part(shown))
         except httpx.TransportError as error:
             metered.end(Outcome.FAILED)
             self._faults.note("upstream", named(error), "Its client's answer breaks off too.")
@@ -312,11 +312,11 @@ class _Metered:
         if data == DONE:
             self.end(Outcome.FINISHED)
             return True
-        found = told(data)
-        if found.tokens and not self._ended:
-            self._capture.came(self.id, found.tokens)
-        self.see(found)
-        return not (found.only_usage and self._asked.added_usage)
+        usage = told(data)
+        if usage.tokens and not self._ended:
+            self._capture.came(self.id, usage.tokens)
+        self.see(usage)
+        return not (usage.only_usage and self._asked.added_usage)
 
     def see(self, found: Told) -> None:
         """Remember what an answer or an event tells."""

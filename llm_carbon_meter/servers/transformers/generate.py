@@ -100,8 +100,8 @@ class GenerateMeter:
             return GeneratedEnergy([self._energies[name] for name in names])
 
     def _settled(self, names: Sequence[str]) -> bool:
-        known = [self._energies.get(name) for name in names]
-        return all(one is not None and one.status is Status.FINAL for one in known)
+        energies = [self._energies.get(name) for name in names]
+        return all(energy is not None and energy.status is Status.FINAL for energy in energies)
 
     def _receive(self, messages: Sequence[RequestEnergy | EngineTotals]) -> None:
         with self._changed:

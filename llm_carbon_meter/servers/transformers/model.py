@@ -9,7 +9,7 @@ from llm_carbon_meter.records import SpecError
 
 
 def spec_of(model: Any, name: str, faults: Faults) -> ModelSpec | None:
-    """Its shape in the number format that it is loaded in; None where it is not known."""
+    """The model's shape in the number format that it is loaded in; None where it is not known."""
     config = model.config.get_text_config().to_dict()
     config["dtype"] = str(model.dtype).removeprefix("torch.")
     try:

@@ -41,8 +41,8 @@ class PlainCalls:
         _, before, _ = call.advance(tokens, cached=cached)
         self._step = next(self._numbers)
         new = [NewRow(name, call.prompt_tokens, before, 0, pooling=False)] if first else []
-        known = ([name], [before], [output]) if not first else ([], [], [])
-        self._queue.append(Scheduled(self._step, now_s, {name: tokens}, new, *known))
+        columns = ([name], [before], [output]) if not first else ([], [], [])
+        self._queue.append(Scheduled(self._step, now_s, {name: tokens}, new, *columns))
 
     def end(self, call: Call, outcome: Outcome, output_tokens: int) -> None:
         """A call is over, and with it its last step."""

@@ -22,7 +22,7 @@ class StepCapture(EventQueue):
 
     def scheduled(self, output: Any) -> None:
         """``Scheduler.schedule`` returned (vLLM's `SchedulerOutput`)."""
-        known = output.scheduled_cached_reqs
+        cached = output.scheduled_cached_reqs
         self._sequence += 1
         self._open[id(output)] = self._sequence  # takes the place of one that was lost
         self.append(
@@ -31,9 +31,9 @@ class StepCapture(EventQueue):
                 time.monotonic(),
                 output.num_scheduled_tokens.copy(),
                 [_new_row(request) for request in output.scheduled_new_reqs],
-                known.req_ids.copy(),
-                known.num_computed_tokens.copy(),
-                known.num_output_tokens.copy(),
+                cached.req_ids.copy(),
+                cached.num_computed_tokens.copy(),
+                cached.num_output_tokens.copy(),
             )
         )
 

@@ -37,7 +37,7 @@ def read_campaigns(paths: Iterable[Path]) -> Table:
 
 
 def table_of(raws: Iterable[Raw]) -> Table:
-    """The same of rows that were read."""
+    """A table of rows that were read."""
     repeats: dict[tuple[str, ...], list[Raw]] = defaultdict(list)
     reasons: Counter[str] = Counter()
     for raw in raws:
@@ -59,7 +59,7 @@ def _records(path: Path) -> Sequence[Raw]:
     try:
         with path.open(encoding="utf-8", newline="") as lines:
             reader = csv.DictReader(lines)
-            heading, found = reader.fieldnames or (), list(reader)
+            heading, records = reader.fieldnames or (), list(reader)
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"--campaign {path}: it cannot be read: {error}") from error
     missing = [name for name in (*OCCASION, "status") if name not in heading]
@@ -68,7 +68,7 @@ def _records(path: Path) -> Sequence[Raw]:
             f"--campaign {path}: it has no column {missing[0]}; give the file that "
             "`llm-carbon-meter campaign --out` wrote"
         )
-    return found
+    return records
 
 
 def _why_not(raw: Raw) -> str | None:
@@ -86,11 +86,13 @@ def _why_not(raw: Raw) -> str | None:
 
 def _row(same: Sequence[Raw]) -> Row:
     raw = same[0]
-    joules = [float(each["joules_per_request"]) for each in same]
+    joules = [float(repetition["joules_per_request"]) for repetition in same]
     changed = {**built_in_config(raw["model"]), **json.loads(raw["changes"] or "{}")}
     config = with_dtype(changed, raw["dtype"])
     spec = model_spec(config, built_in_model(raw["model"]).name)
-    seconds = median(float(each["seconds"]) / int(each["batches"]) for each in same)
+    seconds = median(
+        float(repetition["seconds"]) / int(repetition["batches"]) for repetition in same
+    )
     batch = int(raw["batch"])
     output_tokens = 1.0 if raw["phase"] == PREFILL else float(raw["output_tokens"])
     return Row(

@@ -121,7 +121,7 @@ Factors of 1.25 in shape and of 2 in load, about nn-Meter's range around a bad p
 
 def within(first: Configuration, second: Configuration, radius: Radius) -> bool:
     """Whether two are on the same GPUs and engine and no field differs by more than its C."""
-    places = {(one.gpu, one.engine, one.engine_version) for one in (first, second)}
+    places = {(point.gpu, point.engine, point.engine_version) for point in (first, second)}
     return len(places) == 1 and all(
         math.isclose(of(first), of(second), rel_tol=allowed.relative, abs_tol=allowed.absolute)
         for of, allowed in ((of, radius.get(name, Tolerance())) for name, of in FIELDS.items())
@@ -163,10 +163,10 @@ def lock(
         MeterError: nothing would be left to sample, or to test on.
     """
     every = list(drawn)
-    groups = sorted({one.group for one in every})
+    groups = sorted({configuration.group for configuration in every})
     chosen: set[Group] = set()
     for place in rng.permutation(len(groups)):
-        if sum(one.group in chosen for one in every) >= share * len(every):
+        if sum(configuration.group in chosen for configuration in every) >= share * len(every):
             break
         chosen.add(groups[place])
     if not 0 < len(chosen) < len(groups):
@@ -175,4 +175,8 @@ def lock(
             f"{len(groups)} groups of architecture and GPU; give a share between 0 and 1 and "
             "configurations of more groups, so that some are left on either side"
         )
-    return Locked([one for one in every if one.group in chosen], frozenset(chosen), radius)
+    return Locked(
+        [configuration for configuration in every if configuration.group in chosen],
+        frozenset(chosen),
+        radius,
+    )

@@ -44,24 +44,24 @@ def read_table(folder: Path, prompt_scale: float = 1.0, accepted: Manifest | Non
         if isinstance(text, Refused):
             refused.append(text)
             continue
-        kept, reasons = _kept(dataset, csv_records(text))
-        rows += dataset.rows(dataset, kept, prompt_scale)
+        rows_kept, reasons = _kept(dataset, csv_records(text))
+        rows += dataset.rows(dataset, rows_kept, prompt_scale)
         refused += [Refused(dataset.name, reason, count) for reason, count in reasons.items()]
     return Table(rows, refused)
 
 
 def _kept(dataset: DataSet, raws: Iterable[Raw]) -> tuple[Sequence[Raw], Counter[str]]:
     """The rows that may and can be used, and how many may not for each reason."""
-    kept: dict[tuple[str, ...], Raw] = {}
+    rows_kept: dict[tuple[str, ...], Raw] = {}
     reasons: Counter[str] = Counter()
     for raw in raws:
         cells = tuple(raw.values())
-        reason = "exact duplicate" if cells in kept else _why_not(dataset, raw)
+        reason = "exact duplicate" if cells in rows_kept else _why_not(dataset, raw)
         if reason is None:
-            kept[cells] = raw
+            rows_kept[cells] = raw
         else:
             reasons[reason] += 1
-    return list(kept.values()), reasons
+    return list(rows_kept.values()), reasons
 
 
 def _why_not(dataset: DataSet, raw: Raw) -> str | None:
@@ -95,7 +95,9 @@ def summary(table: Table) -> str:
     lines.append(_source_line("all", table.rows, len(used)))
     lines.append("")
     lines.append(f"{'refused':<24} {'count':>5}  reason")
-    lines += [f"{each.source:<24} {each.count:>5}  {each.reason}" for each in table.refused]
+    lines += [
+        f"{refusal.source:<24} {refusal.count:>5}  {refusal.reason}" for refusal in table.refused
+    ]
     return "\n".join(lines)
 
 

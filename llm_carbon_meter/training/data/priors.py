@@ -7,12 +7,12 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
+from llm_carbon_meter.data.azure_trace import code_quantiles, conversation_quantiles, quantile
 from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.physics.kernels import weight_memory_bytes
 from llm_carbon_meter.physics.model_list import built_in_config
 from llm_carbon_meter.physics.model_specs import ModelSpec, model_spec
 from llm_carbon_meter.physics.number_formats import with_dtype
-from llm_carbon_meter.predictor.azure import code_quantiles, conversation_quantiles, quantile
 from llm_carbon_meter.training.data.configurations import (
     NOTHING_LOCKED,
     PAPER_RADIUS,
@@ -94,14 +94,14 @@ class TracePrior:
         count: int,
         taken: Collection[Configuration],
     ) -> list[Configuration]:
-        found: dict[Configuration, None] = {}
+        distinct: dict[Configuration, None] = {}
         for _ in range(TRIES * count):
-            if len(found) == count:
+            if len(distinct) == count:
                 break
             drawn = one()
             if drawn and drawn not in taken and self.admits(drawn):
-                found[drawn] = None
-        return list(found)
+                distinct[drawn] = None
+        return list(distinct)
 
     def _anywhere(self, rng: np.random.Generator) -> Configuration | None:
         """One of the priors; None where no GPUs are enough for it."""
@@ -177,19 +177,19 @@ class Size(NamedTuple):
     """Of `configurations.FIELDS`."""
     value: int
     step: int
-    """It stays a multiple of this."""
+    """The size stays a multiple of this."""
 
 
 def sizes(config: Config) -> list[Size]:
     """Layers, heads and widths; a hidden size that is heads x their width follows the heads."""
-    found = [
+    samples = [
         *(("num_hidden_layers", "layers", 1), ("n_layer", "layers", 1)),
         *((key, "heads", config.get("num_key_value_heads", 1)) for key in HEADS),
         ("intermediate_size", "intermediate", WIDTH_STEP),
     ]
     if "head_dim" in config:
-        found.append(("hidden_size", "hidden", WIDTH_STEP))
-    return [Size(key, field, config[key], step) for key, field, step in found if key in config]
+        samples.append(("hidden_size", "hidden", WIDTH_STEP))
+    return [Size(key, field, config[key], step) for key, field, step in samples if key in config]
 
 
 def resized(config: Config, new: Callable[[Size], int], changes: Changes = ()) -> Changes:

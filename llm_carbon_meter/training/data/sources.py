@@ -275,7 +275,7 @@ def _splitwise(dataset: DataSet, raws: Sequence[Raw], prompt_scale: float) -> It
         repeats[key].append(raw)
     for same in repeats.values():
         raw, batch = same[0], int(same[0]["batch_size"])
-        e2e_s = fmean(float(each["e2e_latency_ms"]) for each in same) / 1000
+        e2e_s = fmean(float(repetition["e2e_latency_ms"]) for repetition in same) / 1000
         output_tokens = float(raw["output_tokens"])
         yield _row(
             dataset,
@@ -283,11 +283,15 @@ def _splitwise(dataset: DataSet, raws: Sequence[Raw], prompt_scale: float) -> It
             concurrency=batch,
             prompt_tokens=float(raw["prompt_tokens"]),
             output_tokens=output_tokens,
-            energy_joules=fmean(float(each["energy_joules_batch_derived"]) for each in same)
+            energy_joules=fmean(
+                float(repetition["energy_joules_batch_derived"]) for repetition in same
+            )
             / batch,
             power_watts=float(raw["avg_power_watts_per_gpu_derived"]) * int(raw["num_gpus"]),
             output_tokens_per_s=batch * output_tokens / e2e_s,
-            time_per_output_token_s=fmean(float(each["decode_step_latency_ms"]) for each in same)
+            time_per_output_token_s=fmean(
+                float(repetition["decode_step_latency_ms"]) for repetition in same
+            )
             / 1000,
             flags=frozenset({Flag.ASSUMED_WATTS}),
         )

@@ -198,7 +198,7 @@ def _batch_range(rows: Sequence[Row], name: str, held_out: str, *, largest: bool
 
 
 def _numbered(keys: Sequence[object]) -> Indices:
-    """The same number for the same key, in order of appearance."""
+    """A number for every key, in order of appearance."""
     numbers: dict[object, int] = {}
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], np.int64)
 
@@ -207,12 +207,12 @@ def _split(
     rows: Sequence[Row], name: str, held_out: str, test: Mask, apart: tuple[str, ...] = ()
 ) -> Split:
     """Train on everything that shares neither ``apart`` nor a configuration with the test rows."""
-    kept = ~test
+    is_train = ~test
     for of in (configuration, *(ATTRIBUTES[attribute] for attribute in apart)):
         values = [of(row) for row in rows]
         held = {value for value, is_test in zip(values, test, strict=True) if is_test}
-        kept &= np.array([value not in held for value in values])
-    train, judged = np.flatnonzero(kept), np.flatnonzero(test)
+        is_train &= np.array([value not in held for value in values])
+    train, judged = np.flatnonzero(is_train), np.flatnonzero(test)
     return Split(name, held_out, train, judged, apart, _confounded(rows, train, judged, apart))
 
 

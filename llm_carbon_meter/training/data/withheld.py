@@ -26,5 +26,5 @@ def _recent_or_other(engine: str, engine_version: str) -> bool:
     """Whether this is surely no old vLLM: an engine or a version that is not stated could be."""
     if engine.casefold() not in ("", "unknown") and "vllm" not in engine.casefold():
         return True
-    found = re.match(r"v?(\d+)\.(\d+)", engine_version)
-    return found is not None and (int(found[1]), int(found[2])) >= OLDEST_H100_VLLM
+    release = re.match(r"v?(\d+)\.(\d+)", engine_version)
+    return release is not None and (int(release[1]), int(release[2])) >= OLDEST_H100_VLLM

@@ -74,8 +74,8 @@ def merge_repeats(rows: Sequence[Row]) -> list[Row]:
 
 def _mean(rows: Sequence[Row]) -> Row:
     def mean(name: str) -> Any:
-        known = [getattr(row, name) for row in rows if getattr(row, name) is not None]
-        return float(np.mean(known)) if known else None
+        values = [getattr(row, name) for row in rows if getattr(row, name) is not None]
+        return float(np.mean(values)) if values else None
 
     names = ("energy_joules", "power_watts", "output_tokens_per_s", "time_per_output_token_s")
     return replace(
@@ -101,8 +101,10 @@ def _example(row: Row) -> tuple[Any, ...]:
         row.spec, row.gpu, placement(row).tensor_parallel, row.engine
     )
     batch = row.concurrency / placement(row).replicas
-    each = (np.array([max(one, 1.0)]) for one in (batch, row.prompt_tokens, row.output_tokens))
-    inputs = graph.inputs(*each)
+    columns = (
+        np.array([max(number, 1.0)]) for number in (batch, row.prompt_tokens, row.output_tokens)
+    )
+    inputs = graph.inputs(*columns)
     nodes = np.zeros((2, MAX_KERNELS, len(NODE_FEATURES)))
     kernels, kinds = fixed.shape
     nodes[:, :kernels, :kinds] = fixed

@@ -76,7 +76,7 @@ def errors(measured: Floats, predicted: Floats, weights: Floats | None = None) -
     if not np.all(predicted > 0):
         raise MeterError(f"{np.sum(predicted <= 0)} predictions are not above 0 joules")
     share = _shares(weights, len(ape))
-    found = Errors(
+    result = Errors(
         mape=float(share @ ape),
         median_ape=weighted_quantile(ape, share, 0.5),
         eba5=_within(ape, share, 5),
@@ -86,8 +86,8 @@ def errors(measured: Floats, predicted: Floats, weights: Floats | None = None) -
         bias=float(share @ np.log(predicted / measured)),
         n=len(ape),
     )
-    check_consistency(found)
-    return found
+    check_consistency(result)
+    return result
 
 
 def _shares(weights: Floats | None, n: int) -> Floats:
@@ -165,12 +165,12 @@ class NoiseFloor(NamedTuple):
 
 def noise_floor(rows: Sequence[Row]) -> NoiseFloor:
     """0.8 times the coefficient of variation, averaged over the rows where it is known."""
-    known = [(row.noise, row.weight) for row in rows if row.noise is not None]
-    if not known:
+    noisy = [(row.noise, row.weight) for row in rows if row.noise is not None]
+    if not noisy:
         return NoiseFloor(math.nan, 0)
-    noise, weights = np.array(known).T
+    noise, weights = np.array(noisy).T
     mean = float(np.average(noise, weights=weights))
-    return NoiseFloor(100 * MEAN_OVER_DEVIATION * mean, len(known))
+    return NoiseFloor(100 * MEAN_OVER_DEVIATION * mean, len(noisy))
 
 
 class Interval(NamedTuple):

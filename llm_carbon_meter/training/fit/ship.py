@@ -61,18 +61,18 @@ def train(data: Path, output: Path, seed: int = 0, campaigns: Sequence[Path] = (
     public, own = read_table(data), read_campaigns(campaigns)
     table = Table([*public.rows, *own.rows], [*public.refused, *own.refused])
     rows = merge_repeats(table.for_training())
-    known, groups = examples(rows), [row.architecture for row in rows]
+    measured, groups = examples(rows), [row.architecture for row in rows]
     with tqdm(total=ARCHITECTURE_FOLDS + 2, desc="training", unit="fit") as progress:
-        gate = choose_gate(known, groups, seed)
+        gate = choose_gate(measured, groups, seed)
         progress.update()
         held_out = np.zeros(len(rows))
-        for inside, outside in group_folds(groups, known.weights, ARCHITECTURE_FOLDS):
-            held_out[outside] = fit(known.of(inside), gate, seed).predict(known.of(outside))
+        for inside, outside in group_folds(groups, measured.weights, ARCHITECTURE_FOLDS):
+            held_out[outside] = fit(measured.of(inside), gate, seed).predict(measured.of(outside))
             progress.update()
-        final = fit(known, gate, seed)
+        final = fit(measured, gate, seed)
         progress.update()
     sources = {**manifest(), **checksums(campaigns)}
-    card = {"data": dict(sorted(sources.items())), **_card(rows, known, final, held_out)}
+    card = {"data": dict(sorted(sources.items())), **_card(rows, measured, final, held_out)}
     write(final, card, output)
     return summary(table) + "\n\n" + json.dumps(card["held_out_architectures"], indent=2)
 
@@ -81,7 +81,7 @@ def _card(rows: Sequence[Row], known: Examples, final: Trained, held_out: Floats
     residual = np.log(known.joules / held_out)
     low, high = quantiles(residual, known.weights)
     within = (residual >= low) & (residual <= high)
-    found = errors(known.joules, held_out, known.weights)
+    judged = errors(known.joules, held_out, known.weights)
     return {
         "rows": len(rows),
         "architectures": len({row.architecture for row in rows}),
@@ -89,9 +89,9 @@ def _card(rows: Sequence[Row], known: Examples, final: Trained, held_out: Floats
         "engines": sorted(final.physics.engines),
         "held_out_architectures": {
             "folds": ARCHITECTURE_FOLDS,
-            "mape_percent": round(found.mape, 2),
-            "median_percent": round(found.median_ape, 2),
-            "eba10_percent": round(found.eba10, 2),
+            "mape_percent": round(judged.mape, 2),
+            "median_percent": round(judged.median_ape, 2),
+            "eba10_percent": round(judged.eba10, 2),
             "coverage_percent": round(100 * float(np.average(within, weights=known.weights)), 1),
         },
         "interval": {"low": low, "high": high, "wider_outside": _widening(rows, known, high - low)},

@@ -129,9 +129,9 @@ def log_joules(data: Examples, physics: FittedPhysics, residual: Floats) -> Floa
 def _constants(physics: FittedPhysics, data: Examples) -> Constants:
     """Each example's constants."""
     where = np.stack((data.engines, data.gpus), axis=1)
-    each, places = np.unique(where, axis=0, return_inverse=True)
-    found = [physics.constants(*_split(str(engine)), str(gpu)) for engine, gpu in each]
-    return Constants(*(np.stack(column)[places] for column in zip(*found, strict=True)))
+    pairs, places = np.unique(where, axis=0, return_inverse=True)
+    constants = [physics.constants(*_split(str(engine)), str(gpu)) for engine, gpu in pairs]
+    return Constants(*(np.stack(column)[places] for column in zip(*constants, strict=True)))
 
 
 def _split(engine: str) -> tuple[str, str]:
@@ -148,7 +148,7 @@ def residuals(network: PhaseNetwork, data: Examples) -> Floats:
 
 def _inputs(data: Examples) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     arrays = (data.nodes, data.linked, data.mask, data.described)
-    nodes, linked, mask, described = (torch.from_numpy(one).float() for one in arrays)
+    nodes, linked, mask, described = (torch.from_numpy(array).float() for array in arrays)
     return nodes, linked, mask, described
 
 
@@ -166,30 +166,30 @@ def fit_physics(data: Examples, steps: int = PHYSICS_STEPS) -> FittedPhysics:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PHYSICS_RATE, total_steps=steps)
     terms, weights = torch.from_numpy(data.terms), torch.from_numpy(data.weights)
     target = torch.from_numpy(np.log(data.joules / data.board_joules))
-    known = torch.from_numpy(~np.isnan(data.batch_seconds))
-    seconds = torch.log(torch.from_numpy(data.batch_seconds)[known])
+    timed = torch.from_numpy(~np.isnan(data.batch_seconds))
+    seconds = torch.log(torch.from_numpy(data.batch_seconds)[timed])
     for _ in range(steps):
         optimizer.zero_grad()
         factors = free["engines"][engine] + free["gpus"][gpu][:, None] * deviates
         constants = constants_of(_Free(free), factors, torch)
         energy = torch.log(board_seconds(constants, terms).sum(-1)) - target
-        time = torch.log(phase_seconds(constants, terms).sum(-1)[known]) - seconds
+        time = torch.log(phase_seconds(constants, terms).sum(-1)[timed]) - seconds
         loss = (weights * _huber(energy)).sum() / NOISE**2
-        loss = loss + TIME_WEIGHT * (weights[known] * _huber(time)).sum() / NOISE**2
+        loss = loss + TIME_WEIGHT * (weights[timed] * _huber(time)).sum() / NOISE**2
         for name, (mean, deviation) in prior.items():
             loss = loss + 0.5 * (((free[name] - mean) / deviation) ** 2).sum()
         torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
-    found = {name: value.detach().numpy() for name, value in free.items()}
+    fitted = {name: value.detach().numpy() for name, value in free.items()}
     return FittedPhysics(
-        time=found["time"],
-        energy=found["energy"],
-        decode_time=float(found["decode"][0]),
-        decode_energy=float(found["decode"][1]),
-        static=float(found["decode"][2]),
-        engines=dict(zip(engines.tolist(), found["engines"], strict=True)),
-        gpus=dict(zip(gpus.tolist(), found["gpus"].tolist(), strict=True)),
+        time=fitted["time"],
+        energy=fitted["energy"],
+        decode_time=float(fitted["decode"][0]),
+        decode_energy=float(fitted["decode"][1]),
+        static=float(fitted["decode"][2]),
+        engines=dict(zip(engines.tolist(), fitted["engines"], strict=True)),
+        gpus=dict(zip(gpus.tolist(), fitted["gpus"].tolist(), strict=True)),
     )
 
 
@@ -258,10 +258,10 @@ def fit_network(
     start, target = torch.from_numpy(base).float(), torch.from_numpy(np.log(data.joules)).float()
     network.train()
     for _ in range(epochs):
-        for some in torch.split(torch.randperm(len(data)), BATCH):
-            output = network(*(one[some] for one in inputs))
-            error = torch.log((start[some] * torch.exp(output)).sum(-1)) - target[some]
-            loss = (weights[some] * _huber(error, 0.1)).sum() / weights[some].sum()
+        for batch in torch.split(torch.randperm(len(data)), BATCH):
+            output = network(*(tensor[batch] for tensor in inputs))
+            error = torch.log((start[batch] * torch.exp(output)).sum(-1)) - target[batch]
+            loss = (weights[batch] * _huber(error, 0.1)).sum() / weights[batch].sum()
             loss = loss + shrinkage * (output**2).mean()
             optimizer.zero_grad()
             torch.autograd.backward(loss)

@@ -70,7 +70,9 @@ class Pool:
         evenly: bool = False,
     ) -> None:
         every = [(Configuration.of(row), row) for row in rows]
-        self._rows = {one: row for one, row in every if locked.admits(one)}
+        self._rows = {
+            configuration: row for configuration, row in every if locked.admits(configuration)
+        }
         self._radius, self._evenly = radius, evenly
         if len(dict(every)) < len(every):
             raise MeterError(
@@ -84,7 +86,7 @@ class Pool:
         self, count: int, taken: Collection[Configuration], rng: np.random.Generator
     ) -> list[Configuration]:
         """Rows not taken, at random."""
-        left = [one for one in self._rows if one not in taken]
+        left = [configuration for configuration in self._rows if configuration not in taken]
         order = [left[place] for place in rng.permutation(len(left))]
         return (_in_turn(order) if self._evenly else order)[:count]
 
@@ -97,23 +99,25 @@ class Pool:
     ) -> list[Configuration]:
         """Rows within ±C that are not taken, at random."""
         near = [
-            one
-            for one in self._rows
-            if one != centre and one not in taken and within(one, centre, self._radius)
+            configuration
+            for configuration in self._rows
+            if configuration != centre
+            and configuration not in taken
+            and within(configuration, centre, self._radius)
         ]
         return [near[place] for place in rng.permutation(len(near))[:count]]
 
     def measure(self, configurations: Sequence[Configuration]) -> Measured:
         """What was recorded."""
-        return {one: self._rows[one] for one in configurations}
+        return {configuration: self._rows[configuration] for configuration in configurations}
 
 
 def _in_turn(order: Sequence[Configuration]) -> list[Configuration]:
     """The first of every group, then the second of every group …, groups as they come."""
     seen: dict[tuple[str, str], int] = {}
     turns = []
-    for one in order:
-        seen[one.group] = turn = seen.get(one.group, -1) + 1
+    for configuration in order:
+        seen[configuration.group] = turn = seen.get(configuration.group, -1) + 1
         turns.append(turn)
     return [order[place] for place in np.argsort(turns, kind="stable")]
 
@@ -155,15 +159,15 @@ def locked_rows(
     """
     of = {Configuration.of(row): row for row in rows}
     locked = lock(of, share, radius, np.random.default_rng(seed))
-    return locked, [of[one] for one in locked.configurations]
+    return locked, [of[configuration] for configuration in locked.configurations]
 
 
 def learning_curve(done: Iterable[Round], test: Sequence[Row]) -> Iterator[Point]:
     """The error on the test set after every round; here alone it is looked at."""
     measured, weights = column(test, "energy_joules"), column(test, "weight")
-    for one in done:
-        found = errors(measured, one.predict(test), weights)
-        yield Point(len(one.taken), found.mape, one.num_near)
+    for round_done in done:
+        judged = errors(measured, round_done.predict(test), weights)
+        yield Point(len(round_done.taken), judged.mape, round_done.num_near)
 
 
 def fit_predictor(rows: Sequence[Row]) -> Predict:
@@ -213,10 +217,10 @@ def compare(
             name: [pool.submit(_curve, rows, strategy, plan, seed) for seed in seeds]
             for name, strategy in STRATEGIES.items()
         }
-        every = [one for some in running.values() for one in some]
-        for one in tqdm(as_completed(every), "sampling", len(every), unit="curve"):
-            one.result()
-    return {name: [one.result() for one in some] for name, some in running.items()}
+        every = [future for futures in running.values() for future in futures]
+        for future in tqdm(as_completed(every), "sampling", len(every), unit="curve"):
+            future.result()
+    return {name: [future.result() for future in futures] for name, futures in running.items()}
 
 
 def _curve(rows: Sequence[Row], strategy: Strategy, plan: Plan, seed: int) -> list[Point]:

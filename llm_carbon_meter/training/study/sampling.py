@@ -85,7 +85,7 @@ class Round:
     search_ape: Floats
     """Error of each point of the search part [%], in its order."""
     error_percent: float
-    """Their mean, by weight: above that of the priors where sampling went after errors."""
+    """Mean error by weight: above that of the priors where sampling went after errors."""
     taken: frozenset[Configuration]
     """All that was drawn; some could perhaps not be measured."""
     num_near: int
@@ -161,8 +161,8 @@ def rounds(
     while True:
         wanted = [*proposed.near, *proposed.anywhere]
         taken, num_near = taken.union(wanted), num_near + len(proposed.near)
-        kept, held = _parted(measure(wanted), plan.search_share, rng)
-        train, search = {**train, **kept}, {**search, **held}
+        train_rows, held = _parted(measure(wanted), plan.search_share, rng)
+        train, search = {**train, **train_rows}, {**search, **held}
         _check_parts(train, search, len(taken))
         predict = fit(list(train.values()))
         ape, error = _errors(predict, list(search.values()))
@@ -186,8 +186,12 @@ def _parted(
     order = rng.permutation(len(every))
     held = {every[place] for place in order[: round(share * len(every))]}
     return (
-        {one: row for one, row in measured.items() if one not in held},
-        {one: row for one, row in measured.items() if one in held},
+        {
+            configuration: row
+            for configuration, row in measured.items()
+            if configuration not in held
+        },
+        {configuration: row for configuration, row in measured.items() if configuration in held},
     )
 
 

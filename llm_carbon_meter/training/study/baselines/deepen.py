@@ -65,11 +65,13 @@ def fit_deepen(rows: Sequence[Row], seed: int, trees: int = TREES) -> Fitted:
         for kind, places in _by_kind(launched).items():
             if kind not in forests:
                 continue
-            some = [launched[place] for place in places]
-            each = np.exp(forests[kind].predict(np.array([one.features for one in some])))
-            of_row = np.array([one.row for one in some])
-            times = np.array([one.launches for one in some])
-            total += np.bincount(of_row, each * times, minlength=len(rows))
+            chosen = [launched[place] for place in places]
+            per_launch = np.exp(
+                forests[kind].predict(np.array([launch.features for launch in chosen]))
+            )
+            of_row = np.array([launch.row for launch in chosen])
+            times = np.array([launch.launches for launch in chosen])
+            total += np.bincount(of_row, per_launch * times, minlength=len(rows))
         return total * _gpus_per_request(rows)
 
     return Fitted(predict)
@@ -79,24 +81,24 @@ def _forest(
     some: Sequence[Launches], joules: Floats, rows: Sequence[Row], *, trees: int, seed: int
 ) -> RandomForestRegressor:
     forest = RandomForestRegressor(trees, max_depth=DEPTH, max_features=1.0, random_state=seed)
-    weights = np.array([rows[one.row].weight for one in some])
-    features = np.array([one.features for one in some])
+    weights = np.array([rows[launch.row].weight for launch in some])
+    features = np.array([launch.features for launch in some])
     return forest.fit(features, np.log(joules), sample_weight=weights)
 
 
 def _by_kind(launched: Sequence[Launches]) -> dict[str, list[int]]:
     """Places in the list."""
     places = defaultdict(list)
-    for place, one in enumerate(launched):
-        places[one.kind].append(place)
+    for place, launch in enumerate(launched):
+        places[launch.kind].append(place)
     return places
 
 
 def _launch_joules(rows: Sequence[Row], launched: Sequence[Launches]) -> Floats:
     """Energy of each launch on one GPU: the row's joules per second of roofline time."""
-    of_row = np.array([one.row for one in launched])
-    each_s = np.array([one.roofline_s for one in launched])
-    times = np.array([one.launches for one in launched])
+    of_row = np.array([launch.row for launch in launched])
+    each_s = np.array([launch.roofline_s for launch in launched])
+    times = np.array([launch.launches for launch in launched])
     row_s = np.bincount(of_row, each_s * times, minlength=len(rows))
     energy = np.array([row.energy_joules for row in rows]) / _gpus_per_request(rows)
     joules: Floats = (energy / row_s)[of_row] * each_s

@@ -232,12 +232,12 @@ def _encoding(rows: Sequence[Row]) -> Encoding:
 
 def _log_totals(rows: Sequence[Row]) -> Floats:
     """ln of batch, operations and bytes of all its requests, parameters, L and N; (n, 6)."""
-    found, batch = physics(rows), column(rows, "concurrency")
+    physical, batch = physics(rows), column(rows, "concurrency")
     totals = (
         batch,
-        batch * found.operations,
+        batch * physical.operations,
         np.array([row.spec.parameters for row in rows], np.float64),
-        batch * found.moved_bytes,
+        batch * physical.moved_bytes,
         column(rows, "prompt_tokens"),
         column(rows, "output_tokens"),
     )
@@ -251,7 +251,7 @@ def _graph_key(row: Row) -> GraphKey:
 def _batch(encoding: Encoding, rows: Sequence[Row]) -> Batch:
     keys = list(dict.fromkeys(map(_graph_key, rows)))
     nodes = [_nodes(key, encoding) for key in keys]
-    sizes = [len(one) for one in nodes]
+    sizes = [len(graph) for graph in nodes]
     first = np.cumsum([0, *sizes[:-1]])
     edges = [_edges(key) + start for key, start in zip(keys, first, strict=True)]
     static = np.hstack(

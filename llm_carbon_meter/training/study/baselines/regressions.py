@@ -42,7 +42,7 @@ def fit_per_deployment(rows: Sequence[Row], seed: int) -> Fitted:
     deployments = defaultdict(list)
     for row in rows:
         deployments[deployment(row)].append(row)
-    known = {
+    fits = {
         key: non_negative_fit(_length_columns(same), same)
         for key, same in deployments.items()
         if len(same) >= LEAST_DEPLOYMENT_ROWS
@@ -52,8 +52,8 @@ def fit_per_deployment(rows: Sequence[Row], seed: int) -> Fitted:
         joules = pooled.predict(rows)
         lengths = _length_columns(rows)
         for place, row in enumerate(rows):
-            if deployment(row) in known:
-                joules[place] = lengths[place] @ known[deployment(row)]
+            if deployment(row) in fits:
+                joules[place] = lengths[place] @ fits[deployment(row)]
         return joules
 
     return Fitted(predict)
@@ -78,14 +78,14 @@ def fit_physics(rows: Sequence[Row], seed: int) -> Fitted:
 
 
 def _physics_columns(rows: Sequence[Row]) -> Floats:
-    found = physics(rows)
+    shared = physics(rows)
     columns = (
-        found.board_joules,
-        found.compute_board_joules,
-        found.memory_board_joules,
-        found.network_board_joules,
-        found.step_board_watts,
-        found.sequence_step_board_watts,
+        shared.board_joules,
+        shared.compute_board_joules,
+        shared.memory_board_joules,
+        shared.network_board_joules,
+        shared.step_board_watts,
+        shared.sequence_step_board_watts,
     )
     return np.stack(columns, axis=1)
 

@@ -78,9 +78,9 @@ def evaluate(
         for scale in PROMPT_SCALES
     }
     splits = checked_splits(tables[1.0])
-    found = run_all(plan(splits, effort), tables)
-    judged = {name: judge(found, splits, tables[1.0], name) for name in splits}
-    results = figures(found, judged, splits, tables, effort)
+    fitted = run_all(plan(splits, effort), tables)
+    judged = {name: judge(fitted, splits, tables[1.0], name) for name in splits}
+    results = figures(fitted, judged, splits, tables, effort)
     results["seconds"] = round(time.monotonic() - started_s)
     output.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1, allow_nan=False) + "\n"
@@ -145,12 +145,14 @@ def figures(
         "architectures": len({row.architecture for row in tables[1.0]}),
         "splits": {
             name: {
-                **split_figures(one, OURS, [what for what in one.joules if what not in FORMS]),
+                **split_figures(
+                    judgement, OURS, [what for what in judgement.joules if what not in FORMS]
+                ),
                 "gates": gates_of(found, splits, name),
                 "gate_of_every_fold": effort.gate_every_fold and name in GATE_EVERY_FOLD,
                 "confounded": sorted({split.confounded for split in splits[name]} - {""}),
             }
-            for name, one in judged.items()
+            for name, judgement in judged.items()
         },
         "seeds": {
             str(seed): accuracy(judge(found, splits, tables[1.0], FOLDS, seed), OURS)["mape"]

@@ -82,16 +82,16 @@ class Judged:
 
 def accuracy(judged: Judged, predictor: str) -> Figures:
     """Every figure of one predictor; mape and eba10 with their intervals."""
-    found = errors(judged.measured, judged.joules[predictor], judged.weights)
+    result = errors(judged.measured, judged.joules[predictor], judged.weights)
     ape = judged.ape(predictor)
     return {
         "mape": _mean(judged, ape),
-        "median": round(found.median_ape, 2),
-        "eba5": round(found.eba5, 1),
+        "median": round(result.median_ape, 2),
+        "eba5": round(result.eba5, 1),
         "eba10": _mean(judged, np.where(ape <= 10 + ROUNDING, 100.0, 0.0)),
-        "eba30": round(found.eba30, 1),
-        "p95": round(found.p95_ape, 1),
-        "bias": round(found.bias, 3),
+        "eba30": round(result.eba30, 1),
+        "p95": round(result.p95_ape, 1),
+        "bias": round(result.bias, 3),
     }
 
 
@@ -111,9 +111,9 @@ def split_figures(judged: Judged, ours: str, predictors: Sequence[str]) -> Figur
         "predictors": {name: accuracy(judged, name) for name in predictors},
         "minus": {name: difference(judged, ours, name) for name in predictors if name != ours},
         "precision": {
-            label: {**size(some), **{name: accuracy(some, name) for name in predictors[:2]}}
+            label: {**size(part), **{name: accuracy(part, name) for name in predictors[:2]}}
             for label, mask in (("FP8, MXFP4", low_precision), ("16 bits", ~low_precision))
-            if len((some := judged.of(mask)).rows)
+            if len((part := judged.of(mask)).rows)
         },
         "families": by_group(judged, lambda row: row.family, predictors[:2]),
     }
@@ -124,14 +124,14 @@ def by_group(
 ) -> Figures:
     """Every predictor on each group of rows; those of no group are left out."""
     names = [group_of(row) for row in judged.rows]
-    found: Figures = {}
+    groups: Figures = {}
     for name in sorted({name for name in names if name}):
-        some = judged.of(np.array([one == name for one in names]))
-        found[name] = {
-            **size(some),
-            **{predictor: accuracy(some, predictor) for predictor in predictors},
+        part = judged.of(np.array([label == name for label in names]))
+        groups[name] = {
+            **size(part),
+            **{predictor: accuracy(part, predictor) for predictor in predictors},
         }
-    return found
+    return groups
 
 
 def paper_family(row: Row) -> str | None:
@@ -146,12 +146,12 @@ def paper_family(row: Row) -> str | None:
 
 def difference(judged: Judged, first: str, second: str) -> Figures:
     """MAPE of the first minus that of the second [percentage points]."""
-    found = paired_bootstrap(
+    interval = paired_bootstrap(
         judged.ape(first), judged.ape(second), judged.groups, judged.weights, BOOTSTRAP_SEED
     )
-    verdict = found.verdict().replace("the first is better", "better")
+    verdict = interval.verdict().replace("the first is better", "better")
     return {
-        **_interval(Interval(*found)),
+        **_interval(Interval(*interval)),
         "verdict": verdict.replace("the second is better", "worse"),
     }
 
@@ -179,22 +179,22 @@ def calibrated(judged: Judged, predictor: str) -> Figures | None:
     ]
     if not enough:
         return None
-    known = judged.of(np.isin(judged.folds, enough))
-    raw, ape = known.ape(predictor), np.zeros(len(known.rows))
+    enough_judged = judged.of(np.isin(judged.folds, enough))
+    raw, ape = enough_judged.ape(predictor), np.zeros(len(enough_judged.rows))
     for fold in enough:
-        places = np.flatnonzero(known.folds == fold)
-        ratios = np.log(known.measured / known.joules[predictor])[places]
+        places = np.flatnonzero(enough_judged.folds == fold)
+        ratios = np.log(enough_judged.measured / enough_judged.joules[predictor])[places]
         ape[places] = calibrated_ape(ratios)
     return {
         "requests": CALIBRATION_REQUESTS,
         "draws": CALIBRATION_SEEDS,
-        "raw": _mean(known, raw),
-        "calibrated": _mean(known, ape),
+        "raw": _mean(enough_judged, raw),
+        "calibrated": _mean(enough_judged, ape),
         "engines": {
-            known.held_out[fold]: {
-                **size(some := known.of(known.folds == fold)),
-                "raw": _mean(some, raw[known.folds == fold])["value"],
-                "calibrated": _mean(some, ape[known.folds == fold])["value"],
+            enough_judged.held_out[fold]: {
+                **size(part := enough_judged.of(enough_judged.folds == fold)),
+                "raw": _mean(part, raw[enough_judged.folds == fold])["value"],
+                "calibrated": _mean(part, ape[enough_judged.folds == fold])["value"],
             }
             for fold in enough
         },

@@ -33,9 +33,9 @@ def _split_goals(results: Figures) -> Iterator[Figures]:
     for figure, wanted, at_least in (("mape", MAPE_GOALS, False), ("eba10", EBA10_GOALS, True)):
         for split, target in wanted.items():
             if split in results["splits"]:
-                found = results["splits"][split]["predictors"][OURS][figure]
+                figure_of_ours = results["splits"][split]["predictors"][OURS][figure]
                 words = {"mape": "MAPE", "eba10": "EBA(10 %)"}[figure]
-                yield goal(f"{split}: {words}", found, target, at_least)
+                yield goal(f"{split}: {words}", figure_of_ours, target, at_least)
 
 
 def _reduction_goals(results: Figures) -> Iterator[Figures]:
@@ -51,18 +51,18 @@ def _other_goals(results: Figures) -> Iterator[Figures]:
         "goal": f"never worse than two parameters (points; closest: {worst})",
         "target": "<= 0",
         **_bounds(against[worst]),
-        "reached": all(found["verdict"] != "worse" for found in against.values()),
+        "reached": all(coverage["verdict"] != "worse" for coverage in against.values()),
     }
     if calibration := results["calibration"]:
         words = f"unseen engine after {calibration['requests']} requests: MAPE"
         yield goal(words, calibration["calibrated"], CALIBRATED_MAPE, False)
     low, high = COVERAGE
-    found = results["coverage"]
+    coverage = results["coverage"]
     yield {
         "goal": "coverage of the 80 % interval on unseen architectures",
         "target": f"{low:g}-{high:g} %",
-        **_bounds(found),
-        "reached": reached(found, low, True) and reached(found, high, False),
+        **_bounds(coverage),
+        "reached": reached(coverage, low, True) and reached(coverage, high, False),
     }
 
 

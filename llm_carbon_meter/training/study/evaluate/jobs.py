@@ -97,14 +97,14 @@ def checked(made: Splits, rows: Sequence[Row]) -> Splits:
     Raises:
         MeterError: a split leaks.
     """
-    kept = {
+    valid = {
         name: [split for split in splits if len(split.train) and len(split.test)]
         for name, splits in made.items()
     }
-    for splits in kept.values():
+    for splits in valid.values():
         for split in splits:
             assert_no_leak(split, rows)
-    return {name: splits for name, splits in kept.items() if splits}
+    return {name: splits for name, splits in valid.items() if splits}
 
 
 def plan(splits: Splits, effort: Effort = FULL) -> list[Job]:
@@ -152,12 +152,12 @@ def run(job: Job, train: Sequence[Row], test: Sequence[Row]) -> Floats:
     """
     if job.what in BASELINES:
         return BASELINES[job.what].fit(train, job.seed).predict(test)
-    known = examples(train)
+    data = examples(train)
     if job.what == GATE:
-        return np.array([choose_gate(known, [row.architecture for row in train], job.seed)])
+        return np.array([choose_gate(data, [row.architecture for row in train], job.seed)])
     if job.what in FORMS:
-        return fit_form(FORMS[job.what], known, examples(test), job.seed)
-    whole, asked = fit(known, 1.0, job.seed), examples(test)
+        return fit_form(FORMS[job.what], data, examples(test), job.seed)
+    whole, asked = fit(data, 1.0, job.seed), examples(test)
     return np.stack([replace(whole, gate=gate).predict(asked) for gate in GATES])
 
 
@@ -172,7 +172,7 @@ def run_all(
         processes: at once.
     """
     splits = {scale: checked_splits(rows) for scale, rows in tables.items()}
-    found = {}
+    results = {}
     with ProcessPoolExecutor(
         processes, multiprocessing.get_context("spawn"), initializer=one_thread
     ) as pool:
@@ -184,10 +184,10 @@ def run_all(
             running[pool.submit(run, job, train, test)] = job
         try:
             for done in tqdm(as_completed(running), "evaluation", len(running), unit="fit"):
-                found[running[done]] = done.result()
+                results[running[done]] = done.result()
         finally:  # also where one fails, or is interrupted
             pool.shutdown(cancel_futures=True)
-    return found
+    return results
 
 
 def one_thread() -> None:

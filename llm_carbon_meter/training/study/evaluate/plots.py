@@ -77,10 +77,10 @@ def banded_medians(values: Floats, errors: Floats) -> tuple[Floats, Floats]:
     """Median value and error of about equally large bands; equal values stay together."""
     edges = np.unique(np.quantile(values, np.linspace(0, 1, BANDS + 1)[1:-1]))
     band = np.searchsorted(edges, values)
-    places = [np.flatnonzero(band == one) for one in np.unique(band)]
+    places = [np.flatnonzero(band == number) for number in np.unique(band)]
     return (
-        np.array([np.median(values[some]) for some in places]),
-        np.array([np.median(errors[some]) for some in places]),
+        np.array([np.median(values[place]) for place in places]),
+        np.array([np.median(errors[place]) for place in places]),
     )
 
 

@@ -104,7 +104,7 @@ def splits_table(results: Figures) -> str:
         *("split", "rows", "architectures", "MAPE %", "median %", "EBA 5/10/30 %", "p95 %", "bias"),
         *("physics alone", "two parameters", "noise floor", "gates", "new as well"),
     )
-    return _table(head, [_split_cells(*one) for one in results["splits"].items()])
+    return _table(head, [_split_cells(*split) for split in results["splits"].items()])
 
 
 def _split_cells(name: str, split: Figures) -> Cells:
@@ -143,13 +143,13 @@ def _split(name: str, split: Figures) -> str:
     """All predictors on one split, and its weights of 8 bits and less apart."""
     head = (name, "MAPE %", "median %", "EBA 5/10/30 %", "p95 %", "bias", f"{OURS} minus it")
     rows = [
-        (what, *_accuracy_cells(found), _minus(split["minus"].get(what)))
-        for what, found in split["predictors"].items()
+        (what, *_accuracy_cells(figures), _minus(split["minus"].get(what)))
+        for what, figures in split["predictors"].items()
     ]
-    for label, found in split["precision"].items():
-        counted = f"{found['rows']} rows, {found['architectures']} architectures"
+    for label, figures in split["precision"].items():
+        counted = f"{figures['rows']} rows, {figures['architectures']} architectures"
         rows += [
-            (f"{what}, {label} ({counted})", *_accuracy_cells(found[what]), "")
+            (f"{what}, {label} ({counted})", *_accuracy_cells(figures[what]), "")
             for what in (OURS, PHYSICS)
         ]
     return _table(head, rows)
@@ -176,13 +176,13 @@ def _families(results: Figures) -> str:
 
 
 def _reductions(results: Figures) -> str:
-    found = [
-        f"MAPE {bounded(one)} % below that of {name} on {FOLDS} (the paper claims "
+    lines = [
+        f"MAPE {bounded(reduction)} % below that of {name} on {FOLDS} (the paper claims "
         f"{_claimed(name):.0f} %)"
-        for name, one in results["reductions"].items()
+        for name, reduction in results["reductions"].items()
     ]
-    seeds = ", ".join(bounded(one) for one in results["seeds"].values())
-    return "\n".join([*found, f"MAPE on {FOLDS} by seed: {seeds}"])
+    seeds = ", ".join(bounded(reduction) for reduction in results["seeds"].values())
+    return "\n".join([*lines, f"MAPE on {FOLDS} by seed: {seeds}"])
 
 
 def _claimed(name: str) -> float:
@@ -208,12 +208,12 @@ def _scheme_table(
 ) -> str:
     rows = []
     for scheme, line in printed.items():
-        found = {
+        cells = {
             family: figure(group[SCHEMES[scheme]])
             for family, group in results["paper_families"].items()
             if SCHEMES[scheme] in group
         }
-        rows.append((scheme, *_paired(line, found)))
+        rows.append((scheme, *_paired(line, cells)))
     return _table((f"{title}, {unit}", *FAMILIES, "mean (of how many)", "all our rows"), [
         (*row, _all_rows(results, row[0], figure)) for row in rows
     ])  # fmt: skip
@@ -227,11 +227,11 @@ def _all_rows(results: Figures, scheme: str, figure: Callable[[Figures], float])
 def _ablation_table(results: Figures) -> str:
     rows = []
     for form, printed in LINES.items():
-        found = results["ablation"][form]
-        families = {name: _eba(10)(group) for name, group in found["families"].items()}
+        ablation = results["ablation"][form]
+        families = {name: _eba(10)(group) for name, group in ablation["families"].items()}
         line = ABLATION_EBA10.get(printed)
-        rows.append((form, *_paired(line, families), _one(_eba(10)(found["all"])),
-                     bounded(found["all"]["mape"])))  # fmt: skip
+        rows.append((form, *_paired(line, families), _one(_eba(10)(ablation["all"])),
+                     bounded(ablation["all"]["mape"])))  # fmt: skip
     focused = ABLATION_EBA10["+ focused sampling"]
     rows.append(("+ focused sampling", *_paired(focused, {}), "see What to measure next", "-"))
     head = (
@@ -266,55 +266,69 @@ def _own_families(results: Figures) -> str:
     rows = [
         (
             family,
-            f"{found['rows']} / {found['architectures']}",
+            f"{group['rows']} / {group['architectures']}",
             *(
-                f"{_one(found[name]['mape']['value'])}, {_one(_eba(10)(found[name]))}"
+                f"{_one(group[name]['mape']['value'])}, {_one(_eba(10)(group[name]))}"
                 for name in schemes
             ),
         )
-        for family, found in results["own_families"].items()
+        for family, group in results["own_families"].items()
     ]
     return _table(("MAPE %, EBA(10 %) by our families", "rows / architectures", *schemes), rows)
 
 
 def _prompts(results: Figures) -> str:
     rows = [
-        (f"assumed prompts {scale}", bounded(found["mape"]), bounded(found["eba10"]))
-        for scale, found in results["prompts"].items()
+        (
+            f"assumed prompts {scale}",
+            bounded(prompt_figures["mape"]),
+            bounded(prompt_figures["eba10"]),
+        )
+        for scale, prompt_figures in results["prompts"].items()
     ]
     return _table((f"{OURS} on {FOLDS}", "MAPE %", "EBA(10 %)"), rows)
 
 
 def _calibration(results: Figures) -> str:
-    found = results["calibration"]
-    if found is None:
+    calibration = results["calibration"]
+    if calibration is None:
         return "No unseen engine has enough rows for a calibration."
-    head = (f"unseen engine, {found['requests']} requests measured", "rows", "MAPE %", "calibrated")
+    head = (
+        f"unseen engine, {calibration['requests']} requests measured",
+        "rows",
+        "MAPE %",
+        "calibrated",
+    )
     rows = [
-        (name, str(one["rows"]), _one(one["raw"]), _one(one["calibrated"]))
-        for name, one in found["engines"].items()
+        (name, str(engine["rows"]), _one(engine["raw"]), _one(engine["calibrated"]))
+        for name, engine in calibration["engines"].items()
     ]
-    rows.append(("all", "", bounded(found["raw"]), bounded(found["calibrated"])))
+    rows.append(("all", "", bounded(calibration["raw"]), bounded(calibration["calibrated"])))
     return (
-        f"{_table(head, rows)}\nMean of {found['draws']} draws; one factor for all models of an "
-        "engine. "
-        f"Too few rows to judge: {', '.join(found['too_few_rows']) or 'none'}."
+        f"{_table(head, rows)}\nMean of {calibration['draws']} draws; one factor for all models of "
+        "an engine. "
+        f"Too few rows to judge: {', '.join(calibration['too_few_rows']) or 'none'}."
     )
 
 
 def _coverage(results: Figures) -> str:
-    found = results["coverage"]
+    coverage = results["coverage"]
     return (
-        f"The 80 % interval holds {bounded(found)} % of the rows of unseen architectures; it is "
-        f"{_one(found['mean_width'])} % of the measurement wide."
+        f"The 80 % interval holds {bounded(coverage)} % of the rows of unseen architectures; it is "
+        f"{_one(coverage['mean_width'])} % of the measurement wide."
     )
 
 
 def goals_table(results: Figures) -> str:
     """Every goal, its figure and whether it is reached."""
     rows = [
-        (one["goal"], one["target"], bounded(one), "reached" if one["reached"] else "not reached")
-        for one in results["goals"]
+        (
+            goal["goal"],
+            goal["target"],
+            bounded(goal),
+            "reached" if goal["reached"] else "not reached",
+        )
+        for goal in results["goals"]
     ]
     return _table(("goal", "target", "found", ""), rows)
 
