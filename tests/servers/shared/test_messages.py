@@ -60,6 +60,7 @@ energies = st.builds(
 totals = st.builds(
     EngineTotals,
     session=some_text,
+    engine=counts,
     gpus=st.lists(
         st.builds(
             GpuTotals,
@@ -78,6 +79,7 @@ totals = st.builds(
     tokens=counters,
     errors=counters,
     sampler_gap_s=joules,
+    open_requests=counts,
 )
 
 
