@@ -4,9 +4,9 @@ vLLM has them apart: vllm/engine_hooks.py has the engine's, vllm/frontend_hooks.
 """
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.servers.shared.api_server import ApiServer
 from llm_carbon_meter.servers.shared.events import EventQueue
 from llm_carbon_meter.servers.shared.meter_process import MeterProcess, Setup
@@ -36,23 +36,23 @@ class LocalMeter:
         faults: Faults,
     ) -> None:
         self._engine = MeterProcess(setup, faults)
-        self.server = ApiServer(
-            setup.config,
-            model_name,
-            setup.model,
-            deployment,
-            num_engines=1,
-            index=0,
-            count=1,
-            tracing=tracing,
-            faults=faults,
-        )
-        try:
+        with ExitStack() as undo:
+            undo.callback(self._engine.stop)
+            self.server = ApiServer(
+                setup.config,
+                model_name,
+                setup.model,
+                deployment,
+                num_engines=1,
+                index=0,
+                count=1,
+                tracing=tracing,
+                faults=faults,
+            )
+            undo.callback(self.server.stop)
             self._engine.ready()
             self.server.connect()
-        except MeterError:
-            self.stop()
-            raise
+            undo.pop_all()
 
     def follow(self, capture: EventQueue) -> None:
         """Tell the meter what a capture holds from now on."""
