@@ -8,6 +8,7 @@ from llm_carbon_meter.carbon.grid import constant, open_grid
 from llm_carbon_meter.check.findings import Finding, Report, Verdict
 from llm_carbon_meter.check.gpus import check_power
 from llm_carbon_meter.config import PREFIX, Config, shown_value, vllm_plugins
+from llm_carbon_meter.exporters.columns import figure
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import ConfigError, MeterError
 from llm_carbon_meter.servers.shared.channel import Publisher, choose_directory
@@ -113,7 +114,8 @@ def _channel(config: Config) -> Finding:
 def _carbon(config: Config) -> Finding:
     faults = Faults()
     now = open_grid(config, faults).asked()
-    text = f"{now.grams_per_kwh:g} gCO2eq/kWh, {now.provider} (zone {now.zone}), PUE {config.pue:g}"
+    grams = figure(now.grams_per_kwh)
+    text = f"{grams} gCO2eq/kWh, {now.provider} (zone {now.zone}), PUE {config.pue:g}"
     figures = {**dataclasses.asdict(now), "pue": config.pue}
     if faults.counts:
         text += f"; {config.carbon_provider} has no answer for zone {config.zone}"

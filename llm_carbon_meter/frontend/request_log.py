@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from llm_carbon_meter.exporters.columns import aligned, figure, percent
 from llm_carbon_meter.records import ACCOUNT_NAMES, MeterError
 from llm_carbon_meter.units import watt_hours
 
@@ -114,12 +115,14 @@ def ledger_table(records: Iterable[Mapping[str, Any]]) -> str:
 
 def _book_text(source: str, book: Counter[str]) -> str:
     total = book["energy"]
-    rows = [f"{book['requests']} requests, {source}"]
-    rows += [
-        f"{name:<10} {book[name]:>14.6g} J {watt_hours(book[name]):>14.6g} Wh"
-        f" {book[name] / total if total else 0.0:>8.2%}"
+    rows = [
+        [name, *_energy(book[name]), percent(book[name] / total if total else 0.0)]
         for name in ACCOUNT_NAMES
     ]
-    rows.append(f"{'total':<10} {total:>14.6g} J {watt_hours(total):>14.6g} Wh")
-    rows.append(f"{'emissions':<10} {book['grams']:>14.6g} gCO2eq")
-    return "\n".join(rows)
+    rows.append(["total", *_energy(total), ""])
+    rows.append(["emissions", figure(book["grams"]), "gCO2eq", "", "", ""])
+    return f"{book['requests']} requests, {source}\n{aligned(rows, left=(0, 2, 4))}"
+
+
+def _energy(joules: float) -> tuple[str, ...]:
+    return figure(joules), "J", figure(watt_hours(joules)), "Wh"
