@@ -14,7 +14,8 @@ from llm_carbon_meter.campaign.plan import TINY_MODEL, Plan, make_plan
 from llm_carbon_meter.campaign.rows import Measurements, Row, Status, occasion, write_parquet
 from llm_carbon_meter.campaign.runner import installed_version, lacking, measure
 from llm_carbon_meter.config import cuda_visible_devices
-from llm_carbon_meter.exporters.columns import aligned
+from llm_carbon_meter.exporters.columns import aligned, figure, percent
+from llm_carbon_meter.extras import require
 from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.physics.model_list import named_config
 from llm_carbon_meter.power.nvml.survey import survey
@@ -83,17 +84,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--tiny", action="store_true", help="a toy model, to try all of it")
 
 
-def run_campaign(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Measure until everything is, or the time is up; 0 where the file has a good row.
 
     Raises:
-        MeterError: an option, the file, the engine or the GPUs cannot be used.
+        MeterError: an option, the file, the engine or the GPUs cannot be used, or an extra is not
+            installed.
     """
     end_s = time.monotonic() + options.minutes * 60
     if options.out.suffix != ".csv":
         raise ConfigError(f"--out {options.out}: expected the name of a .csv file")
-    if not installed_version(options.engine):
-        raise ConfigError(f"--engine {options.engine}: it is not installed here; pip install it")
+    _require_packages(options)
     gpus = _default_gpu() if options.gpus is None else options.gpus
     plan = make_plan(
         options.engine,
@@ -124,6 +125,15 @@ def run_campaign(options: argparse.Namespace) -> int:
         described = write_card(options.out, file.rows)
         print(f"{options.out}, {parquet or 'no Parquet: that needs pyarrow'}, {described}")
     return 0 if any(row["status"] == Status.OK for row in file.rows) else 1
+
+
+def _require_packages(options: argparse.Namespace) -> None:
+    """What the engine brings, and what learning from its rows needs."""
+    if not installed_version(options.engine):
+        raise ConfigError(f"--engine {options.engine}: it is not installed here; pip install it")
+    require("campaign", "campaign", "torch")
+    if options.focused:
+        require("campaign --focused", "train", "torch_geometric", "sklearn")
 
 
 def _default_gpu() -> str:
@@ -181,8 +191,8 @@ def summary(rows: Sequence[Row]) -> str:
                 named["output_tokens"],
                 named["phase"],
                 named["source"],
-                "-" if middle is None else f"{middle:.4g}",
-                "-" if not middle else f"{(max(joules) - min(joules)) / middle:.1%}",
+                "-" if middle is None else figure(middle),
+                "-" if not middle else percent((max(joules) - min(joules)) / middle),
                 ", ".join(f"{count} {status}" for status, count in others.items()),
             ]
         )
