@@ -16,8 +16,6 @@ from llm_carbon_meter.servers.shared.hooks import (
     Fit,
     installed_fit,
 )
-from llm_carbon_meter.servers.transformers.hooks import HOOKS as TRANSFORMERS_HOOKS
-from llm_carbon_meter.servers.vllm.hooks import HOOKS as VLLM_HOOKS
 
 PLUGIN: Final = "llm_carbon_meter"
 POLL_S: Final = 2.0
@@ -65,7 +63,7 @@ def _engines() -> list[Finding]:
     if util.find_spec("transformers") is None:
         return [_vllm()]
     fit = installed_fit("transformers")
-    transformers = _fit("transformers", fit, len(TRANSFORMERS_HOOKS), "transformers 5.6 or newer")
+    transformers = _fit("transformers", fit, "transformers 5.6 or newer")
     if util.find_spec("vllm") is None:
         return [Finding("vllm", Verdict.NOTE, "not installed here"), transformers]
     if fit.missing:  # vLLM brings a transformers, which need not serve
@@ -77,7 +75,7 @@ def _vllm() -> Finding:
     problem = _unplugged()
     if problem:
         return Finding("vllm", Verdict.FAILS, problem)
-    return _fit("vllm", installed_fit("vllm"), len(VLLM_HOOKS), "vLLM 0.27 to 0.32")
+    return _fit("vllm", installed_fit("vllm"), "vLLM 0.27 to 0.32")
 
 
 def _unplugged() -> str:
@@ -92,13 +90,13 @@ def _unplugged() -> str:
     return ""
 
 
-def _fit(engine: str, fit: Fit, count: int, wanted: str) -> Finding:
+def _fit(engine: str, fit: Fit, wanted: str) -> Finding:
     version = fit.version or "of an unknown version"
     figures = {"version": fit.version, "missing": list(fit.missing)}
     if fit.missing:
         text = f"{version}: does not fit, it has no {', no '.join(fit.missing)}; use {wanted}"
         return Finding(engine, Verdict.FAILS, text, figures)
-    return Finding(engine, Verdict.OK, f"{version}: all {count} hooks fit", figures)
+    return Finding(engine, Verdict.OK, f"{version}: all {fit.wrapped} hooks fit", figures)
 
 
 def _channel(config: Config) -> Finding:
