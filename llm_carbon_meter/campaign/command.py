@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -69,6 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="GPU",
         help="whose data sheet gives modelled joules where there is no GPU (default: H100)",
     )
+    _add_repetition_arguments(parser)
+    parser.add_argument("--tiny", action="store_true", help="a toy model, to try all of it")
+
+
+def _add_repetition_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repetitions", type=int, default=5, help="of each phase (default: 5)")
     parser.add_argument(
         "--seconds",
@@ -81,7 +87,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="choose models' shapes and loads by where the predictor errs (Algorithm 1 of LLMCO2)",
     )
-    parser.add_argument("--tiny", action="store_true", help="a toy model, to try all of it")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -119,12 +124,17 @@ def run(options: argparse.Namespace) -> int:
         else:
             measure(_jobs(plan, file, gpu), file, end_s)
     finally:
-        file.close()
-        print(summary(file.rows))
-        parquet = write_parquet(options.out)
-        described = write_card(options.out, file.rows)
-        print(f"{options.out}, {parquet or 'no Parquet: that needs pyarrow'}, {described}")
+        _finish(file)
     return 0 if any(row["status"] == Status.OK for row in file.rows) else 1
+
+
+def _finish(file: Measurements) -> None:
+    """Close the file, print its summary, and write its other forms."""
+    file.close()
+    print(summary(file.rows))
+    parquet = write_parquet(file.path)
+    described = write_card(file.path, file.rows)
+    print(f"{file.path}, {parquet or 'no Parquet: that needs pyarrow'}, {described}")
 
 
 def _require_packages(options: argparse.Namespace) -> None:
@@ -157,43 +167,36 @@ def _jobs(plan: Plan, file: Measurements, gpu: str) -> list[Job]:
     return jobs
 
 
+HEADING: Final = (
+    *("engine", "model", "batch", "prompt", "output", "phase", "source"),
+    *("J/request", "spread", "rows"),
+)
+
+
 def summary(rows: Sequence[Row]) -> str:
     """Each occasion in a line: the median of its good repetitions, their spread, and the others."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(occasion(row), []).append(row)
-    heading = (
-        "engine",
-        "model",
-        "batch",
-        "prompt",
-        "output",
-        "phase",
-        "source",
-        "J/request",
-        "spread",
-        "rows",
-    )
-    table = [list(heading)]
-    for key, found in groups.items():
-        named = dict(zip(OCCASION, key, strict=True))
-        joules = [float(row["joules_per_request"]) for row in found if row["status"] == Status.OK]
-        middle = median(joules) if joules else None
-        others: dict[str, int] = {}
-        for row in found:
-            others[str(row["status"])] = others.get(str(row["status"]), 0) + 1
-        table.append(
-            [
-                named["engine"],
-                named["model"],
-                named["batch"],
-                named["prompt_tokens"],
-                named["output_tokens"],
-                named["phase"],
-                named["source"],
-                "-" if middle is None else figure(middle),
-                "-" if not middle else percent((max(joules) - min(joules)) / middle),
-                ", ".join(f"{count} {status}" for status, count in others.items()),
-            ]
-        )
-    return aligned(table, left=(0, 1, 5, 6, 9))
+    lines = [_summary_line(key, repetitions) for key, repetitions in groups.items()]
+    return aligned([HEADING, *lines], left=(0, 1, 5, 6, 9))
+
+
+def _summary_line(key: tuple[str, ...], rows: Sequence[Row]) -> list[str]:
+    """The cells of an occasion, as `HEADING` names them."""
+    named = dict(zip(OCCASION, key, strict=True))
+    joules = [float(row["joules_per_request"]) for row in rows if row["status"] == Status.OK]
+    middle = median(joules) if joules else None
+    statuses = Counter(str(row["status"]) for row in rows)
+    return [
+        named["engine"],
+        named["model"],
+        named["batch"],
+        named["prompt_tokens"],
+        named["output_tokens"],
+        named["phase"],
+        named["source"],
+        "-" if middle is None else figure(middle),
+        "-" if not middle else percent((max(joules) - min(joules)) / middle),
+        ", ".join(f"{count} {status}" for status, count in statuses.items()),
+    ]
