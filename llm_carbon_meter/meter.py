@@ -23,11 +23,7 @@ from llm_carbon_meter.physics.model_specs import ModelSpec
 from llm_carbon_meter.physics.step_work import CostModel
 from llm_carbon_meter.power.contention import Neighbours, Watch
 from llm_carbon_meter.power.modelled import ModelledMeter
-from llm_carbon_meter.power.nvml.nvml_meter import (
-    NvmlMeter,
-    open_nvml,
-    worst,
-)
+from llm_carbon_meter.power.nvml.nvml_meter import NvmlMeter, open_nvml, worst
 from llm_carbon_meter.power.power_meter import PowerMeter
 from llm_carbon_meter.power.replay import ReplayMeter
 from llm_carbon_meter.power.sampler import PowerSampler

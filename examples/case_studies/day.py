@@ -10,17 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from studies import (
-    COLOURS,
-    ENGINE,
-    VERSION,
-    bind,
-    deploy,
-    figure,
-    keep,
-    making_grams,
-    table,
-)
+from studies import COLOURS, ENGINE, VERSION, bind, deploy, figure, keep, making_grams, table
 
 from llm_carbon_meter.carbon.emissions import operational_grams
 from llm_carbon_meter.carbon.intensity import annual

@@ -21,11 +21,7 @@ from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.training.data.campaign_columns import PREFILL
 from llm_carbon_meter.training.data.campaigns import table_of
-from llm_carbon_meter.training.data.configurations import (
-    PAPER_RADIUS,
-    Configuration,
-    lock,
-)
+from llm_carbon_meter.training.data.configurations import PAPER_RADIUS, Configuration, lock
 from llm_carbon_meter.training.data.physics_features import column
 from llm_carbon_meter.training.data.priors import TracePrior
 from llm_carbon_meter.training.data.rows import Row

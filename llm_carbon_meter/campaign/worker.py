@@ -21,11 +21,7 @@ from llm_carbon_meter.campaign.job import Done, Job, Occasion
 from llm_carbon_meter.campaign.plan import Load
 from llm_carbon_meter.campaign.rows import Row, Status
 from llm_carbon_meter.physics.gpu_specs import gpu_spec
-from llm_carbon_meter.power.nvml.state import (
-    THROTTLED,
-    State,
-    StateReader,
-)
+from llm_carbon_meter.power.nvml.state import THROTTLED, State, StateReader
 from llm_carbon_meter.power.nvml.survey import survey
 from llm_carbon_meter.records import MeterError
 

@@ -6,14 +6,7 @@ Never on a request's path: a thread of its own asks.
 import time
 from typing import Final
 
-from llm_carbon_meter.carbon.intensity import (
-    SERVICES,
-    STATIC,
-    TABLE,
-    WORLD,
-    CarbonService,
-    annual,
-)
+from llm_carbon_meter.carbon.intensity import SERVICES, STATIC, TABLE, WORLD, CarbonService, annual
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import CarbonIntensity, MeterError

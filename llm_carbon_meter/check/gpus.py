@@ -22,20 +22,11 @@ from llm_carbon_meter.power.characterise import (
     moves,
     poll,
 )
-from llm_carbon_meter.power.contention import (
-    Sharing,
-    own_processes,
-    sees_host_numbers,
-    sharing,
-)
+from llm_carbon_meter.power.contention import Sharing, own_processes, sees_host_numbers, sharing
 from llm_carbon_meter.power.nvml.architectures import measured
 from llm_carbon_meter.power.nvml.devices import listed_devices
 from llm_carbon_meter.power.nvml.nvml_meter import open_nvml, worst
-from llm_carbon_meter.power.nvml.survey import (
-    GpuFacts,
-    Survey,
-    survey,
-)
+from llm_carbon_meter.power.nvml.survey import GpuFacts, Survey, survey
 from llm_carbon_meter.power.replay import read_trace
 from llm_carbon_meter.records import MeterError, PowerError, Quality
 

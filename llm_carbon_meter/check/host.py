@@ -12,10 +12,7 @@ from llm_carbon_meter.exporters.columns import figure
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import ConfigError, MeterError
 from llm_carbon_meter.servers.shared.channel import Publisher, choose_directory
-from llm_carbon_meter.servers.shared.hooks import (
-    Fit,
-    installed_fit,
-)
+from llm_carbon_meter.servers.shared.hooks import Fit, installed_fit
 
 PLUGIN: Final = "llm_carbon_meter"
 POLL_S: Final = 2.0

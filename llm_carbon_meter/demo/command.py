@@ -20,12 +20,7 @@ from llm_carbon_meter.exporters.columns import figure
 from llm_carbon_meter.extras import require
 from llm_carbon_meter.power.replay import read_trace
 from llm_carbon_meter.predictor.azure import conversation_quantiles
-from llm_carbon_meter.testing.scrape import (
-    Scrape,
-    Watch,
-    fetch_record,
-    scrape,
-)
+from llm_carbon_meter.testing.scrape import Scrape, Watch, fetch_record, scrape
 from llm_carbon_meter.testing.servers import (
     MODEL_NAME,
     Server,

@@ -16,12 +16,7 @@ from tqdm import tqdm
 
 from llm_carbon_meter.estimate.one_request import check_request, make_deployment
 from llm_carbon_meter.physics.model_specs import ModelSpec
-from llm_carbon_meter.predictor.energy_model import (
-    BoundModel,
-    Deployment,
-    EnergyModel,
-    Floats,
-)
+from llm_carbon_meter.predictor.energy_model import BoundModel, Deployment, EnergyModel, Floats
 from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.units import JOULES_PER_WATT_HOUR
 

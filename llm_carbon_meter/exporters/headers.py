@@ -5,12 +5,7 @@ from collections.abc import Mapping
 from decimal import Decimal
 from typing import Any, Final
 
-from llm_carbon_meter.records import (
-    EnergyEstimate,
-    RequestEnergy,
-    RequestRecord,
-    Source,
-)
+from llm_carbon_meter.records import EnergyEstimate, RequestEnergy, RequestRecord, Source
 from llm_carbon_meter.units import watt_hours
 
 PREFIX: Final = "LLM-Carbon-"

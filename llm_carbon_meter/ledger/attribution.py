@@ -10,12 +10,7 @@ from typing import Final
 import numpy as np
 
 from llm_carbon_meter.physics.step_coefficients import StepCoefficients
-from llm_carbon_meter.physics.step_work import (
-    CostModel,
-    Floats,
-    StepRows,
-    Work,
-)
+from llm_carbon_meter.physics.step_work import CostModel, Floats, StepRows, Work
 
 TINY: Final = 1e-300
 

@@ -9,11 +9,7 @@ from llm_carbon_meter import kept_state
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.kept_state import Identity
 from llm_carbon_meter.ledger.coefficient_learner import CoefficientLearner
-from llm_carbon_meter.physics.step_work import (
-    EFFICIENCIES,
-    LAUNCH_S,
-    CostModel,
-)
+from llm_carbon_meter.physics.step_work import EFFICIENCIES, LAUNCH_S, CostModel
 from llm_carbon_meter.records import MeterError
 
 SAVE_S: Final = 10.0

@@ -12,11 +12,7 @@ import numpy as np
 
 from llm_carbon_meter.ledger.counters import Tick
 from llm_carbon_meter.ledger.division import Division, RowShares
-from llm_carbon_meter.physics.step_work import (
-    Floats,
-    Ints,
-    StepRows,
-)
+from llm_carbon_meter.physics.step_work import Floats, Ints, StepRows
 from llm_carbon_meter.records import (
     REQUEST_ACCOUNTS,
     AccountJoules,

@@ -18,12 +18,7 @@ import numpy as np
 from llm_carbon_meter import kept_state
 from llm_carbon_meter.kept_state import Identity
 from llm_carbon_meter.predictor.energy_model import Deployment
-from llm_carbon_meter.records import (
-    Outcome,
-    Quality,
-    RequestRecord,
-    Source,
-)
+from llm_carbon_meter.records import Outcome, Quality, RequestRecord, Source
 
 MEMORY: Final = 256
 """Requests remembered."""

@@ -16,11 +16,7 @@ from numpy.typing import NDArray
 from llm_carbon_meter.physics.kernel_graph import layer_graph
 from llm_carbon_meter.physics.kernels import kernel_table
 from llm_carbon_meter.physics.model_specs import ModelSpec
-from llm_carbon_meter.physics.phases import (
-    SUMS,
-    cost_matrices,
-    mean_steps,
-)
+from llm_carbon_meter.physics.phases import SUMS, cost_matrices, mean_steps
 from llm_carbon_meter.predictor.energy_model import Deployment, Numbers
 from llm_carbon_meter.predictor.fitted_physics import TERMS, term_matrix
 

@@ -4,11 +4,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from llm_carbon_meter.physics.model_specs import ModelSpec
-from llm_carbon_meter.predictor.energy_model import (
-    Deployment,
-    Numbers,
-    PhaseEnergy,
-)
+from llm_carbon_meter.predictor.energy_model import Deployment, Numbers, PhaseEnergy
 
 
 class PhaseFlop(NamedTuple):

@@ -13,11 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load
 
-from llm_carbon_meter.predictor.energy_model import (
-    Deployment,
-    Numbers,
-    PhaseEnergy,
-)
+from llm_carbon_meter.predictor.energy_model import Deployment, Numbers, PhaseEnergy
 from llm_carbon_meter.predictor.features import (
     EXPAND,
     DeploymentGraph,
@@ -25,11 +21,7 @@ from llm_carbon_meter.predictor.features import (
     neighbours,
     static_nodes,
 )
-from llm_carbon_meter.predictor.fitted_physics import (
-    FittedPhysics,
-    seconds_and_energy,
-    throttled,
-)
+from llm_carbon_meter.predictor.fitted_physics import FittedPhysics, seconds_and_energy, throttled
 from llm_carbon_meter.predictor.measured_engines import engine_key
 from llm_carbon_meter.records import MeterError
 

@@ -11,11 +11,7 @@ from pathlib import Path
 import openai
 from tqdm import tqdm
 
-from llm_carbon_meter.testing.servers import (
-    Server,
-    TransformersServer,
-    VllmServer,
-)
+from llm_carbon_meter.testing.servers import Server, TransformersServer, VllmServer
 
 STARTS, PAIRS = 6, 20
 AT_ONCE, REQUESTS, TOKENS = 8, 8, 150

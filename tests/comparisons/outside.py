@@ -20,19 +20,11 @@ from llm_carbon_meter.demo.replay import Prompts, replay
 from llm_carbon_meter.demo.trace import draw
 from llm_carbon_meter.records import REQUEST_ACCOUNTS
 from llm_carbon_meter.testing.nvml_stub import LOG_VARIABLE, read_log
-from llm_carbon_meter.testing.scrape import (
-    Scrape,
-    fetch_record,
-    scrape,
-)
+from llm_carbon_meter.testing.scrape import Scrape, fetch_record, scrape
 from llm_carbon_meter.testing.servers import Server, free_port
 from llm_carbon_meter.testing.stub_power import StubPower
 from llm_carbon_meter.testing.tiny_model import make_tiny_model
-from tests.comparisons.two_engines import (
-    ENGINES,
-    SEED,
-    start,
-)
+from tests.comparisons.two_engines import ENGINES, SEED, start
 
 REQUESTS = 30
 AT_ONCE = (1, 8)

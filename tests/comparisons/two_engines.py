@@ -11,20 +11,11 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from llm_carbon_meter.demo.command import (
-    AT_ONCE,
-    MAX_OUTPUT,
-    MAX_PROMPT,
-    MIN_REQUESTS,
-)
+from llm_carbon_meter.demo.command import AT_ONCE, MAX_OUTPUT, MAX_PROMPT, MIN_REQUESTS
 from llm_carbon_meter.demo.replay import Prompts, replay
 from llm_carbon_meter.demo.trace import draw
 from llm_carbon_meter.testing.scrape import PREFIX
-from llm_carbon_meter.testing.servers import (
-    Server,
-    TransformersServer,
-    VllmServer,
-)
+from llm_carbon_meter.testing.servers import Server, TransformersServer, VllmServer
 from llm_carbon_meter.testing.stub_power import StubPower
 from llm_carbon_meter.testing.tiny_model import make_tiny_model
 

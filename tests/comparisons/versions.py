@@ -18,11 +18,7 @@ from typing import Any, Final, NamedTuple
 import httpx
 import pytest
 
-from llm_carbon_meter.testing.nvml_stub import (
-    SCRIPT_VARIABLE,
-    StubScript,
-    build,
-)
+from llm_carbon_meter.testing.nvml_stub import SCRIPT_VARIABLE, StubScript, build
 from llm_carbon_meter.testing.tiny_model import make_tiny_model
 from tests.support.documents import SERVERS, replaced
 from tests.support.environments import Environment, Environments

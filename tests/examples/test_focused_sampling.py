@@ -11,11 +11,7 @@ import pytest
 
 from llm_carbon_meter.training.data.dataset import read_table
 from llm_carbon_meter.training.fit.examples import merge_repeats
-from llm_carbon_meter.training.study.recorded import (
-    STRATEGIES,
-    Curves,
-    Point,
-)
+from llm_carbon_meter.training.study.recorded import STRATEGIES, Curves, Point
 
 FOLDER = Path(__file__).parents[2] / "examples" / "focused_sampling"
 SCRIPT = FOLDER / "compare.py"

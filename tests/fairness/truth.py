@@ -11,12 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_carbon_meter.physics.gpu_specs import GpuSpec, gpu_spec
-from llm_carbon_meter.physics.kernels import (
-    StepCosts,
-    context_sum,
-    step_costs,
-    windowed_sum,
-)
+from llm_carbon_meter.physics.kernels import StepCosts, context_sum, step_costs, windowed_sum
 from llm_carbon_meter.physics.model_list import built_in_model
 
 from .ranges import World

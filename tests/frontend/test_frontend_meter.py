@@ -16,11 +16,7 @@ from llm_carbon_meter.frontend.exchanges import Exchange
 from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.predictor import models as energy_models
-from llm_carbon_meter.predictor.energy_model import (
-    Deployment,
-    Numbers,
-    PhaseEnergy,
-)
+from llm_carbon_meter.predictor.energy_model import Deployment, Numbers, PhaseEnergy
 from llm_carbon_meter.records import EstimateQuery, Outcome, Quality, Source, Status
 from tests.exporters.test_prometheus import TOTALS
 

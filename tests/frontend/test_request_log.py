@@ -8,11 +8,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llm_carbon_meter.frontend.request_log import (
-    RequestLog,
-    ledger_table,
-    read,
-)
+from llm_carbon_meter.frontend.request_log import RequestLog, ledger_table, read
 from llm_carbon_meter.records import MeterError
 
 

@@ -8,11 +8,7 @@ import numpy as np
 
 from llm_carbon_meter.ledger.attribution import shares
 from llm_carbon_meter.physics.step_coefficients import sheet_coefficients
-from llm_carbon_meter.physics.step_work import (
-    CostModel,
-    StepRows,
-    step_work,
-)
+from llm_carbon_meter.physics.step_work import CostModel, StepRows, step_work
 from tests.gpu.loads import Row
 
 Subset = tuple[int, ...]

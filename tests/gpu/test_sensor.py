@@ -7,13 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llm_carbon_meter.power.characterise import (
-    Polled,
-    agreement,
-    histogram_ms,
-    onset_lag_s,
-    poll,
-)
+from llm_carbon_meter.power.characterise import Polled, agreement, histogram_ms, onset_lag_s, poll
 from llm_carbon_meter.power.nvml.nvml_meter import NvmlMeter
 from llm_carbon_meter.records import Quality
 

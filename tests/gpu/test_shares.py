@@ -18,14 +18,7 @@ from llm_carbon_meter.physics.step_work import CostModel
 from llm_carbon_meter.power.nvml.nvml_meter import NvmlMeter
 from llm_carbon_meter.power.nvml.survey import GpuFacts
 from llm_carbon_meter.power.sampler import PowerSampler
-from llm_carbon_meter.records import (
-    Account,
-    EnergyReading,
-    Outcome,
-    RequestEnd,
-    Source,
-    StepEvent,
-)
+from llm_carbon_meter.records import Account, EnergyReading, Outcome, RequestEnd, Source, StepEvent
 
 from .subsets import exact_shares, modelled_shares, subsets
 

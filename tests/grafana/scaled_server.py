@@ -7,12 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from llm_carbon_meter.predictor import models as energy_models
-from llm_carbon_meter.predictor.energy_model import (
-    Deployment,
-    EnergyModel,
-    Numbers,
-    PhaseEnergy,
-)
+from llm_carbon_meter.predictor.energy_model import Deployment, EnergyModel, Numbers, PhaseEnergy
 from llm_carbon_meter.testing.servers import entry_point
 
 FILE_VARIABLE: Final = "TEST_JOULES_PER_TOKEN_FILE"

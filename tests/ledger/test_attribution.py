@@ -21,12 +21,7 @@ from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.physics.kernels import StepCosts, step_costs
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.physics.step_coefficients import StepCoefficients, sheet_coefficients
-from llm_carbon_meter.physics.step_work import (
-    CostModel,
-    Floats,
-    StepRows,
-    step_work,
-)
+from llm_carbon_meter.physics.step_work import CostModel, Floats, StepRows, step_work
 
 H100 = gpu_spec("H100")
 UNITS = replace(

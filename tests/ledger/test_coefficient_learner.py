@@ -27,22 +27,9 @@ from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.physics.kernels import step_costs
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.physics.step_coefficients import StepCoefficients, sheet_coefficients
-from llm_carbon_meter.physics.step_work import (
-    CostModel,
-    Floats,
-    StepRows,
-    Work,
-    step_work,
-)
+from llm_carbon_meter.physics.step_work import CostModel, Floats, StepRows, Work, step_work
 from llm_carbon_meter.power.modelled import ModelledMeter
-from llm_carbon_meter.records import (
-    Account,
-    EnergyReading,
-    Quality,
-    Source,
-    StepEvent,
-    StepKind,
-)
+from llm_carbon_meter.records import Account, EnergyReading, Quality, Source, StepEvent, StepKind
 
 H100 = gpu_spec("H100")
 LLAMA = CostModel(H100, step_costs(built_in_model("Llama-3.1-8B")))

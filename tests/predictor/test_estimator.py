@@ -11,11 +11,7 @@ from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.physics.model_list import built_in_config, built_in_model
 from llm_carbon_meter.physics.model_specs import model_spec
 from llm_carbon_meter.predictor.azure import conversation_quantiles
-from llm_carbon_meter.predictor.energy_model import (
-    Deployment,
-    Numbers,
-    PhaseEnergy,
-)
+from llm_carbon_meter.predictor.energy_model import Deployment, Numbers, PhaseEnergy
 from llm_carbon_meter.predictor.estimator import DeploymentEstimator
 from llm_carbon_meter.predictor.flop import NOTE_CONSTANTS, FlopConstants, FlopModel, note_flop
 from llm_carbon_meter.predictor.lengths import LengthForecast, OutputLengths, exact_length

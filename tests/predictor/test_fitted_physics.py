@@ -10,11 +10,7 @@ from llm_carbon_meter.estimate.one_request import make_deployment
 from llm_carbon_meter.physics.gpu_specs import GpuSpec, gpu_spec
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.physics.model_specs import ModelSpec
-from llm_carbon_meter.physics.phases import (
-    SUMS,
-    phase_sums,
-    phase_totals,
-)
+from llm_carbon_meter.physics.phases import SUMS, phase_sums, phase_totals
 from llm_carbon_meter.predictor.fitted_physics import (
     ENGINE_FACTORS,
     TERMS,

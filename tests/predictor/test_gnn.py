@@ -14,12 +14,7 @@ from torch_geometric.utils import dense_to_sparse
 from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.predictor.energy_model import Deployment
-from llm_carbon_meter.predictor.features import (
-    EXPAND,
-    Inputs,
-    neighbours,
-    static_nodes,
-)
+from llm_carbon_meter.predictor.features import EXPAND, Inputs, neighbours, static_nodes
 from llm_carbon_meter.predictor.gnn import (
     CARD,
     WEIGHTS,

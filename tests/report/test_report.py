@@ -15,11 +15,7 @@ from matplotlib.image import imread
 from llm_carbon_meter.cli import main
 from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.report import server
-from llm_carbon_meter.report.command import (
-    asked_period,
-    make_report,
-    moment,
-)
+from llm_carbon_meter.report.command import asked_period, make_report, moment
 from llm_carbon_meter.report.entries import Period, read_log, within
 from llm_carbon_meter.report.page import page
 from llm_carbon_meter.report.plots import COLOURS, bar_edges

@@ -25,11 +25,7 @@ from llm_carbon_meter.testing.nvml_stub import (
     build,
     read_log,
 )
-from llm_carbon_meter.testing.servers import (
-    Server,
-    TransformersServer,
-    VllmServer,
-)
+from llm_carbon_meter.testing.servers import Server, TransformersServer, VllmServer
 from llm_carbon_meter.testing.tiny_model import make_tiny_model
 
 MIDDLEWARE = ("--middleware", "llm_carbon_meter.CarbonHeadersMiddleware")

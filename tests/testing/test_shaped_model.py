@@ -8,11 +8,7 @@ from llm_carbon_meter.demo.replay import Prompts
 from llm_carbon_meter.physics.model_list import built_in_names
 from llm_carbon_meter.predictor.azure import conversation_quantiles
 from llm_carbon_meter.records import SpecError
-from llm_carbon_meter.testing.shaped_model import (
-    TOKENIZER,
-    longest,
-    make_shaped_model,
-)
+from llm_carbon_meter.testing.shaped_model import TOKENIZER, longest, make_shaped_model
 from llm_carbon_meter.testing.tiny_model import make_tiny_model
 
 PYTHIA_PARAMETERS = 70_426_624

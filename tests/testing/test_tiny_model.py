@@ -5,11 +5,7 @@ from pathlib import Path
 import pytest
 
 from llm_carbon_meter.demo.replay import Prompts
-from llm_carbon_meter.testing.tiny_model import (
-    MAX_POSITIONS,
-    VOCABULARY,
-    make_tiny_model,
-)
+from llm_carbon_meter.testing.tiny_model import MAX_POSITIONS, VOCABULARY, make_tiny_model
 
 FILES = {
     "config.json",

@@ -13,13 +13,7 @@ from typing import Any, Final
 
 from llm_carbon_meter.power.contention import Judge, Sharing
 from llm_carbon_meter.power.integral import PowerIntegral
-from llm_carbon_meter.power.nvml.binding import (
-    MODELLED,
-    binding,
-    explain,
-    explained,
-    lost,
-)
+from llm_carbon_meter.power.nvml.binding import MODELLED, binding, explain, explained, lost
 from llm_carbon_meter.power.nvml.devices import find
 from llm_carbon_meter.power.nvml.sensors import (
     Sensors,

@@ -5,11 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any, Self
 
-from llm_carbon_meter.power.nvml.architectures import (
-    Architecture,
-    architecture,
-    measured,
-)
+from llm_carbon_meter.power.nvml.architectures import Architecture, architecture, measured
 from llm_carbon_meter.power.nvml.binding import (
     COUNTER_FIELD,
     INSTANT_FIELD,

@@ -3,11 +3,7 @@
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
 
-from llm_carbon_meter.power.nvml.binding import (
-    ask,
-    binding,
-    explained,
-)
+from llm_carbon_meter.power.nvml.binding import ask, binding, explained
 from llm_carbon_meter.power.nvml.devices import find
 from llm_carbon_meter.units import MILLI
 

@@ -6,11 +6,7 @@ from typing import NamedTuple
 from llm_carbon_meter.power.nvml.architectures import Architecture
 from llm_carbon_meter.power.nvml.binding import binding, explained
 from llm_carbon_meter.power.nvml.devices import every_gpu, find
-from llm_carbon_meter.power.nvml.sensors import (
-    chips,
-    processes,
-    scope,
-)
+from llm_carbon_meter.power.nvml.sensors import chips, processes, scope
 from llm_carbon_meter.records import Quality
 
 

@@ -7,13 +7,7 @@ from dataclasses import replace
 
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import Account, EventBatch, RequestEnd, StepEvent, StepKind
-from llm_carbon_meter.servers.shared.events import (
-    Done,
-    Event,
-    Known,
-    Overhead,
-    Scheduled,
-)
+from llm_carbon_meter.servers.shared.events import Done, Event, Known, Overhead, Scheduled
 
 
 class StepDecoder:

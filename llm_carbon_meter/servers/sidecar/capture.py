@@ -23,14 +23,7 @@ from typing import Final, NamedTuple
 
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import Outcome, RequestEnd
-from llm_carbon_meter.servers.shared.events import (
-    Done,
-    Event,
-    EventQueue,
-    Known,
-    NewRow,
-    Scheduled,
-)
+from llm_carbon_meter.servers.shared.events import Done, Event, EventQueue, Known, NewRow, Scheduled
 
 INTERVAL_S: Final = 0.05
 """Of the steps while nothing else cuts them."""

@@ -22,17 +22,8 @@ from llm_carbon_meter.frontend.exchanges import Exchange, current_exchange
 from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
 from llm_carbon_meter.records import Outcome, TokenCount
 from llm_carbon_meter.servers.shared.api_server import ApiServer
-from llm_carbon_meter.servers.shared.middleware import (
-    CarbonHeadersMiddleware,
-    Receive,
-    Scope,
-    Send,
-)
-from llm_carbon_meter.servers.shared.routes import (
-    RefusedError,
-    metrics,
-    prompt_lengths,
-)
+from llm_carbon_meter.servers.shared.middleware import CarbonHeadersMiddleware, Receive, Scope, Send
+from llm_carbon_meter.servers.shared.routes import RefusedError, metrics, prompt_lengths
 from llm_carbon_meter.servers.sidecar.answers import (
     DONE,
     METERED,
@@ -47,11 +38,7 @@ from llm_carbon_meter.servers.sidecar.answers import (
     told,
     whole_tokens,
 )
-from llm_carbon_meter.servers.sidecar.capture import (
-    INTERVAL_S,
-    OutsideCapture,
-    Usage,
-)
+from llm_carbon_meter.servers.sidecar.capture import INTERVAL_S, OutsideCapture, Usage
 
 CONNECT_S: Final = 10.0
 IDLE_CONNECTION_S: Final = 2.0

@@ -23,12 +23,7 @@ from llm_carbon_meter.servers.shared.local_meter import LocalMeter
 from llm_carbon_meter.servers.shared.meter_process import Setup
 from llm_carbon_meter.servers.shared.settings import read_settings
 from llm_carbon_meter.servers.sidecar.capture import OutsideCapture
-from llm_carbon_meter.servers.sidecar.proxy import (
-    CONNECT_S,
-    Upstream,
-    application,
-    named,
-)
+from llm_carbon_meter.servers.sidecar.proxy import CONNECT_S, Upstream, application, named
 
 SHUTDOWN_S: Final = 10
 """How long answers in flight may take when the sidecar is stopped."""

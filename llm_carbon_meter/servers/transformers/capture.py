@@ -9,12 +9,7 @@ from typing import Any
 
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import Outcome, RequestEnd
-from llm_carbon_meter.servers.shared.events import (
-    Done,
-    EventQueue,
-    NewRow,
-    Scheduled,
-)
+from llm_carbon_meter.servers.shared.events import Done, EventQueue, NewRow, Scheduled
 
 
 class BatchCapture(EventQueue):

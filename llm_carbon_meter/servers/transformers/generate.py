@@ -30,11 +30,7 @@ from llm_carbon_meter.records import (
     StepEvent,
 )
 from llm_carbon_meter.servers.transformers.calls import Call, watch
-from llm_carbon_meter.servers.transformers.model import (
-    gpu_name,
-    gpus_of,
-    spec_of,
-)
+from llm_carbon_meter.servers.transformers.model import gpu_name, gpus_of, spec_of
 
 SETTLED_S: Final = 10.0
 """A call's last tick takes a second; longer than this nobody waits."""

@@ -6,12 +6,7 @@ from contextvars import ContextVar
 
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import Outcome, RequestEnd
-from llm_carbon_meter.servers.shared.events import (
-    Done,
-    EventQueue,
-    NewRow,
-    Scheduled,
-)
+from llm_carbon_meter.servers.shared.events import Done, EventQueue, NewRow, Scheduled
 from llm_carbon_meter.servers.transformers.calls import Call
 
 current_request: ContextVar[str | None] = ContextVar("llm_carbon_plain_request", default=None)

@@ -8,12 +8,7 @@ from typing import Any, Final
 
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import Outcome, RequestEnd
-from llm_carbon_meter.servers.shared.events import (
-    Done,
-    EventQueue,
-    NewRow,
-    Scheduled,
-)
+from llm_carbon_meter.servers.shared.events import Done, EventQueue, NewRow, Scheduled
 
 
 class StepCapture(EventQueue):

@@ -19,11 +19,7 @@ from llm_carbon_meter.physics.number_formats import with_dtype
 from llm_carbon_meter.records import ConfigError, SpecError
 from llm_carbon_meter.training.data.campaign_columns import OCCASION, PREFILL
 from llm_carbon_meter.training.data.files import Refused
-from llm_carbon_meter.training.data.rows import (
-    Row,
-    Table,
-    architecture_group,
-)
+from llm_carbon_meter.training.data.rows import Row, Table, architecture_group
 from llm_carbon_meter.training.data.withheld import why_withheld
 
 Raw = Mapping[str, str]

@@ -18,11 +18,7 @@ from llm_carbon_meter.training.data.files import (
     require,
 )
 from llm_carbon_meter.training.data.rows import Row, Table
-from llm_carbon_meter.training.data.sources import (
-    DATA_SETS,
-    DataSet,
-    Raw,
-)
+from llm_carbon_meter.training.data.sources import DATA_SETS, DataSet, Raw
 from llm_carbon_meter.training.data.withheld import why_withheld
 
 OTHER_NETWORKS = {

@@ -8,11 +8,7 @@ from statistics import fmean, stdev
 
 from llm_carbon_meter.physics.model_list import built_in_config, built_in_model
 from llm_carbon_meter.physics.model_specs import ModelSpec, model_spec
-from llm_carbon_meter.training.data.rows import (
-    Flag,
-    Row,
-    architecture_group,
-)
+from llm_carbon_meter.training.data.rows import Flag, Row, architecture_group
 
 Raw = Mapping[str, str]
 Rows = Callable[["DataSet", Sequence[Raw], float], Iterator[Row]]

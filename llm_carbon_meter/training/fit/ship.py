@@ -21,11 +21,7 @@ from llm_carbon_meter.training.data.splits import (
     leave_engine_out,
     leave_gpu_out,
 )
-from llm_carbon_meter.training.fit.examples import (
-    Examples,
-    examples,
-    merge_repeats,
-)
+from llm_carbon_meter.training.fit.examples import Examples, examples, merge_repeats
 from llm_carbon_meter.training.fit.metrics import errors, weighted_quantile
 from llm_carbon_meter.training.fit.train import (
     Trained,

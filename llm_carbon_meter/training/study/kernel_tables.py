@@ -12,13 +12,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_carbon_meter.training.data.files import (
-    Manifest,
-    Refused,
-    accepted_text,
-    manifest,
-    require,
-)
+from llm_carbon_meter.training.data.files import Manifest, Refused, accepted_text, manifest, require
 
 FOLDER: Final = "aiconfigurator_kernel_power/"
 LEAST_POWER_LATENCY_S: Final = 2e-4

@@ -27,11 +27,7 @@ from llm_carbon_meter.training.data.configurations import (
 from llm_carbon_meter.training.data.physics_features import column
 from llm_carbon_meter.training.data.rows import Row
 from llm_carbon_meter.training.fit.examples import examples
-from llm_carbon_meter.training.fit.metrics import (
-    Interval,
-    bootstrap,
-    errors,
-)
+from llm_carbon_meter.training.fit.metrics import Interval, bootstrap, errors
 from llm_carbon_meter.training.fit.train import fit
 from llm_carbon_meter.training.study.baselines.baseline import Predict
 from llm_carbon_meter.training.study.evaluate.jobs import PROCESSES, one_thread

@@ -12,11 +12,7 @@ import pytest
 
 from llm_carbon_meter.power.contention import Sharing
 from llm_carbon_meter.power.nvml.architectures import Measured
-from llm_carbon_meter.power.nvml.nvml_meter import (
-    ZERO_BELIEVED_S,
-    NvmlMeter,
-    open_nvml,
-)
+from llm_carbon_meter.power.nvml.nvml_meter import ZERO_BELIEVED_S, NvmlMeter, open_nvml
 from llm_carbon_meter.power.power_meter import PowerMeter
 from llm_carbon_meter.records import EnergyReading, PowerError, Quality
 from llm_carbon_meter.testing.nvml_stub import StubScript

@@ -4,12 +4,7 @@ import pytest
 
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import Account, EventBatch, Outcome, RequestEnd
-from llm_carbon_meter.servers.shared.events import (
-    Done,
-    Event,
-    NewRow,
-    Scheduled,
-)
+from llm_carbon_meter.servers.shared.events import Done, Event, NewRow, Scheduled
 from llm_carbon_meter.servers.shared.steps import StepDecoder, phase
 
 PREFILL, DECODE, RECOMPUTE, WASTE = list(Account)[:4]

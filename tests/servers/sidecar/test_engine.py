@@ -16,18 +16,9 @@ import pytest
 
 from llm_carbon_meter.testing.nvml_stub import LOG_VARIABLE, SCRIPT_VARIABLE
 from llm_carbon_meter.testing.servers import MODEL_NAME, free_port
-from tests.comparisons.outside import (
-    CHARGED,
-    compare,
-    table,
-)
+from tests.comparisons.outside import CHARGED, compare, table
 from tests.comparisons.two_engines import ENGINES
-from tests.support.metered import (
-    Metered,
-    StartServer,
-    assert_balanced,
-    eventually,
-)
+from tests.support.metered import Metered, StartServer, assert_balanced, eventually
 
 pytestmark = pytest.mark.engine
 

@@ -17,13 +17,7 @@ import psutil
 import pytest
 
 from llm_carbon_meter.testing.servers import MODEL_NAME
-from tests.support.metered import (
-    MIDDLEWARE,
-    Metered,
-    StartServer,
-    assert_balanced,
-    eventually,
-)
+from tests.support.metered import MIDDLEWARE, Metered, StartServer, assert_balanced, eventually
 
 from .test_variants import complete, complete_together
 

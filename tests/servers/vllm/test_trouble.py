@@ -11,12 +11,7 @@ import pytest
 
 from llm_carbon_meter.power.contention import REVIEW_S
 from llm_carbon_meter.testing.servers import MODEL_NAME
-from tests.support.metered import (
-    Metered,
-    StartServer,
-    assert_balanced,
-    eventually,
-)
+from tests.support.metered import Metered, StartServer, assert_balanced, eventually
 
 from .test_variants import complete
 

@@ -11,13 +11,7 @@ import pytest
 
 from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.testing.servers import MODEL_NAME
-from tests.support.metered import (
-    MIDDLEWARE,
-    Metered,
-    StartServer,
-    assert_balanced,
-    eventually,
-)
+from tests.support.metered import MIDDLEWARE, Metered, StartServer, assert_balanced, eventually
 
 pytestmark = pytest.mark.engine
 

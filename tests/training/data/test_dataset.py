@@ -11,12 +11,7 @@ from llm_carbon_meter.physics.model_list import built_in_config, built_in_model,
 from llm_carbon_meter.records import ConfigError
 from llm_carbon_meter.training.data.dataset import read_table, summary
 from llm_carbon_meter.training.data.files import Refused
-from llm_carbon_meter.training.data.rows import (
-    Flag,
-    Row,
-    Table,
-    architecture_group,
-)
+from llm_carbon_meter.training.data.rows import Flag, Row, Table, architecture_group
 from llm_carbon_meter.training.data.withheld import FAMILIES
 from tests.support.synthetic import JOULEBENCH, PRIOR_RUNS, SPLITWISE, V1, V2, V3, tables, written
 

@@ -4,11 +4,7 @@ import numpy as np
 import pytest
 
 from llm_carbon_meter.physics.gpu_specs import gpu_spec
-from llm_carbon_meter.training.data.physics_features import (
-    physics,
-    placement,
-    row_phases,
-)
+from llm_carbon_meter.training.data.physics_features import physics, placement, row_phases
 from tests.support.made_rows import made_row
 
 

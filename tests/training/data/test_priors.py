@@ -9,12 +9,7 @@ import pytest
 
 from llm_carbon_meter.physics.model_list import built_in_config
 from llm_carbon_meter.physics.model_specs import model_spec
-from llm_carbon_meter.training.data.configurations import (
-    PAPER_RADIUS,
-    Configuration,
-    lock,
-    within,
-)
+from llm_carbon_meter.training.data.configurations import PAPER_RADIUS, Configuration, lock, within
 from llm_carbon_meter.training.data.physics_features import column
 from llm_carbon_meter.training.data.priors import (
     DTYPES,
@@ -28,11 +23,7 @@ from llm_carbon_meter.training.data.priors import (
 )
 from llm_carbon_meter.training.data.rows import Row
 from llm_carbon_meter.training.study.baselines.baseline import Predict
-from llm_carbon_meter.training.study.sampling import (
-    Measured,
-    Plan,
-    rounds,
-)
+from llm_carbon_meter.training.study.sampling import Measured, Plan, rounds
 from tests.support.made_rows import made_row
 
 PRIOR = TracePrior(("H100", "A100", "L4", "T4"), "vllm", "0.11.1")

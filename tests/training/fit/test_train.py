@@ -9,11 +9,7 @@ import pytest
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.predictor.gnn import CARD, WEIGHTS, GnnModel, read_weights, shipped_weights
 from llm_carbon_meter.training.data.rows import Row
-from llm_carbon_meter.training.fit.examples import (
-    deployment_of,
-    examples,
-    merge_repeats,
-)
+from llm_carbon_meter.training.fit.examples import deployment_of, examples, merge_repeats
 from llm_carbon_meter.training.fit.ship import quantiles, write
 from llm_carbon_meter.training.fit.train import (
     Trained,

@@ -9,12 +9,7 @@ from llm_carbon_meter.predictor.features import GLOBAL_FEATURES, NODE_FEATURES
 from llm_carbon_meter.predictor.fitted_physics import TERMS
 from llm_carbon_meter.training.fit.examples import Examples, examples
 from llm_carbon_meter.training.fit.train import fit_network, residuals
-from llm_carbon_meter.training.study.ablation import (
-    FORMS,
-    Form,
-    fit_form,
-    visible,
-)
+from llm_carbon_meter.training.study.ablation import FORMS, Form, fit_form, visible
 from tests.support.made_rows import grid
 
 

@@ -14,21 +14,13 @@ from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.physics.phases import phase_totals
 from llm_carbon_meter.physics.roofline import seconds
-from llm_carbon_meter.training.data.physics_features import (
-    Physics,
-    column,
-    physics,
-)
+from llm_carbon_meter.training.data.physics_features import Physics, column, physics
 from llm_carbon_meter.training.data.rows import Row
 from llm_carbon_meter.training.fit.metrics import errors
 from llm_carbon_meter.training.study.baselines import BASELINES, Baseline
 from llm_carbon_meter.training.study.baselines.deepen import fit_deepen
 from llm_carbon_meter.training.study.baselines.formulas import llmcarbon_flop
-from llm_carbon_meter.training.study.baselines.nnlqp import (
-    NARROW_WIDTH,
-    Budget,
-    fit_nnlqp,
-)
+from llm_carbon_meter.training.study.baselines.nnlqp import NARROW_WIDTH, Budget, fit_nnlqp
 from tests.support.made_rows import grid, made_row, measured
 
 QUICK = {

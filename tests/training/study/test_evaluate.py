@@ -14,11 +14,7 @@ from llm_carbon_meter.training.data.splits import Split
 from llm_carbon_meter.training.fit.train import GATES
 from llm_carbon_meter.training.study.ablation import FORMS
 from llm_carbon_meter.training.study.baselines import BASELINES
-from llm_carbon_meter.training.study.evaluate.evaluation import (
-    evaluate,
-    figures,
-    judge,
-)
+from llm_carbon_meter.training.study.evaluate.evaluation import evaluate, figures, judge
 from llm_carbon_meter.training.study.evaluate.figures import (
     Judged,
     accuracy,
@@ -31,12 +27,7 @@ from llm_carbon_meter.training.study.evaluate.figures import (
     reduction,
     split_figures,
 )
-from llm_carbon_meter.training.study.evaluate.goals import (
-    EBA10_GOALS,
-    MAPE_GOALS,
-    goals,
-    reached,
-)
+from llm_carbon_meter.training.study.evaluate.goals import EBA10_GOALS, MAPE_GOALS, goals, reached
 from llm_carbon_meter.training.study.evaluate.jobs import (
     CHEAP,
     FULL,
@@ -61,11 +52,7 @@ from llm_carbon_meter.training.study.evaluate.names import (
     RESULTS,
 )
 from llm_carbon_meter.training.study.evaluate.plots import banded_medians, draw
-from llm_carbon_meter.training.study.evaluate.report import (
-    bounded,
-    readme_section,
-    report,
-)
+from llm_carbon_meter.training.study.evaluate.report import bounded, readme_section, report
 from tests.support.made_rows import grid, made_row, measured
 from tests.support.synthetic import V3, tables, written
 

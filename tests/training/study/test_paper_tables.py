@@ -5,12 +5,7 @@ from itertools import chain
 import pytest
 
 from llm_carbon_meter.training.fit.metrics import consistency_bound
-from llm_carbon_meter.training.study.paper_tables import (
-    ABLATION_EBA10,
-    EBA,
-    FAMILIES,
-    MAPE,
-)
+from llm_carbon_meter.training.study.paper_tables import ABLATION_EBA10, EBA, FAMILIES, MAPE
 
 
 def test_every_line_has_every_family() -> None:

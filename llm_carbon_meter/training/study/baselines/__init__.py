@@ -17,11 +17,7 @@ from llm_carbon_meter.training.study.baselines.formulas import (
     fit_note,
     fit_tdp_roofline,
 )
-from llm_carbon_meter.training.study.baselines.nnlqp import (
-    NARROW_BUDGET,
-    NARROW_WIDTH,
-    fit_nnlqp,
-)
+from llm_carbon_meter.training.study.baselines.nnlqp import NARROW_BUDGET, NARROW_WIDTH, fit_nnlqp
 from llm_carbon_meter.training.study.baselines.regressions import (
     fit_joules_per_token,
     fit_per_deployment,

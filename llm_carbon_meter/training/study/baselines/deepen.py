@@ -16,17 +16,9 @@ from sklearn.ensemble import RandomForestRegressor
 from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.physics.kernels import KernelTotals
 from llm_carbon_meter.physics.roofline import seconds
-from llm_carbon_meter.training.data.physics_features import (
-    engine_name,
-    placement,
-    row_phases,
-)
+from llm_carbon_meter.training.data.physics_features import engine_name, placement, row_phases
 from llm_carbon_meter.training.data.rows import Row
-from llm_carbon_meter.training.study.baselines.baseline import (
-    Fitted,
-    Floats,
-    distinct,
-)
+from llm_carbon_meter.training.study.baselines.baseline import Fitted, Floats, distinct
 
 TREES: Final = 100
 DEPTH: Final = 50

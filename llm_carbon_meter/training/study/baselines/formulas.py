@@ -9,11 +9,7 @@ from llm_carbon_meter.physics.model_specs import ModelSpec
 from llm_carbon_meter.predictor.flop import NOTE_CONSTANTS, note_flop
 from llm_carbon_meter.training.data.physics_features import engine_name, physics
 from llm_carbon_meter.training.data.rows import Row
-from llm_carbon_meter.training.study.baselines.baseline import (
-    Fitted,
-    Floats,
-    non_negative_fit,
-)
+from llm_carbon_meter.training.study.baselines.baseline import Fitted, Floats, non_negative_fit
 
 
 def fit_llmcarbon(rows: Sequence[Row], seed: int) -> Fitted:

@@ -23,20 +23,10 @@ from torch_geometric.nn import SAGEConv
 from llm_carbon_meter.physics.kernel_graph import layer_graph
 from llm_carbon_meter.physics.kernels import kernel_table
 from llm_carbon_meter.physics.model_specs import ModelSpec
-from llm_carbon_meter.training.data.physics_features import (
-    column,
-    engine_name,
-    physics,
-    placement,
-)
+from llm_carbon_meter.training.data.physics_features import column, engine_name, physics, placement
 from llm_carbon_meter.training.data.rows import Row
 from llm_carbon_meter.training.data.splits import configuration
-from llm_carbon_meter.training.study.baselines.baseline import (
-    Fitted,
-    Floats,
-    distinct,
-    one_hot,
-)
+from llm_carbon_meter.training.study.baselines.baseline import Fitted, Floats, distinct, one_hot
 
 FULL_WIDTH: Final = 512
 NARROW_WIDTH: Final = 16

@@ -6,18 +6,9 @@ from typing import Final
 import numpy as np
 from sklearn.ensemble import HistGradientBoostingRegressor, RandomForestRegressor
 
-from llm_carbon_meter.training.data.physics_features import (
-    column,
-    engine_name,
-    physics,
-)
+from llm_carbon_meter.training.data.physics_features import column, engine_name, physics
 from llm_carbon_meter.training.data.rows import Row
-from llm_carbon_meter.training.study.baselines.baseline import (
-    Fitted,
-    Floats,
-    codes,
-    distinct,
-)
+from llm_carbon_meter.training.study.baselines.baseline import Fitted, Floats, codes, distinct
 from llm_carbon_meter.training.study.baselines.regressions import fit_physics
 
 FOREST_TREES: Final = 200

@@ -3,12 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, Final
 
-from llm_carbon_meter.training.study.evaluate.names import (
-    FOLDS,
-    MODERN,
-    OURS,
-    RANDOM,
-)
+from llm_carbon_meter.training.study.evaluate.names import FOLDS, MODERN, OURS, RANDOM
 
 Figures = dict[str, Any]
 

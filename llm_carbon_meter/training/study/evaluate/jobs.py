@@ -20,19 +20,10 @@ from llm_carbon_meter.training.data.splits import (
     leave_architecture_out,
 )
 from llm_carbon_meter.training.fit.examples import examples
-from llm_carbon_meter.training.fit.train import (
-    GATES,
-    choose_gate,
-    fit,
-)
+from llm_carbon_meter.training.fit.train import GATES, choose_gate, fit
 from llm_carbon_meter.training.study.ablation import FORMS, fit_form
 from llm_carbon_meter.training.study.baselines import BASELINES
-from llm_carbon_meter.training.study.evaluate.names import (
-    FOLDS,
-    MODERN,
-    OURS,
-    RANDOM,
-)
+from llm_carbon_meter.training.study.evaluate.names import FOLDS, MODERN, OURS, RANDOM
 
 Floats = npt.NDArray[np.float64]
 

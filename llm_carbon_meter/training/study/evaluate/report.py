@@ -3,12 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
-from llm_carbon_meter.training.study.evaluate.names import (
-    FOLDS,
-    OURS,
-    PHYSICS,
-    RESIDUAL_FORM,
-)
+from llm_carbon_meter.training.study.evaluate.names import FOLDS, OURS, PHYSICS, RESIDUAL_FORM
 from llm_carbon_meter.training.study.paper_tables import (
     ABLATION_EBA10,
     EBA,
