@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
@@ -14,7 +15,8 @@ from llm_carbon_meter.campaign.plan import TINY_MODEL, Plan, make_plan
 from llm_carbon_meter.campaign.rows import Measurements, Row, Status, occasion, write_parquet
 from llm_carbon_meter.campaign.runner import installed_version, lacking, measure
 from llm_carbon_meter.config import cuda_visible_devices
-from llm_carbon_meter.exporters.columns import aligned
+from llm_carbon_meter.exporters.columns import aligned, figure, percent
+from llm_carbon_meter.extras import require
 from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.physics.model_list import named_config
 from llm_carbon_meter.power.nvml.survey import survey
@@ -68,6 +70,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="GPU",
         help="whose data sheet gives modelled joules where there is no GPU (default: H100)",
     )
+    _add_repetition_arguments(parser)
+    parser.add_argument("--tiny", action="store_true", help="a toy model, to try all of it")
+
+
+def _add_repetition_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--repetitions", type=int, default=5, help="of each phase (default: 5)")
     parser.add_argument(
         "--seconds",
@@ -80,20 +87,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="choose models' shapes and loads by where the predictor errs (Algorithm 1 of LLMCO2)",
     )
-    parser.add_argument("--tiny", action="store_true", help="a toy model, to try all of it")
 
 
-def run_campaign(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Measure until everything is, or the time is up; 0 where the file has a good row.
 
     Raises:
-        MeterError: an option, the file, the engine or the GPUs cannot be used.
+        MeterError: an option, the file, the engine or the GPUs cannot be used, or an extra is not
+            installed.
     """
     end_s = time.monotonic() + options.minutes * 60
     if options.out.suffix != ".csv":
         raise ConfigError(f"--out {options.out}: expected the name of a .csv file")
-    if not installed_version(options.engine):
-        raise ConfigError(f"--engine {options.engine}: it is not installed here; pip install it")
+    _require_packages(options)
     gpus = _default_gpu() if options.gpus is None else options.gpus
     plan = make_plan(
         options.engine,
@@ -118,12 +124,26 @@ def run_campaign(options: argparse.Namespace) -> int:
         else:
             measure(_jobs(plan, file, gpu), file, end_s)
     finally:
-        file.close()
-        print(summary(file.rows))
-        parquet = write_parquet(options.out)
-        described = write_card(options.out, file.rows)
-        print(f"{options.out}, {parquet or 'no Parquet: that needs pyarrow'}, {described}")
+        _finish(file)
     return 0 if any(row["status"] == Status.OK for row in file.rows) else 1
+
+
+def _finish(file: Measurements) -> None:
+    """Close the file, print its summary, and write its other forms."""
+    file.close()
+    print(summary(file.rows))
+    parquet = write_parquet(file.path)
+    described = write_card(file.path, file.rows)
+    print(f"{file.path}, {parquet or 'no Parquet: that needs pyarrow'}, {described}")
+
+
+def _require_packages(options: argparse.Namespace) -> None:
+    """What the engine brings, and what learning from its rows needs."""
+    if not installed_version(options.engine):
+        raise ConfigError(f"--engine {options.engine}: it is not installed here; pip install it")
+    require("campaign", "campaign", "torch")
+    if options.focused:
+        require("campaign --focused", "train", "torch_geometric", "sklearn")
 
 
 def _default_gpu() -> str:
@@ -147,43 +167,36 @@ def _jobs(plan: Plan, file: Measurements, gpu: str) -> list[Job]:
     return jobs
 
 
+HEADING: Final = (
+    *("engine", "model", "batch", "prompt", "output", "phase", "source"),
+    *("J/request", "spread", "rows"),
+)
+
+
 def summary(rows: Sequence[Row]) -> str:
     """Each occasion in a line: the median of its good repetitions, their spread, and the others."""
     groups: dict[tuple[str, ...], list[Row]] = {}
     for row in rows:
         groups.setdefault(occasion(row), []).append(row)
-    heading = (
-        "engine",
-        "model",
-        "batch",
-        "prompt",
-        "output",
-        "phase",
-        "source",
-        "J/request",
-        "spread",
-        "rows",
-    )
-    table = [list(heading)]
-    for key, found in groups.items():
-        named = dict(zip(OCCASION, key, strict=True))
-        joules = [float(row["joules_per_request"]) for row in found if row["status"] == Status.OK]
-        middle = median(joules) if joules else None
-        others: dict[str, int] = {}
-        for row in found:
-            others[str(row["status"])] = others.get(str(row["status"]), 0) + 1
-        table.append(
-            [
-                named["engine"],
-                named["model"],
-                named["batch"],
-                named["prompt_tokens"],
-                named["output_tokens"],
-                named["phase"],
-                named["source"],
-                "-" if middle is None else f"{middle:.4g}",
-                "-" if not middle else f"{(max(joules) - min(joules)) / middle:.1%}",
-                ", ".join(f"{count} {status}" for status, count in others.items()),
-            ]
-        )
-    return aligned(table, left=(0, 1, 5, 6, 9))
+    lines = [_summary_line(key, repetitions) for key, repetitions in groups.items()]
+    return aligned([HEADING, *lines], left=(0, 1, 5, 6, 9))
+
+
+def _summary_line(key: tuple[str, ...], rows: Sequence[Row]) -> list[str]:
+    """The cells of an occasion, as `HEADING` names them."""
+    named = dict(zip(OCCASION, key, strict=True))
+    joules = [float(row["joules_per_request"]) for row in rows if row["status"] == Status.OK]
+    middle = median(joules) if joules else None
+    statuses = Counter(str(row["status"]) for row in rows)
+    return [
+        named["engine"],
+        named["model"],
+        named["batch"],
+        named["prompt_tokens"],
+        named["output_tokens"],
+        named["phase"],
+        named["source"],
+        "-" if middle is None else figure(middle),
+        "-" if not middle else percent((max(joules) - min(joules)) / middle),
+        ", ".join(f"{count} {status}" for status, count in statuses.items()),
+    ]

@@ -10,6 +10,7 @@ import numpy as np
 
 from llm_carbon_meter.check.findings import Finding, Verdict
 from llm_carbon_meter.config import Config, cuda_visible_devices
+from llm_carbon_meter.exporters.columns import figure, percent
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.physics.gpu_specs import assumed_gpu
 from llm_carbon_meter.power.characterise import (
@@ -50,7 +51,8 @@ def _replay(path: Path) -> Found:
         trace = read_trace(path)
     except PowerError as error:
         return [Finding("power", Verdict.FAILS, str(error))], Quality.MODELLED
-    text = f"a recorded trace of {len(trace.segments)} GPUs and {trace.length_s:g} s, over and over"
+    length = f"{len(trace.segments)} GPUs and {figure(trace.length_s)} s"
+    text = f"a recorded trace of {length}, over and over"
     return [Finding("power", Verdict.NOTE, text)], Quality.MODELLED
 
 
@@ -122,9 +124,9 @@ def _counter(gpu: GpuFacts, seen: Polled) -> Finding:
     text = (
         f"moves every {_ms(seen.period_s)} (median of {len(seen.intervals_s)}), {_lag(gpu, seen)}"
     )
-    text += f"; {seen.mean_watts:.4g} W now"
+    text += f"; {figure(seen.mean_watts)} W now"
     if gpu.architecture.sampled is not None:
-        text += f"; sensor seen to look {gpu.architecture.sampled:.0%} of the time"
+        text += f"; sensor seen to look {percent(gpu.architecture.sampled)} of the time"
     return Finding("  counter", Verdict.OK, text, _figures(seen))
 
 
@@ -168,4 +170,4 @@ def _calls(took_s: Floats) -> Finding:
 
 
 def _ms(seconds: float) -> str:
-    return f"{1000 * seconds:.3g} ms"
+    return f"{figure(1000 * seconds)} ms"

@@ -8,12 +8,11 @@ from llm_carbon_meter.carbon.grid import constant, open_grid
 from llm_carbon_meter.check.findings import Finding, Report, Verdict
 from llm_carbon_meter.check.gpus import check_power
 from llm_carbon_meter.config import PREFIX, Config, shown_value, vllm_plugins
+from llm_carbon_meter.exporters.columns import figure
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import ConfigError, MeterError
 from llm_carbon_meter.servers.shared.channel import Publisher, choose_directory
 from llm_carbon_meter.servers.shared.hooks import Fit, installed_fit
-from llm_carbon_meter.servers.transformers.hooks import HOOKS as TRANSFORMERS_HOOKS
-from llm_carbon_meter.servers.vllm.hooks import HOOKS as VLLM_HOOKS
 
 PLUGIN: Final = "llm_carbon_meter"
 POLL_S: Final = 2.0
@@ -61,7 +60,7 @@ def _engines() -> list[Finding]:
     if util.find_spec("transformers") is None:
         return [_vllm()]
     fit = installed_fit("transformers")
-    transformers = _fit("transformers", fit, len(TRANSFORMERS_HOOKS), "transformers 5.6 or newer")
+    transformers = _fit("transformers", fit, "transformers 5.6 or newer")
     if util.find_spec("vllm") is None:
         return [Finding("vllm", Verdict.NOTE, "not installed here"), transformers]
     if fit.missing:  # vLLM brings a transformers, which need not serve
@@ -73,7 +72,7 @@ def _vllm() -> Finding:
     problem = _unplugged()
     if problem:
         return Finding("vllm", Verdict.FAILS, problem)
-    return _fit("vllm", installed_fit("vllm"), len(VLLM_HOOKS), "vLLM 0.27 to 0.32")
+    return _fit("vllm", installed_fit("vllm"), "vLLM 0.27 to 0.32")
 
 
 def _unplugged() -> str:
@@ -88,13 +87,13 @@ def _unplugged() -> str:
     return ""
 
 
-def _fit(engine: str, fit: Fit, count: int, wanted: str) -> Finding:
+def _fit(engine: str, fit: Fit, wanted: str) -> Finding:
     version = fit.version or "of an unknown version"
     figures = {"version": fit.version, "missing": list(fit.missing)}
     if fit.missing:
         text = f"{version}: does not fit, it has no {', no '.join(fit.missing)}; use {wanted}"
         return Finding(engine, Verdict.FAILS, text, figures)
-    return Finding(engine, Verdict.OK, f"{version}: all {count} hooks fit", figures)
+    return Finding(engine, Verdict.OK, f"{version}: all {fit.wrapped} hooks fit", figures)
 
 
 def _channel(config: Config) -> Finding:
@@ -110,7 +109,8 @@ def _channel(config: Config) -> Finding:
 def _carbon(config: Config) -> Finding:
     faults = Faults()
     now = open_grid(config, faults).asked()
-    text = f"{now.grams_per_kwh:g} gCO2eq/kWh, {now.provider} (zone {now.zone}), PUE {config.pue:g}"
+    grams = figure(now.grams_per_kwh)
+    text = f"{grams} gCO2eq/kWh, {now.provider} (zone {now.zone}), PUE {config.pue:g}"
     figures = {**dataclasses.asdict(now), "pue": config.pue}
     if faults.counts:
         text += f"; {config.carbon_provider} has no answer for zone {config.zone}"

@@ -17,6 +17,8 @@ from llm_carbon_meter.data.azure_trace import conversation_quantiles
 from llm_carbon_meter.demo import picture, table
 from llm_carbon_meter.demo.replay import Answer, Prompts, replay
 from llm_carbon_meter.demo.trace import draw
+from llm_carbon_meter.exporters.columns import figure
+from llm_carbon_meter.extras import require
 from llm_carbon_meter.power.replay import read_trace
 from llm_carbon_meter.testing.scrape import Scrape, Watch, fetch_record, scrape
 from llm_carbon_meter.testing.servers import (
@@ -110,13 +112,14 @@ class Result:
         return self.scrapes[-1]
 
 
-def run_demo(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Run the demo; 0 when every request has its record and the balance is right.
 
     Raises:
-        MeterError: the power source is not known or not readable, the server does not start, or
-            the stub does not compile.
+        MeterError: the extra ``demo`` is not installed, the power source is not known or not
+            readable, the server does not start, or the stub does not compile.
     """
+    require("demo", "demo", "torch", "tokenizers", "openai", "matplotlib")
     _check_power(options.power)
     options.out.mkdir(parents=True, exist_ok=True)
     stub = StubPower.prepare(options.out / "nvml-stub") if options.power == "stub" else None
@@ -213,7 +216,7 @@ def _show(result: Result, stub: StubPower | None, options: argparse.Namespace) -
     last = result.last
     print(f"\n{table.request_table(result.answers, result.records)}\n")
     print(f"{table.account_table(last)}\n")
-    print(f"{len(result.answers)} requests in {result.seconds:.1f} s")
+    print(f"{len(result.answers)} requests in {figure(result.seconds)} s")
     print(table.headers_line(result.answers))
     print(table.records_line(result.records, last))
     failures = table.problems(result.answers, result.records, last)

@@ -5,7 +5,7 @@ from statistics import fmean, median
 from typing import Any, Final
 
 from llm_carbon_meter.demo.replay import Answer
-from llm_carbon_meter.exporters.columns import aligned
+from llm_carbon_meter.exporters.columns import aligned, figure, percent
 from llm_carbon_meter.records import REQUEST_ACCOUNTS, Account, Source
 from llm_carbon_meter.testing.scrape import Scrape
 from llm_carbon_meter.units import watt_hours
@@ -38,7 +38,7 @@ def estimate_table(records: Sequence[Record | None]) -> str:
             if errors:
                 mean = fmean(map(abs, errors))
                 rows.append(
-                    [basis, stage, str(len(errors)), f"{median(errors):+.1%}", f"{mean:.1%}"]
+                    [basis, stage, str(len(errors)), percent(median(errors), "+"), percent(mean)]
                 )
     return aligned(rows, left={0, 1}) if len(rows) > 1 else "no request has an estimate"
 
@@ -84,8 +84,8 @@ def account_table(last: Scrape) -> str:
             for account in Account:
                 joules = last.total(gpu=gpu, source=source, accounts=[account.label])
                 rows.append(
-                    [gpu, source, account.label, f"{joules:.3f}", f"{watt_hours(joules):.6f}",
-                     f"{joules / total:.2%}"]
+                    [gpu, source, account.label, figure(joules), figure(watt_hours(joules)),
+                     percent(joules / total)]
                 )  # fmt: skip
     return aligned(rows, left={0, 1, 2})
 
@@ -109,7 +109,7 @@ def grams_table(records: Sequence[Record | None]) -> str:
     grids = dict.fromkeys((one["intensity_source"], one["zone"]) for one in found)
     for source, zone in grids:
         same = [one for one in found if (one["intensity_source"], one["zone"]) == (source, zone)]
-        about = [f"{zone} ({source})", f"{same[-1]['intensity_g_per_kwh']:g}", str(len(same))]
+        about = [f"{zone} ({source})", figure(same[-1]["intensity_g_per_kwh"]), str(len(same))]
         for scope in ("operational", "embodied"):
             estimates = [(one["estimate"] or {}).get(f"{scope}_grams") for one in same]
             used = [one[f"{scope}_grams"] for one in same]
@@ -165,7 +165,7 @@ def problems(
     if len(last.sources) > 1:
         found.append(f"the engine's joules have several sources: {last.sources}")
     if unattributed_share(last) > MAX_UNATTRIBUTED:
-        found.append(f"{unattributed_share(last):.3%} of the joules are unattributed")
+        found.append(f"{percent(unattributed_share(last))} of the joules are unattributed")
     return found
 
 
@@ -193,11 +193,11 @@ def _sources(records: Sequence[Record | None]) -> str:
 def _error(estimated: float | None, actual: float) -> str:
     if estimated is None or actual <= 0.0:
         return _MISSING
-    return f"{(estimated - actual) / actual:+.1%}"
+    return percent((estimated - actual) / actual, "+")
 
 
 def _figure(value: float | None) -> str:
-    return _MISSING if value is None else f"{value:.4g}"
+    return _MISSING if value is None else figure(value)
 
 
 def _short(response_id: str | None) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llm_carbon_meter.exporters.columns import aligned, figure
 from llm_carbon_meter.physics.gpu_specs import GpuSpec, gpu_spec, gpu_specs
 from llm_carbon_meter.physics.kernels import weight_memory_bytes
 from llm_carbon_meter.physics.model_list import named_config
@@ -136,15 +137,17 @@ class OfflineEstimate:
             "total": estimate.joules,
         }
         flop = self._flop()
-        heading = f"{'phase':<8} " + (f"{'FLOP':>22} " if flop else "")
-        lines = [self._title(), f"{heading}{'Wh':>14} {'gCO2eq':>14}"]
+        lines = [["phase", *(["FLOP"] if flop else []), "Wh", "gCO2eq"]]
         lines += [
-            f"{phase:<8} "
-            + (f"{flop[phase]:>22.0f} " if flop else "")
-            + f"{watt_hours(joules):>14.10f} {joules * grams:>14.10f}"
+            [
+                phase,
+                *([figure(flop[phase])] if flop else []),
+                figure(watt_hours(joules)),
+                figure(joules * grams),
+            ]
             for phase, joules in rows.items()
         ]
-        return "\n".join([*lines, *self._remarks()])
+        return "\n".join([self._title(), aligned(lines), *self._remarks()])
 
     def _title(self) -> str:
         deployment, query = self._deployment, self._query
@@ -154,7 +157,7 @@ class OfflineEstimate:
             f"{query.concurrency:g} at once; estimated by {_METHODS[self._model.name]}"
         )
 
-    def _flop(self) -> Mapping[str, float]:
+    def _flop(self) -> Mapping[str, int]:
         """Operations by phase, where it is these that were counted; else nothing."""
         if not isinstance(self._model, FlopModel):
             return {}
@@ -163,15 +166,15 @@ class OfflineEstimate:
             np.array(self._query.prompt_tokens, np.float64),
             np.array(self._output_tokens, np.float64),
         )
-        prefill, decode = float(flop.prefill), float(flop.decode)
+        prefill, decode = round(float(flop.prefill)), round(float(flop.decode))
         return {"prefill": prefill, "decode": decode, "total": prefill + decode}
 
     def _remarks(self) -> list[str]:
         estimate, grid = self._estimate, self._intensity
         low, high = watt_hours(estimate.low_joules), watt_hours(estimate.high_joules)
         overhead = "a facility figure, no PUE on top" if estimate.facility else f"PUE {self._pue:g}"
-        lines = [f"10 % to 90 %: {low:.10f} to {high:.10f} Wh"] if low < high else []
-        lines.append(f"at {grid.grams_per_kwh:g} gCO2eq/kWh ({grid.zone}); {overhead}")
+        lines = [f"10 % to 90 %: {figure(low)} to {figure(high)} Wh"] if low < high else []
+        lines.append(f"at {figure(grid.grams_per_kwh)} gCO2eq/kWh ({grid.zone}); {overhead}")
         if estimate.out_of_domain:
             lines.append(f"less certain than that: {estimate.out_of_domain}")
         return lines
@@ -182,20 +185,17 @@ class OfflineEstimate:
         need_bytes = weight_memory_bytes(model, num_gpus)
         others = [gpu for gpu in _gpus() if gpu.name != self._deployment.gpu.name]
         fitting = [gpu for gpu in others if gpu.memory_bytes > need_bytes]
-        rows = [(self._estimate, self._deployment.gpu.name + " *")]
-        rows += [(self._on(replace(self._deployment, gpu=gpu)), gpu.name) for gpu in fitting]
-        rows.sort(key=lambda row: row[0].joules)
-        lines = [f"{'GPU':<20} {'Wh':>14} {'low Wh':>14} {'high Wh':>14} {'gCO2eq':>14}"]
-        lines += [
-            f"{name:<20} {watt_hours(estimate.joules):>14.10f} "
-            f"{watt_hours(estimate.low_joules):>14.10f} "
-            f"{watt_hours(estimate.high_joules):>14.10f} {estimate.operational_grams:>14.10f}"
-            for estimate, name in rows
-        ]
+        estimates = [(self._estimate, self._deployment.gpu.name + " *")]
+        estimates += [(self._on(replace(self._deployment, gpu=gpu)), gpu.name) for gpu in fitting]
+        estimates.sort(key=lambda pair: pair[0].joules)
+        rows = [["GPU", "Wh", "low Wh", "high Wh", "gCO2eq"]]
+        for estimate, name in estimates:
+            joules = (estimate.joules, estimate.low_joules, estimate.high_joules)
+            figures = [*map(watt_hours, joules), estimate.operational_grams]
+            rows.append([name, *map(figure, figures)])
         small = [gpu.name for gpu in others if gpu not in fitting]
-        if small:
-            lines.append(
-                f"too small for {need_bytes / 1e9:.1f} GB of weights on each of {num_gpus}: "
-                + ", ".join(small)
-            )
-        return "\n".join(lines)
+        remark = (
+            f"\ntoo small for {figure(need_bytes / 1e9)} GB of weights on each of {num_gpus}: "
+            + ", ".join(small)
+        )
+        return aligned(rows) + (remark if small else "")

@@ -1,6 +1,7 @@
-"""Tables as text."""
+"""Tables and numbers as text for people; files and headers keep all digits."""
 
 from collections.abc import Collection, Sequence
+from decimal import Decimal
 
 
 def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
@@ -19,3 +20,22 @@ def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
         for row in rows
     ]
     return "\n".join(lines)
+
+
+def figure(value: float, sign: str = "-") -> str:
+    """A number for people: three significant digits, no exponent; an integer stays whole.
+
+    Args:
+        value: sizes that nobody reads as they are, below 1e-9 or from 1e15, keep an exponent.
+        sign: ``+`` to have one before positive numbers too.
+    """
+    if isinstance(value, int):
+        return f"{value:{sign}d}"
+    rounded = f"{value or 0.0:{sign}.3g}"  # zero has no sign
+    usual = not value or 1e-9 <= abs(value) < 1e15
+    return f"{Decimal(rounded):{sign}f}" if usual else rounded
+
+
+def percent(ratio: float, sign: str = "-") -> str:
+    """A ratio as a percentage, with the digits of `figure`."""
+    return figure(100.0 * ratio, sign) + "%"

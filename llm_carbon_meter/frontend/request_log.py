@@ -11,6 +11,7 @@ from typing import Any, Final
 import msgspec
 
 from llm_carbon_meter.config import Config
+from llm_carbon_meter.exporters.columns import aligned, figure, percent
 from llm_carbon_meter.exporters.headers import record_json
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.formats import versioned
@@ -166,12 +167,14 @@ def ledger_table(records: Iterable[Mapping[str, Any]]) -> str:
 
 def _book_text(source: str, book: Counter[str]) -> str:
     total = book["energy"]
-    rows = [f"{book['requests']} requests, {source}"]
-    rows += [
-        f"{name:<10} {book[name]:>14.6g} J {watt_hours(book[name]):>14.6g} Wh"
-        f" {book[name] / total if total else 0.0:>8.2%}"
+    rows = [
+        [name, *_energy(book[name]), percent(book[name] / total if total else 0.0)]
         for name in ACCOUNT_NAMES
     ]
-    rows.append(f"{'total':<10} {total:>14.6g} J {watt_hours(total):>14.6g} Wh")
-    rows.append(f"{'emissions':<10} {book['grams']:>14.6g} gCO2eq")
-    return "\n".join(rows)
+    rows.append(["total", *_energy(total), ""])
+    rows.append(["emissions", figure(book["grams"]), "gCO2eq", "", "", ""])
+    return f"{book['requests']} requests, {source}\n{aligned(rows, left=(0, 2, 4))}"
+
+
+def _energy(joules: float) -> tuple[str, ...]:
+    return figure(joules), "J", figure(watt_hours(joules)), "Wh"

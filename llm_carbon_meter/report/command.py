@@ -12,18 +12,18 @@ from llm_carbon_meter.report.server import server_report, server_table
 from llm_carbon_meter.report.text import ALL_COLUMNS, Report, table, values, write_csv
 
 
-def add_arguments(report: argparse.ArgumentParser) -> None:
-    """Options of the verb."""
-    report.add_argument(
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the verb's options."""
+    parser.add_argument(
         "log",
         help="a file written by LLM_CARBON_METER_REQUEST_LOG, LOG.1 … are read too; or the "
         "address of a Prometheus server",
     )
-    report.add_argument("--since", type=moment, metavar="ISO", help="requests that came from then")
-    report.add_argument("--until", type=moment, metavar="ISO", help="and before then; UTC")
-    report.add_argument("--by", choices=list(GROUPINGS), default="model", help="default: model")
-    report.add_argument("--csv", type=Path, metavar="FILE", help="the same as a table")
-    report.add_argument("--html", type=Path, metavar="FILE", help="the same as a page with plots")
+    parser.add_argument("--since", type=moment, metavar="ISO", help="requests that came from then")
+    parser.add_argument("--until", type=moment, metavar="ISO", help="and before then; UTC")
+    parser.add_argument("--by", choices=list(GROUPINGS), default="model", help="default: model")
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="the same as a table")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="the same as a page with plots")
 
 
 def moment(text: str) -> float:
@@ -41,7 +41,7 @@ def moment(text: str) -> float:
     return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
 
 
-def run_report(options: argparse.Namespace) -> int:
+def run(options: argparse.Namespace) -> int:
     """Print the report, and write the files asked for.
 
     Raises:
@@ -87,7 +87,7 @@ def make_report(log: Path, period: Period, by: str) -> Report:
     """Read a log and add up its groups.
 
     Raises:
-        MeterError: see `run_report`.
+        MeterError: see `run`.
     """
     kept = within(read_log(log), period)
     return Report(kept, period, by, grouped(kept.entries, by))

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from llm_carbon_meter.exporters.columns import aligned
-from llm_carbon_meter.exporters.headers import decimal
+from llm_carbon_meter.exporters.columns import aligned, figure
 from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.report.entries import Log, Period, span
 from llm_carbon_meter.report.groups import SECTIONS, Columns, Group, Value, counted
@@ -67,10 +66,10 @@ def _notes(report: Report) -> list[str]:
 
 
 def shown(value: Value) -> str:
-    """A cell: six digits of a number, a dash for none."""
+    """A cell: three digits of a number, a dash for none."""
     if value is None:
         return MISSING
-    return decimal(value) if isinstance(value, float) else str(value)
+    return value if isinstance(value, str) else figure(value)
 
 
 def values(report: Report, columns: Columns) -> list[list[Value]]:

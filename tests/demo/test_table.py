@@ -33,9 +33,9 @@ def test_errors_of_both_stages_on_both_bases() -> None:
     ]
     lines = [line.split() for line in estimate_table(records).splitlines()]
     assert [line[-4:] for line in lines[1:]] == [
-        ["raw", "2", "-20.0%", "20.0%"],
-        ["calibrated", "2", "+0.0%", "0.0%"],
-        ["raw", "2", "+25.0%", "75.0%"],
+        ["raw", "2", "-20%", "20%"],
+        ["calibrated", "2", "+0%", "0%"],
+        ["raw", "2", "+25%", "75%"],
         ["calibrated", "2", "+56.2%", "93.8%"],
     ]
 

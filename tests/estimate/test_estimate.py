@@ -32,11 +32,15 @@ ROW = {
 
 
 def test_one_request_to_the_digit(capsys: pytest.CaptureFixture[str]) -> None:
-    """FLOP and watt-hours of the reference, phase by phase."""
+    """FLOP of the reference phase by phase; watt-hours and grams with three digits."""
     assert main([*ONE, *TOKENS]) == 0
     printed = capsys.readouterr().out
-    for figure in ("16584810496000", "8357810176000", "0.0138206754", "0.0486448845"):
-        assert figure in printed
+    assert [line.split() for line in printed.splitlines()[1:5]] == [
+        ["phase", "FLOP", "Wh", "gCO2eq"],
+        ["prefill", "16584810496000", "0.0138", "0.00656"],
+        ["decode", "8357810176000", "0.0348", "0.0165"],
+        ["total", "24942620672000", "0.0486", "0.0231"],
+    ]
     assert "no PUE on top" in printed
     assert "10 % to 90 %" not in printed  # a formula has no interval
 
@@ -51,6 +55,18 @@ def test_the_comparison_knows_what_fits(capsys: pytest.CaptureFixture[str]) -> N
     assert " 70.6 GB of weights on each of 2: " in small
     assert "T4" in small
     assert "T4 " not in table.partition("GPU  ")[2]
+
+
+def test_the_comparison_is_sorted_and_has_three_digits(capsys: pytest.CaptureFixture[str]) -> None:
+    """The cheapest first; no figure has a fourth significant digit."""
+    assert main(["estimate", "--model", "Llama-3.1-8B", "--compare", *TOKENS]) == 0
+    comparison = capsys.readouterr().out.partition("\n\n")[2]
+    rows = [line.split() for line in comparison.splitlines()[1:] if ":" not in line]
+    figures = [row[-4:] for row in rows]
+    assert len(rows) > 10
+    assert figures == sorted(figures, key=lambda row: float(row[0]))
+    digits = [text.replace(".", "").lstrip("0") for row in figures for text in row]
+    assert max(map(len, digits)) == 3
 
 
 @pytest.mark.parametrize("name", built_in_names())

@@ -148,8 +148,8 @@ def test_the_ledger_adds_up() -> None:
     """Accounts, their shares, the total and the grams of all records."""
     table = ledger_table([record_of(0), record_of(1), record_of(2, energy_joules=16.0)])
     assert table.splitlines()[0] == "3 requests, measured"
-    assert cells(table, "prefill") == ["prefill", "3", "J", "0.000833333", "Wh", "8.33%"]
-    assert cells(table, "decode") == ["decode", "18", "J", "0.005", "Wh", "50.00%"]
+    assert cells(table, "prefill") == ["prefill", "3", "J", "0.000833", "Wh", "8.33%"]
+    assert cells(table, "decode") == ["decode", "18", "J", "0.005", "Wh", "50%"]
     assert cells(table, "recompute")[1] == "6"
     assert cells(table, "waste")[1] == "3"
     assert cells(table, "total") == ["total", "36", "J", "0.01", "Wh"]
@@ -158,9 +158,9 @@ def test_the_ledger_adds_up() -> None:
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=20))
 def test_the_total_is_the_sum_of_the_records(joules: list[float]) -> None:
-    """Whatever the figures, to the six digits that are printed."""
+    """Whatever the figures, to the three digits that are printed."""
     table = ledger_table(record_of(0, energy_joules=value) for value in joules)
-    assert float(cells(table, "total")[1]) == pytest.approx(sum(joules), rel=1e-5)
+    assert float(cells(table, "total")[1]) == pytest.approx(sum(joules), rel=5e-3)
 
 
 def test_measured_and_modelled_are_never_added() -> None:
@@ -177,4 +177,4 @@ def test_an_empty_log_has_no_ledger() -> None:
     """Nothing is not 0 J."""
     assert ledger_table([]) == "no finished requests"
     nothing = record_of(0, energy_joules=0.0, prefill_joules=0.0, decode_joules=0.0)
-    assert "0.00%" in ledger_table([nothing])
+    assert cells(ledger_table([nothing]), "prefill")[-1] == "0%"

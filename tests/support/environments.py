@@ -1,4 +1,4 @@
-"""Environments of their own for versions of the engines, each with this package's wheel."""
+"""Environments of their own with this package's wheel: for versions of engines, or for none."""
 
 import contextlib
 import subprocess
@@ -42,12 +42,23 @@ class Environments:
         place = self._folder / f"{engine}-{version}"
         if not place.exists():
             _make(place, f"{package}=={version}", str(self._wheel()))
-        python = str(place / "bin" / "python")
-        return Environment(python, {"PYTHONPATH": "", "PYTHONSAFEPATH": "1"})
+        return _environment(place)
 
     def _wheel(self) -> Path:
         built = next(self._folder.glob("*.whl"), None)
         return built or build_wheel(self._folder)
+
+
+def make_plain(place: Path, wheel: Path, *extras: str) -> Environment:
+    """An environment with a wheel of ours and what it requires with these extras: no engine."""
+    _run(sys.executable, "-m", "venv", str(place))
+    environment = _environment(place)
+    _run(environment.python, "-m", "pip", "install", f"{wheel}[{','.join(extras)}]")
+    return environment
+
+
+def _environment(place: Path) -> Environment:
+    return Environment(str(place / "bin" / "python"), {"PYTHONPATH": "", "PYTHONSAFEPATH": "1"})
 
 
 def _make(place: Path, *packages: str) -> None:

@@ -48,6 +48,11 @@ class Hook(Generic[T]):
         """As it is told to users."""
         return f"{self.target}.{self.method}"
 
+    @property
+    def wraps(self) -> bool:
+        """Whether `install` changes it; else it is only looked at."""
+        return self.replaced_by is not None or self.on_error is not None
+
 
 class HasFaults(Protocol):
     """Handlers that count what goes wrong."""
@@ -130,6 +135,8 @@ class Fit(NamedTuple):
     version: str
     missing: Sequence[str]
     """What is wrapped and is not there, or why that cannot be said."""
+    wrapped: int = 0
+    """How many names `install` wraps."""
 
 
 def installed_fit(engine: str) -> Fit:
@@ -152,4 +159,5 @@ def print_fit(engine: str, hooks: Sequence[Hook[Any]]) -> None:
     """Answer `installed_fit`, among whatever the engine prints."""
     lacking = missing(hooks)
     version = getattr(sys.modules.get(engine), "__version__", "")
-    print("\n" + ANSWER + json.dumps(Fit(str(version), lacking)._asdict()))
+    fit = Fit(str(version), lacking, sum(hook.wraps for hook in hooks))
+    print("\n" + ANSWER + json.dumps(fit._asdict()))

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from llm_carbon_meter.exporters.columns import figure
 from llm_carbon_meter.exporters.headers import decimal
 from llm_carbon_meter.testing.servers import MODEL_NAME
 from llm_carbon_meter.units import watt_hours
@@ -285,8 +286,8 @@ def test_eight_at_a_time_and_every_joule_is_booked(metered: Metered, tmp_path: P
     total = sum(accounts[name] for name in ("prefill", "decode", "recompute", "waste"))
     command = [sys.executable, "-m", "llm_carbon_meter.cli", "replay", str(metered.request_log)]
     printed = subprocess.run(command, capture_output=True, text=True, check=True, env=os.environ)
-    assert f"{total:.6g} J" in printed.stdout
-    assert f"{watt_hours(total):.6g} Wh" in printed.stdout
+    words = " ".join(printed.stdout.split())
+    assert f"total {figure(total)} J {figure(watt_hours(total))} Wh" in words
 
 
 SPINE = """energy_joules_total energy_watt_hours_total request_energy_watt_hours_count
