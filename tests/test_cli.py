@@ -21,15 +21,15 @@ with contextlib.suppress(SystemExit):
 print(*sys.modules, file=sys.stderr)
 """
 ROOMS = {
-    "demo": "config demo exporters extras physics power predictor service testing units",
+    "demo": "config data demo exporters extras physics power service testing units",
     "campaign": "campaign config exporters extras faults physics power training",
-    "check": "carbon check config exporters faults physics power servers service units",
-    "serve-transformers": "carbon config exporters faults frontend kept_state physics predictor "
+    "check": "carbon check config exporters faults formats physics power servers service units",
+    "serve-transformers": "carbon config data exporters faults formats frontend physics predictor "
     "servers service units",
     "sidecar": "servers",
     "estimate": "carbon config estimate exporters faults physics predictor service units",
-    "replay": "exporters frontend report units",
-    "report": "exporters frontend report units",
+    "replay": "config exporters faults formats frontend report units",
+    "report": "config exporters faults formats frontend report units",
     "train": "config extras training",
     "evaluate": "config extras training",
 }

@@ -18,8 +18,8 @@ from llm_carbon_meter import cli
 from llm_carbon_meter.testing.servers import free_port
 from tests.support.environments import Environment, build_wheel, make_plain
 from tests.support.interpreters import run_python, without
-from tests.support.metered import eventually
-from tests.support.proxied import CHAT, USAGE, running
+from tests.support.servers.proxied import CHAT, USAGE, running
+from tests.support.waiting import eventually
 
 NO_TORCH = without("torch", "torch_geometric", "sklearn", "matplotlib", "vllm", "transformers")
 BARE = NO_TORCH + without("starlette", "uvicorn")
