@@ -30,11 +30,13 @@ def request_table(answers: Sequence[Answer], records: Sequence[Record | None]) -
 
 def estimate_table(records: Sequence[Record | None]) -> str:
     """How far the estimates were off: given the true length and company, and as told before."""
-    found = [record for record in records if record is not None and record["status"] == "final"]
+    finished = [record for record in records if record is not None and record["status"] == "final"]
     rows = [["error of the estimate", "stage", "requests", "median", "mean of |error|"]]
     for basis, name in _BASES.items():
         for stage in ("raw", "calibrated"):
-            errors = [error for record in found if (error := _off(record, name, stage)) is not None]
+            errors = [
+                error for record in finished if (error := _off(record, name, stage)) is not None
+            ]
             if errors:
                 mean = fmean(map(abs, errors))
                 rows.append(
@@ -57,15 +59,15 @@ def _off(record: Record, name: str, stage: str) -> float | None:
 
 def error_note(records: Sequence[Record | None]) -> str:
     """What the errors mean for this model and this source."""
-    found = [record for record in records if record is not None and record.get("estimate")]
+    estimated = [record for record in records if record is not None and record.get("estimate")]
     notes = []
-    if any(record["estimate"]["method"] == "flop" for record in found):
+    if any(record["estimate"]["method"] == "flop" for record in estimated):
         notes.append(
             "The estimate (method flop) counts the operations of a model. This one has hardly any, "
             "and its steps\nare the CPU's overhead: an error near -100 % is expected, and says "
             "nothing of a real model."
         )
-    if any(record.get("source") == Source.MODELLED for record in found):
+    if any(record.get("source") == Source.MODELLED for record in estimated):
         notes.append(
             "The power is modelled, not measured: these are differences between two models, and "
             "nothing of them\nis kept as calibration or exported as an error."
@@ -92,29 +94,33 @@ def account_table(last: Scrape) -> str:
 
 def records_line(records: Sequence[Record | None], last: Scrape) -> str:
     """The requests' own figures beside the accounts that are charged to requests."""
-    found = [record for record in records if record is not None]
-    own = sum(record["energy_joules"] - record["idle_joules"] for record in found)
-    final = sum(record["status"] == "final" for record in found)
+    present = [record for record in records if record is not None]
+    own = sum(record["energy_joules"] - record["idle_joules"] for record in present)
+    final = sum(record["status"] == "final" for record in present)
     charged = last.total(accounts=[account.label for account in REQUEST_ACCOUNTS])
     return (
-        f"{len(found)} of {len(records)} records found, {final} final; they add up to "
+        f"{len(present)} of {len(records)} records found, {final} final; they add up to "
         f"{own:.3f} J, the accounts charged to requests hold {charged:.3f} J"
     )
 
 
 def grams_table(records: Sequence[Record | None]) -> str:
     """gCO2eq of the requests by where the grid's intensity came from, estimated and used."""
-    found = [record for record in records if record is not None]
-    rows = [["grid", "gCO2eq/kWh", "requests", "scope", "estimated g", f"{_sources(found)} g"]]
-    grids = dict.fromkeys((one["intensity_source"], one["zone"]) for one in found)
+    present = [record for record in records if record is not None]
+    rows = [["grid", "gCO2eq/kWh", "requests", "scope", "estimated g", f"{_sources(present)} g"]]
+    grids = dict.fromkeys((entry["intensity_source"], entry["zone"]) for entry in present)
     for source, zone in grids:
-        same = [one for one in found if (one["intensity_source"], one["zone"]) == (source, zone)]
+        same = [
+            entry
+            for entry in present
+            if (entry["intensity_source"], entry["zone"]) == (source, zone)
+        ]
         about = [f"{zone} ({source})", figure(same[-1]["intensity_g_per_kwh"]), str(len(same))]
         for scope in ("operational", "embodied"):
-            estimates = [(one["estimate"] or {}).get(f"{scope}_grams") for one in same]
-            used = [one[f"{scope}_grams"] for one in same]
+            estimates = [(entry["estimate"] or {}).get(f"{scope}_grams") for entry in same]
+            used = [entry[f"{scope}_grams"] for entry in same]
             rows.append([*about, scope, _total(estimates), _total(used)])
-    covers = dict.fromkeys(one["covers"] for one in found)
+    covers = dict.fromkeys(entry["covers"] for entry in present)
     return "\n".join([aligned(rows, left={0, 3}), *covers])
 
 
@@ -155,18 +161,18 @@ def problems(
     answers: Sequence[Answer], records: Sequence[Record | None], last: Scrape
 ) -> list[str]:
     """Why the demo did not show what it should; empty when all is well."""
-    found = [f"request {n}: {a.failure}" for n, a in enumerate(answers, 1) if a.failure]
+    failures = [f"request {n}: {a.failure}" for n, a in enumerate(answers, 1) if a.failure]
     if None in records:
-        found.append(f"{list(records).count(None)} requests have no record")
+        failures.append(f"{list(records).count(None)} requests have no record")
     if not last.accounted_ratios:
-        found.append("the meter's metrics are missing: is the plugin loaded?")
+        failures.append("the meter's metrics are missing: is the plugin loaded?")
     if any(abs(ratio - 1.0) > BALANCE_TOLERANCE for ratio in last.accounted_ratios):
-        found.append(f"the accounts do not add up to the counter: {last.accounted_ratios}")
+        failures.append(f"the accounts do not add up to the counter: {last.accounted_ratios}")
     if len(last.sources) > 1:
-        found.append(f"the engine's joules have several sources: {last.sources}")
+        failures.append(f"the engine's joules have several sources: {last.sources}")
     if unattributed_share(last) > MAX_UNATTRIBUTED:
-        found.append(f"{percent(unattributed_share(last))} of the joules are unattributed")
-    return found
+        failures.append(f"{percent(unattributed_share(last))} of the joules are unattributed")
+    return failures
 
 
 def _row(answer: Answer, record: Record | None) -> list[str]:
@@ -186,8 +192,8 @@ def _row(answer: Answer, record: Record | None) -> list[str]:
 
 def _sources(records: Sequence[Record | None]) -> str:
     """The heading of the column: measured or modelled."""
-    found = {str(record.get("source", "unknown")) for record in records if record is not None}
-    return "/".join(sorted(found)) or f"{Source.MEASURED}/{Source.MODELLED}"
+    sources = {str(record.get("source", "unknown")) for record in records if record is not None}
+    return "/".join(sorted(sources)) or f"{Source.MEASURED}/{Source.MODELLED}"
 
 
 def _error(estimated: float | None, actual: float) -> str:

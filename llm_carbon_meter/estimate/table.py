@@ -134,17 +134,17 @@ class BatchEstimator:
         group.requests.append((values[0], values[1], values[2]))
 
     def _group(self, key: _Key) -> tuple[ModelSpec, _Group]:
-        known = self._deployments.get(key)
-        if known is None:
+        prepared = self._deployments.get(key)
+        if prepared is None:
             try:
                 deployment = self._deployment(key)
-                known = deployment.model, _Group(self._model.bind(deployment))
+                prepared = deployment.model, _Group(self._model.bind(deployment))
             except MeterError as error:
-                known = str(error)
-            self._deployments[key] = known
-        if isinstance(known, str):
-            raise MeterError(known)
-        return known
+                prepared = str(error)
+            self._deployments[key] = prepared
+        if isinstance(prepared, str):
+            raise MeterError(prepared)
+        return prepared
 
     def _deployment(self, key: _Key) -> Deployment:
         deployment = make_deployment(
@@ -173,17 +173,17 @@ class BatchEstimator:
         self, table: Table, energies: Mapping[int, Sequence[float]], errors: Mapping[int, str]
     ) -> Table:
         ours = (*ENERGY_COLUMNS, ERROR_COLUMN)
-        kept = [place for place, name in enumerate(table.columns) if name not in ours]
+        places = [place for place, name in enumerate(table.columns) if name not in ours]
         empty = [""] * len(ENERGY_COLUMNS)
         rows = [
             [
-                *(row[place] if place < len(row) else "" for place in kept),
+                *(row[place] if place < len(row) else "" for place in places),
                 *([f"{value:.10g}" for value in energies[n]] if n in energies else empty),
                 errors.get(n, ""),
             ]
             for n, row in enumerate(table.rows)
         ]
-        return Table([*(table.columns[place] for place in kept), *ours], rows)
+        return Table([*(table.columns[place] for place in places), *ours], rows)
 
 
 def _watt_hours(group: _Group) -> Floats:
@@ -222,8 +222,8 @@ def estimate_file(model: EnergyModel, source: Path, target: Path) -> int:
     """
     table = read_table(source)
     if target.is_dir() or not target.parent.is_dir():
-        found = "is a folder" if target.is_dir() else "is in no folder that exists"
-        raise MeterError(f"the output {target} {found}; give the name of a file")
+        fault = "is a folder" if target.is_dir() else "is in no folder that exists"
+        raise MeterError(f"the output {target} {fault}; give the name of a file")
 
     def note(text: str) -> None:
         print(f"llm-carbon-meter: {text}", file=sys.stderr)

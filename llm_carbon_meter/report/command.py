@@ -89,5 +89,5 @@ def make_report(log: Path, period: Period, by: str) -> Report:
     Raises:
         MeterError: see `run`.
     """
-    kept = within(read_log(log), period)
-    return Report(kept, period, by, grouped(kept.entries, by))
+    log_of_period = within(read_log(log), period)
+    return Report(log_of_period, period, by, grouped(log_of_period.entries, by))

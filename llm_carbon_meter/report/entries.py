@@ -162,9 +162,11 @@ def within(log: Log, period: Period) -> Log:
     Raises:
         MeterError: nothing is left.
     """
-    kept = [one for one in log.entries if period.since_s <= one.arrived_unix_s < period.until_s]
-    if kept:
-        return replace(log, entries=kept)
+    inside = [
+        entry for entry in log.entries if period.since_s <= entry.arrived_unix_s < period.until_s
+    ]
+    if inside:
+        return replace(log, entries=inside)
     if log.entries:
         raise MeterError(
             f"no request came in the period asked for ({period}); the log's {len(log.entries)} "

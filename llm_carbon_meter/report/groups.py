@@ -47,8 +47,8 @@ class Group:
     @property
     def embodied_grams(self) -> float | None:
         """Of the hardware's making; None unless every request has its part."""
-        known = [one.embodied_grams for one in self.entries if one.embodied_grams is not None]
-        return sum(known) if len(known) == len(self.entries) else None
+        grams = [entry.embodied_grams for entry in self.entries if entry.embodied_grams is not None]
+        return sum(grams) if len(grams) == len(self.entries) else None
 
     @property
     def sci_grams(self) -> float | None:
@@ -117,7 +117,7 @@ def counted(values: Iterable[str]) -> str:
 
 
 def _account(name: str) -> Callable[[Group], Value]:
-    return lambda group: watt_hours(sum(one.account_joules[name] for one in group.entries))
+    return lambda group: watt_hours(sum(entry.account_joules[name] for entry in group.entries))
 
 
 def _error_percent(group: Group) -> Value:

@@ -101,11 +101,13 @@ def _against_tokens(axes: Any, entries: Sequence[Entry]) -> None:
     if not shown:
         _say(axes, "no request has both tokens and energy")
         return
-    axes.set(xscale="log", yscale="log")
+    _logarithmic(axes)
     models = sorted({entry.model for entry in shown})
     for model in models:
         points = [
-            (one.output_tokens, watt_hours(one.joules)) for one in shown if one.model == model
+            (entry.output_tokens, watt_hours(entry.joules))
+            for entry in shown
+            if entry.model == model
         ]
         axes.scatter(*zip(*points, strict=True), s=9, alpha=0.5, linewidths=0, label=model)
     if len(models) <= MODELS_NAMED:
@@ -123,8 +125,20 @@ def _estimated(axes: Any, group: Group) -> None:
     axes.fill_between(ends, ends * 0.7, ends * 1.3, color="#e0e0e0", label="within 30 %")
     axes.plot(ends, ends, color="black", linewidth=1, label="exact")
     axes.scatter(pairs[:, 1], pairs[:, 0], s=9, alpha=0.5, linewidths=0, color="#3b7dd8")
-    axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
+    _logarithmic(axes)
+    axes.set(xlim=ends, ylim=ends)
     axes.legend(fontsize="small", loc="upper left")
+
+
+def _logarithmic(axes: Any) -> None:
+    """Both axes in logarithms, with plain numbers at 1, 2 and 5 of each decade."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set(xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())
 
 
 def _say(axes: Any, text: str) -> None:

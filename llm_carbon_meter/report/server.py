@@ -97,15 +97,15 @@ def _grown(
     client: httpx.Client, name: str, label: str, bars: Mapping[str, tuple[float, float]]
 ) -> Sums:
     """By how much a counter grew in each bar: group -> value of the label -> increase."""
-    found: dict[Labels, dict[str, float]] = {}
+    grown: dict[Labels, dict[str, float]] = {}
     for bar, (begin_s, end_s) in bars.items():
         seconds = max(round(end_s - begin_s), 1)
         query = f"sum by (model_name, source, {label}) (increase({PREFIX}{name}[{seconds}s]))"
         for series in _ask(client, query, end_s):
             labels, value = series["metric"], float(series["value"][1])
             group = bar + labels.get("model_name", ""), labels.get("source", "")
-            found.setdefault(group, {})[labels.get(label, "")] = value
-    return found
+            grown.setdefault(group, {})[labels.get(label, "")] = value
+    return grown
 
 
 def _ask(client: httpx.Client, query: str, at_s: float) -> list[Any]:

@@ -40,7 +40,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("files", ", ".join(map(str, report.log.files))),
         *_named("boundary", _with_counts(entry.covers for entry in entries)),
         ("sources", counted(entry.source for entry in entries) + "; never added to each other"),
-        *_named("grid", _with_counts(f"{one.zone}: {one.intensity_source}" for one in entries)),
+        *_named("grid", _with_counts(f"{item.zone}: {item.intensity_source}" for item in entries)),
         *_named("broken line", report.log.broken[:BROKEN_SHOWN]),
         *_named("note", _notes(report)),
     ]

@@ -120,7 +120,11 @@ class OutsideCapture(EventQueue):
             first: the request whose first token has just come.
         """
         now_s = time.monotonic()
-        due = [each for each in self._open.values() if not each.decoding and each.filled_s < now_s]
+        due = [
+            request
+            for request in self._open.values()
+            if not request.decoding and request.filled_s < now_s
+        ]
         for request in sorted(due, key=lambda each: each.filled_s):
             self._step(request.filled_s, request)
         self._step(now_s, first)
