@@ -4,9 +4,9 @@ Within the version that this package writes, unknown fields are refused: somethi
 them. A value of another version is read as far as this package knows it, and that is said.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cache
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 from msgspec import inspect
@@ -44,7 +44,7 @@ def read(value: Any, kind: type[T], *, version: Any, ours: int, say: Say) -> T:
         MeterError: fields that are missing, of a wrong type, or unknown within our version.
     """
     if version == ours:
-        unknown = list(unknown_fields(value, _type_info(kind)))  # type: ignore[arg-type]
+        unknown = sorted(_unknown_fields(value, _form(kind)))  # type: ignore[arg-type]
         if unknown:
             raise MeterError(f"version {ours} has no fields {', '.join(unknown)}")
     else:
@@ -55,24 +55,39 @@ def read(value: Any, kind: type[T], *, version: Any, ours: int, say: Say) -> T:
         raise MeterError(str(error)) from error
 
 
+class _Form(NamedTuple):
+    """The names of a type's fields, and the forms of those that hold further fields."""
+
+    names: frozenset[str]
+    inner: Mapping[str, "_Form"]
+
+
 @cache
-def _type_info(kind: type) -> inspect.Type:
-    return inspect.type_info(kind)
+def _form(kind: type) -> _Form:
+    form = _form_of(inspect.type_info(kind))
+    assert form is not None
+    return form
 
 
-def unknown_fields(value: Any, kind: inspect.Type, path: str = "") -> Iterator[str]:
-    """Names of the fields, with the path to them, that a type does not have."""
+def _form_of(kind: inspect.Type) -> _Form | None:
     match kind:
-        case inspect.DataclassType() | inspect.StructType() if isinstance(value, dict):
-            types = {field.encode_name: field.type for field in kind.fields}
-            for name, inner in value.items():
-                if name in types:
-                    yield from unknown_fields(inner, types[name], f"{path}{name}.")
-                else:
-                    yield f"{path}{name}"
-        case inspect.UnionType() if value is not None:
-            for member in kind.types:
-                yield from unknown_fields(value, member, path)
-        case inspect.VarTupleType() if isinstance(value, list | tuple):
-            for inner in value:
-                yield from unknown_fields(inner, kind.item_type, path)
+        case inspect.DataclassType() | inspect.StructType():
+            forms = {field.encode_name: _form_of(field.type) for field in kind.fields}
+            inner = {name: form for name, form in forms.items() if form is not None}
+            return _Form(frozenset(forms), inner)
+        case inspect.UnionType():
+            return next(filter(None, map(_form_of, kind.types)), None)
+        case inspect.VarTupleType():
+            return _form_of(kind.item_type)
+    return None
+
+
+def _unknown_fields(value: Any, form: _Form, path: str = "") -> Iterator[str]:
+    """Names of the fields that a type does not have, with the path to them."""
+    if isinstance(value, list):
+        for item in value:
+            yield from _unknown_fields(item, form, path)
+    elif isinstance(value, dict):
+        yield from (path + name for name in value.keys() - form.names)
+        for name, inner in form.inner.items():
+            yield from _unknown_fields(value.get(name), inner, f"{path}{name}.")
