@@ -8,8 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llm_carbon_meter.frontend.request_log import RequestLog, ledger_table, read
+from llm_carbon_meter.exporters.headers import record_text
+from llm_carbon_meter.frontend.request_log import RequestLog, ledger_table, log_line, read
 from llm_carbon_meter.records import MeterError
+from tests.support.made.records import RECORD
 
 
 def record_of(number: int, **changes: Any) -> dict[str, Any]:
@@ -43,6 +45,36 @@ def test_what_was_written_is_read_back(tmp_path: Path) -> None:
     write(path, *records[2:])
     assert list(read(path)) == records
     assert len(path.read_text(encoding="utf-8").splitlines()) == 5
+
+
+def test_a_record_s_line_begins_with_its_version_and_is_read_back(tmp_path: Path) -> None:
+    """Every field of a record is one that the reader knows."""
+    line = log_line(RECORD)
+    assert line.startswith('{"version":1,')
+    path = tmp_path / "requests.jsonl"
+    path.write_text(line + "\n", "utf-8")
+    (record,) = read(path)
+    assert record == json.loads(record_text(RECORD))
+
+
+def test_within_one_version_an_unknown_field_is_refused(tmp_path: Path) -> None:
+    """Somebody made the line who does not know the form."""
+    path = tmp_path / "requests.jsonl"
+    path.write_text(json.dumps(record_of(0, version=1, water_litres=2.0)) + "\n", "utf-8")
+    with pytest.raises(MeterError, match=r"line 1.*version 1 has no fields water_litres"):
+        list(read(path))
+
+
+def test_another_version_is_read_as_far_as_it_is_known(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One warning for all lines of a file."""
+    path = tmp_path / "requests.jsonl"
+    lines = [json.dumps(record_of(number, version=2, water_litres=2.0)) for number in range(3)]
+    path.write_text("\n".join(lines) + "\n", "utf-8")
+    assert [record["id"] for record in read(path)] == ["engine-0", "engine-1", "engine-2"]
+    (warning,) = caplog.messages
+    assert f"{path}: it has version 2, expected 1" in warning
 
 
 def test_the_log_is_rotated_by_size(tmp_path: Path) -> None:
