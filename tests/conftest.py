@@ -1,6 +1,6 @@
 """Fixtures for every folder of tests: the stub of NVML, real servers, the public data sets.
 
-A machine that is lent for its GPU may have torch, numpy, nvidia-ml-py and pytest alone: there only
+A GPU machine may have torch, numpy, nvidia-ml-py and pytest alone: there only
 tests/gpu is collected.
 """
 

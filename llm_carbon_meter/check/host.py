@@ -80,7 +80,7 @@ def _unplugged() -> str:
     if util.find_spec("vllm") is None:
         return "not installed here; run this in the environment of your vLLM"
     if not metadata.entry_points(group="vllm.general_plugins", name=PLUGIN):
-        return f"{PLUGIN} is no plugin of this environment; pip install llm-carbon-meter in it"
+        return f"{PLUGIN} is no plugin of this environment; install its wheel there"
     allowed = vllm_plugins()
     if allowed is not None and PLUGIN not in allowed:
         return f"VLLM_PLUGINS={','.join(allowed)} leaves {PLUGIN} out; add it"
@@ -93,7 +93,7 @@ def _fit(engine: str, fit: Fit, wanted: str) -> Finding:
     if fit.missing:
         text = f"{version}: does not fit, it has no {', no '.join(fit.missing)}; use {wanted}"
         return Finding(engine, Verdict.FAILS, text, figures)
-    return Finding(engine, Verdict.OK, f"{version}: all {fit.wrapped} hooks fit", figures)
+    return Finding(engine, Verdict.OK, f"{version}: all {len(fit.wrapped)} hooks fit", figures)
 
 
 def _channel(config: Config) -> Finding:

@@ -23,7 +23,7 @@ def aligned(rows: Sequence[Sequence[str]], left: Collection[int] = (0,)) -> str:
 
 
 def figure(value: float, sign: str = "-") -> str:
-    """A number for people: three significant digits, no exponent; an integer stays whole.
+    """A number for people: at most three significant digits, no exponent; integers stay whole.
 
     Args:
         value: sizes that nobody reads as they are, below 1e-9 or from 1e15, keep an exponent.

@@ -123,7 +123,10 @@ def read(path: Path) -> Iterable[Mapping[str, Any]]:
             for number, line in enumerate(lines, 1):
                 yield parse(path, number, line)
     except OSError as error:
-        raise MeterError(f"the request log {str(path)!r} cannot be read: {error}") from error
+        raise MeterError(
+            f"the request log {str(path)!r} cannot be read: {error.strerror}; "
+            "give the file that LLM_CARBON_METER_REQUEST_LOG names"
+        ) from error
 
 
 def parse(path: Path, number: int, line: bytes) -> Mapping[str, Any]:

@@ -41,7 +41,7 @@ def times_better(ours: Sequence[Figures], draw: Draw, rival: str) -> float:
 
 
 def short_ratio(figures: Sequence[Figures]) -> float:
-    """Joules given to short requests / caused by them, all concurrencies together."""
+    """Joules attributed to short requests / caused by them, all concurrencies together."""
     true = sum(each.short_true_joules for each in figures)
     return sum(each.short_joules for each in figures) / true if true else 1.0
 
@@ -129,13 +129,13 @@ def markdown(draws: Sequence[Draw]) -> str:
     lines = [f"Medians over draws {min(seeds)} to {max(seeds)}; errors are relative.", ""]
     lines += ["Error of a request in percent, median and p95:", "", *_table(overview(draws)), ""]
     alone = [draw for draw in draws if not draw[0].neighbour]
-    lines += [*_goals(draws, "draws"), "", *_goals(alone, "draws without a neighbour"), ""]
+    lines += [*_goals(draws, "draws"), "", *_goals(alone, "draws without another process"), ""]
     lines += _table(table(draws))
     worst = max(each.truth_error for draw in draws for each in draw)
     lines += [
         "",
         _short_requests("Short requests of all draws together", draws),
-        _short_requests("Of those without a neighbour on the GPU", alone),
+        _short_requests("Of those without another process on the GPU", alone),
         f"Sampling error of the truth (95 % of requests, worst run): {worst:.4f}.",
         "",
         *_table(
@@ -154,14 +154,14 @@ def _goals(draws: Sequence[Draw], which: str) -> list[str]:
 
 def _short_requests(which: str, draws: Sequence[Draw]) -> str:
     ratios = [f"{policy}: {pooled_short_ratio(draws, policy):.4f}" for policy in SHAPLEYS]
-    return f"{which}, given / caused: {'; '.join(ratios)}."
+    return f"{which}, attributed / true: {'; '.join(ratios)}."
 
 
 def _draw_cells(draw: Draw) -> list[str]:
     ours = by_policy(draw, LEARNT)
     errors = [f"{each.concurrency}: {each.long_median:.3f}, {each.long_p95:.3f}" for each in ours]
     first = ours[0]
-    world = f"{first.gpu}, {first.model}, {first.sensor}{', neighbour' * first.neighbour}"
+    world = f"{first.gpu}, {first.model}, {first.sensor}{', another process' * first.neighbour}"
     return [str(first.seed), world, "; ".join(errors)]
 
 

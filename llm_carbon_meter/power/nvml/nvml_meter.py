@@ -52,7 +52,7 @@ def open_nvml(
         raise PowerError(f"NVML was opened for no GPU; name at least one, {MODELLED}")
     nvml = binding()
     with ExitStack() as session:
-        with explained(nvml, "NVML was opened"):
+        with explained(nvml, "opening NVML failed"):
             nvml.nvmlInit()
         session.callback(nvml.nvmlShutdown)
         gpus: dict[str, _Gpu] = {}

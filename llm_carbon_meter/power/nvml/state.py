@@ -42,7 +42,7 @@ class StateReader:
 
     def __init__(self, devices: Sequence[str]) -> None:
         self._nvml = binding()
-        with explained(self._nvml, "NVML was opened"):
+        with explained(self._nvml, "opening NVML failed"):
             self._nvml.nvmlInit()
             self._handles = [find(self._nvml, device) for device in devices]
 

@@ -40,7 +40,7 @@ def survey(devices: Sequence[str] | None) -> Survey:
         PowerError: no driver or no such device.
     """
     nvml = binding()
-    with explained(nvml, "NVML was opened"):
+    with explained(nvml, "opening NVML failed"):
         nvml.nvmlInit()
     try:
         with explained(nvml, "the GPUs were listed"):

@@ -135,8 +135,8 @@ class Fit(NamedTuple):
     version: str
     missing: Sequence[str]
     """What is wrapped and is not there, or why that cannot be said."""
-    wrapped: int = 0
-    """How many names `install` wraps."""
+    wrapped: Sequence[str] = ()
+    """The names that `install` wraps."""
 
 
 def installed_fit(engine: str) -> Fit:
@@ -159,5 +159,5 @@ def print_fit(engine: str, hooks: Sequence[Hook[Any]]) -> None:
     """Answer `installed_fit`, among whatever the engine prints."""
     lacking = missing(hooks)
     version = getattr(sys.modules.get(engine), "__version__", "")
-    fit = Fit(str(version), lacking, sum(hook.wraps for hook in hooks))
+    fit = Fit(str(version), lacking, [hook.name for hook in hooks if hook.wraps])
     print("\n" + ANSWER + json.dumps(fit._asdict()))

@@ -76,7 +76,7 @@ def test_driver_that_stays_away_is_retried(stub: Any, clock: Any) -> None:
 def test_init_error_says_what_to_do(stub: Any, code: int, advice: str) -> None:
     """Each way in which NVML refuses to open becomes a PowerError with advice."""
     stub.steady(100, extra=(f"init_error {code}",))
-    with pytest.raises(PowerError, match=rf"NVML was opened.*{advice}.*=modelled"):
+    with pytest.raises(PowerError, match=rf"opening NVML failed.*{advice}.*=modelled"):
         open_nvml(["0"])
 
 
