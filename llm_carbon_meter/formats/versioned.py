@@ -88,6 +88,6 @@ def _unknown_fields(value: Any, form: _Form, path: str = "") -> Iterator[str]:
         for item in value:
             yield from _unknown_fields(item, form, path)
     elif isinstance(value, dict):
-        yield from (path + name for name in value.keys() - form.names)
+        yield from (f"{path}{name}" for name in value.keys() - form.names)
         for name, inner in form.inner.items():
             yield from _unknown_fields(value.get(name), inner, f"{path}{name}.")

@@ -261,6 +261,12 @@ def test_another_version_is_read_as_far_as_it_is_known() -> None:
     assert said == ["it has version 2, expected 1; what is known of it is read"]
 
 
+def test_a_name_that_is_no_text_is_refused() -> None:
+    """MessagePack may have numbers and lists as names."""
+    with pytest.raises(MeterError, match=r"no fields \(1, 2\)"):
+        received(packed([VERSION, "request", {(1, 2): 3}]))
+
+
 def test_within_one_version_an_unknown_field_is_refused() -> None:
     """Also deep inside: somebody made it who does not know this form."""
     body = msgspec.msgpack.decode(encode(TOTALS))[2]
