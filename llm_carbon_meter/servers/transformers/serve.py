@@ -32,7 +32,7 @@ def serve(arguments: Sequence[str]) -> int:
     except ImportError as error:
         raise MeterError(
             f"this transformers cannot serve ({error}): "
-            "pip install 'transformers[serving]>=5.6' where torch is installed already"
+            "pip install 'transformers[serving]>=5.6' requests, where torch is installed already"
         ) from error
     install()
     sys.argv = ["transformers", "serve", *arguments]
