@@ -131,12 +131,12 @@ def _estimated(axes: Any, group: Group) -> None:
 
 
 def _logarithmic(axes: Any) -> None:
-    """Both axes in logarithms, with plain numbers at 1, 2 and 5 of each decade."""
+    """Both axes in logarithms, with plain numbers at 1 and 3 of each decade."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     axes.set(xscale="log", yscale="log")
     for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())
 
