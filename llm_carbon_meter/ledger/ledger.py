@@ -224,8 +224,7 @@ class EnergyLedger:
         finals = []
         for slot in self._requests.done(settled_s, with_idle=self._idle_by_time):
             figures = self._requests.figures(slot)
-            record = self._requests.record(slot, figures, Status.FINAL, self._provenance)
-            finals.append(record)
+            finals.append(self._requests.record(slot, figures, Status.FINAL, self._provenance))
             self._requests.free(slot)
         return finals
 
