@@ -30,6 +30,7 @@ from llm_carbon_meter.power.sampler import PowerSampler
 from llm_carbon_meter.records import (
     HEARTBEAT_S,
     EnergyReading,
+    EngineLoad,
     EngineTotals,
     EventBatch,
     MeterError,
@@ -48,6 +49,8 @@ SLICE_ROWS: Final = 16_384
 TOTALS_S: Final = 0.5
 """Totals go out this often and with every final figure: they are cumulative, and every API server
 reads each one."""
+LOAD_S: Final = 0.05
+"""Loads that changed go out this often at most."""
 TICK_S: Final = 1.0
 """Joules are divided over at least this long. A counter's own ticks are as short as its errors of
 time; over a second these are no larger than what the coefficients of work get wrong."""
@@ -59,7 +62,7 @@ LAST_TICK_S: Final = 1.0
 TEACHING: Final = (Quality.COUNTER, Quality.POWER)
 """Readings from which coefficients are learnt: of whole GPUs that are the engine's own."""
 
-Publish = Callable[[Sequence[RequestEnergy | EngineTotals]], None]
+Publish = Callable[[Sequence[RequestEnergy | EngineTotals | EngineLoad]], None]
 
 
 class EventSource(Protocol):
@@ -195,6 +198,8 @@ class EngineMeter:
         self._sampler = PowerSampler(power, 1 / config.sample_hz, self._readings.extend, faults)
         self._watch = _watch(power, engine_pid, faults)
         self._published_s = time.monotonic()
+        self._load = EngineLoad(engine, {})
+        self._load_s = self._published_s
         self._service = Service("llm-carbon-meter", self._turn, self._failed, source.wake)
 
     def start(self) -> None:
@@ -245,8 +250,16 @@ class EngineMeter:
             self._power.add_load(windows, batch.known_until_s)
         grams_per_joule = self._grams_per_joule
         self._publish([self._ledger.close(end, grams_per_joule) for end in batch.ends])
+        self._tell_load(EngineLoad(self._engine, batch.load))
         self._settle(batch.known_until_s)
         return batch.more
+
+    def _tell_load(self, load: EngineLoad) -> None:
+        """Publish whose requests the engine holds, where that has changed."""
+        now_s = time.monotonic()
+        if load != self._load and now_s - self._load_s > LOAD_S:
+            self._load, self._load_s = load, now_s
+            self._publish([load])
 
     @property
     def _grams_per_joule(self) -> float:
@@ -260,7 +273,7 @@ class EngineMeter:
         if finals or time.monotonic() - self._published_s > TOTALS_S:
             self._published_s = time.monotonic()
             # Totals first: whoever sees a final figure finds its joules in them.
-            self._publish([self._totals(), *finals])
+            self._publish([self._load, self._totals(), *finals])
         if self._coefficients is not None:
             self._coefficients.save_at_times()
 

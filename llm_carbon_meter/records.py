@@ -9,6 +9,7 @@ Joules, watts, seconds of the monotonic clock. Nobody changes a record after it 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from enum import IntEnum, StrEnum
+from types import MappingProxyType
 from typing import Final, NamedTuple
 
 
@@ -120,6 +121,8 @@ class EventBatch(NamedTuple):
     """No step that starts before this is still to come."""
     more: bool
     """Asked for too little: the rest waits."""
+    load: Mapping[int, int] = MappingProxyType({})
+    """Requests that the engine holds, by the API server that sent them."""
 
 
 class StepKind(IntEnum):
@@ -339,6 +342,16 @@ class EngineTotals:
 
 
 @dataclass(frozen=True, slots=True)
+class EngineLoad:
+    """What an engine holds now, for the API servers that do not see each other's requests."""
+
+    engine: int
+    requests: Mapping[int, int]
+    """By the index of the API server that sent them: those that were in a step and have not ended.
+    """
+
+
+@dataclass(frozen=True, slots=True)
 class EstimateQuery:
     """What is known of a request before it runs."""
 
@@ -347,7 +360,7 @@ class EstimateQuery:
     """Upper bound of the output; None where only the context length bounds it."""
     num_sequences: int = 1
     concurrency: float = 1
-    """Requests in the system, this one included; a mean where it is known afterwards."""
+    """Requests that share the batch, this one included; a mean where it is known afterwards."""
     output_tokens: int | None = None
     """Exactly, where it is known."""
 
@@ -405,7 +418,7 @@ class Features:
     max_tokens: int | None
     num_sequences: int
     concurrency: int
-    """Engine requests in the system when it came, its own included."""
+    """Requests that the engine ran or was about to run when it came, its own included."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,14 +2,14 @@
 
 import os
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
 
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.meter import TICK_S, EngineMeter
+from llm_carbon_meter.meter import LOAD_S, TICK_S, TOTALS_S, EngineMeter
 from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.physics.kernels import step_costs
 from llm_carbon_meter.physics.model_list import built_in_model
@@ -19,6 +19,7 @@ from llm_carbon_meter.power.power_meter import PowerMeter
 from llm_carbon_meter.records import (
     Account,
     EnergyReading,
+    EngineLoad,
     EngineTotals,
     EventBatch,
     Outcome,
@@ -60,7 +61,7 @@ class Engine:
         return self._batches.pop(0)
 
 
-Published = list[RequestEnergy | EngineTotals]
+Published = list[RequestEnergy | EngineTotals | EngineLoad]
 
 
 def meter_of(published: Published, counter: Counter, *batches: EventBatch) -> EngineMeter:
@@ -103,6 +104,24 @@ def test_a_final_figure_is_the_whole_group_and_in_the_totals() -> None:
     assert final.status is Status.FINAL
     assert final.joules == pytest.approx(2 * 300)
     assert sum(gpu.account_joules[Account.DECODE] for gpu in totals.gpus) == pytest.approx(600)
+
+
+def test_a_load_goes_out_when_it_changed_and_with_the_totals() -> None:
+    """Not at every turn, and a listener that comes later hears it too."""
+    published: Published = []
+    loads: list[Mapping[int, int]] = [{}, {0: 1}, {0: 1}, {0: 1, 1: 1}, {}, {}]
+    turns = [EventBatch([], [], 0.0, False, load) for load in loads]
+    meter = meter_of(published, Counter(["gpu"]), *turns)
+    told = []
+    for turn in range(6):
+        published.clear()
+        meter._load_s -= LOAD_S * (turn != 4)  # the fifth comes too soon after the fourth
+        if turn == 5:
+            meter._published_s -= TOTALS_S
+        meter._turn()
+        told.append([dict(item.requests) for item in published if isinstance(item, EngineLoad)])
+    assert told == [[], [{0: 1}], [], [{0: 1, 1: 1}], [], [{}, {}]]
+    assert isinstance(published[-1], EngineTotals)
 
 
 def test_joules_of_made_up_steps_are_labelled_outside_and_teach_nothing() -> None:

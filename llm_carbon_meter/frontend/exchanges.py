@@ -143,11 +143,6 @@ class Registry:
         self._members: OrderedDict[str, Exchange] = OrderedDict()
         self._unfinished: dict[int, Exchange] = {}
 
-    @property
-    def num_open(self) -> int:
-        """Engine requests that are waited for."""
-        return len(self._members)
-
     def is_open(self, internal_id: str) -> bool:
         """Whether the final figure of an engine request is waited for."""
         return internal_id in self._members

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
@@ -13,6 +12,7 @@ from llm_carbon_meter.exporters.headers import record_text
 from llm_carbon_meter.exporters.otel import SpanExporter
 from llm_carbon_meter.exporters.prometheus import PrometheusExporter
 from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.frontend.concurrency import SILENT_S, Concurrency
 from llm_carbon_meter.frontend.drift_watch import DriftWatch
 from llm_carbon_meter.frontend.estimating import open_estimator
 from llm_carbon_meter.frontend.exchanges import Exchange, Member, Registry
@@ -23,9 +23,9 @@ from llm_carbon_meter.physics.model_specs import ModelSpec
 from llm_carbon_meter.predictor.calibration import error_ratios
 from llm_carbon_meter.predictor.live import LiveEstimator
 from llm_carbon_meter.records import (
-    HEARTBEAT_S,
     CarbonIntensity,
     EnergyEstimate,
+    EngineLoad,
     EngineTotals,
     EstimateQuery,
     Features,
@@ -33,9 +33,6 @@ from llm_carbon_meter.records import (
     RequestRecord,
     Status,
 )
-
-SILENT_S: Final = 3 * HEARTBEAT_S
-"""Engines not heard for this long are not metered: answers must not wait for them."""
 
 Sink = Callable[[RequestRecord], None]
 """Takes the record of a finished exchange."""
@@ -51,6 +48,7 @@ class FrontendMeter:
         deployment: engine, version, GPU, number formats and parallelism, for estimate and records.
         index: of this API server; 0 exports the engine-wide metrics, keeps the calibration and
             watches for drift.
+        concurrency: counts the requests that share the engines.
         tracing: whether the server makes spans.
         share: gives a record to the other API servers.
         faults: counts of what went wrong in this process.
@@ -64,6 +62,7 @@ class FrontendMeter:
         model: ModelSpec | None,
         deployment: Mapping[str, str | int],
         index: int,
+        concurrency: Concurrency,
         tracing: bool,
         share: Sink,
         faults: Faults,
@@ -72,6 +71,7 @@ class FrontendMeter:
         first = index == 0
         self.config = config
         self.model_name = model_name
+        self.concurrency = concurrency
         self.exchanges = Registry()
         self.records = RecordStore(config.records)
         self._surroundings = Surroundings(model_name, deployment, config.pue, coverage(config))
@@ -122,7 +122,7 @@ class FrontendMeter:
         max_tokens: int | None,
     ) -> None:
         """An engine request is about to be sent to an engine."""
-        concurrency = self.exchanges.num_open + 1
+        concurrency = self.concurrency.with_more(1)
         query = EstimateQuery(prompt_tokens, max_tokens, concurrency=concurrency)
         features = Features(time.time(), max_tokens, 1, concurrency)
         estimate = self._estimate_or_none(query) if prompt_tokens else None
@@ -155,6 +155,10 @@ class FrontendMeter:
         self._use(totals.intensity)
         if self._drift is not None:
             self._drift.look()
+
+    def receive_load(self, load: EngineLoad) -> None:
+        """An engine says whose requests it holds."""
+        self.concurrency.receive(load)
 
     def _use(self, intensity: CarbonIntensity) -> None:
         """An engine's meter knows what the grid emits: nobody else asks for it."""

@@ -52,12 +52,12 @@ def test_an_exchange_gathers_its_figures() -> None:
     registry = Registry()
     exchange = begun(registry, "a")
     assert (exchange.has_energy(), exchange.energy, exchange.id) == (False, None, "a")
-    assert registry.num_open == 1
+    assert registry.is_open("a")
     assert registry.receive(energy_in_every_account("a", Status.PROVISIONAL)) == (exchange, False)
     assert (exchange.has_energy(), exchange.is_final()) == (True, False)
     assert registry.receive(energy_in_every_account("a")) == (exchange, False)
     assert exchange.is_final()
-    assert registry.num_open == 0
+    assert not registry.is_open("a")
     assert registry.close(exchange, answered=True)
     assert exchange.answered
 
@@ -207,7 +207,11 @@ def test_the_oldest_is_given_up_when_there_are_too_many(monkeypatch: pytest.Monk
     monkeypatch.setattr(registry_module, "MAX_OPEN", 3)
     registry = Registry()
     exchanges = [begun(registry, f"r{number}") for number in range(5)]
-    assert registry.num_open == 3
+    assert [name for name in ("r0", "r1", "r2", "r3", "r4") if registry.is_open(name)] == [
+        "r2",
+        "r3",
+        "r4",
+    ]
     assert registry.receive(energy_in_every_account("r0")) == (None, False)
     assert registry.receive(energy_in_every_account("r4"))[0] is exchanges[4]
 
@@ -234,7 +238,7 @@ def test_an_exchange_finishes_exactly_once_in_any_order(
         index for index, event in enumerate(events) if event is None or event.status is Status.FINAL
     ]
     assert finished.index(True) == max(needed)
-    assert registry.num_open == 0
+    assert not any(map(registry.is_open, names))
 
 
 def test_an_exchange_finishes_exactly_once_with_threads() -> None:
@@ -263,7 +267,7 @@ def test_an_exchange_finishes_exactly_once_with_threads() -> None:
         thread.join()
 
     assert next(count) == 500
-    assert registry.num_open == 0
+    assert not any(map(registry.is_open, exchanges))
 
 
 def test_an_end_that_is_told_twice_finishes_once() -> None:

@@ -6,9 +6,10 @@ from typing import Any, Final
 
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.frontend.concurrency import Concurrency, Held
 from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
 from llm_carbon_meter.physics.model_specs import ModelSpec
-from llm_carbon_meter.records import EngineTotals, RequestEnergy, RequestRecord
+from llm_carbon_meter.records import EngineLoad, EngineTotals, RequestEnergy, RequestRecord
 from llm_carbon_meter.servers.shared.channel import (
     Message,
     Publisher,
@@ -36,6 +37,8 @@ class ApiServer:
         num_engines: that publish on the channel.
         index: of this API server.
         count: of all of them.
+        held: gives how many of this API server's requests the engines hold.
+        most: requests that an engine batches at once; None where nobody knows.
         tracing: whether the server makes spans.
         faults: counts of what went wrong in this process.
     """
@@ -50,14 +53,17 @@ class ApiServer:
         num_engines: int,
         index: int,
         count: int,
+        held: Held,
+        most: int | None,
         tracing: bool,
         faults: Faults,
     ) -> None:
         self._index = index
         self._directory = config.channel_dir
         self._engines = list(map(engine_name, range(num_engines)))
+        concurrency = Concurrency(index, held, most)
         self.meter = FrontendMeter(
-            config, model_name, model, deployment, index, tracing, self._share, faults
+            config, model_name, model, deployment, index, concurrency, tracing, self._share, faults
         )
         self._others = [frontend_name(other) for other in range(count) if other != index]
         self._publisher: Publisher | None = None
@@ -85,6 +91,8 @@ class ApiServer:
                 self.meter.receive_energy(message)
             case EngineTotals():
                 self.meter.receive_totals(message)
+            case EngineLoad():
+                self.meter.receive_load(message)
             case SharedRecord():
                 self.meter.receive_record(message.record)
 

@@ -21,7 +21,14 @@ import zmq
 
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.formats import versioned
-from llm_carbon_meter.records import Account, EngineTotals, MeterError, RequestEnergy, RequestRecord
+from llm_carbon_meter.records import (
+    Account,
+    EngineLoad,
+    EngineTotals,
+    MeterError,
+    RequestEnergy,
+    RequestRecord,
+)
 from llm_carbon_meter.service import Service
 
 VERSION: Final = 1
@@ -42,10 +49,11 @@ class SharedRecord:
     record: RequestRecord
 
 
-Message = RequestEnergy | EngineTotals | SharedRecord
+Message = RequestEnergy | EngineTotals | EngineLoad | SharedRecord
 KINDS: Final[Mapping[str, type[Message]]] = {
     "request": RequestEnergy,
     "totals": EngineTotals,
+    "load": EngineLoad,
     "record": SharedRecord,
 }
 NAMES: Final = {kind: name for name, kind in KINDS.items()}

@@ -29,6 +29,8 @@ class NewRow(NamedTuple):
     output_tokens: int
     """Known before the step; above 0 when a preempted request comes back."""
     pooling: bool
+    client: int = 0
+    """Index of the API server that sent it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 
 from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.frontend.concurrency import Held
 from llm_carbon_meter.servers.shared.api_server import ApiServer
 from llm_carbon_meter.servers.shared.events import EventQueue
 from llm_carbon_meter.servers.shared.meter_process import MeterProcess, Setup
@@ -19,6 +20,7 @@ class LocalMeter:
         setup: of the process; has the settings and the model.
         model_name: as clients know it.
         deployment: engine, version, GPU, number formats and parallelism.
+        held: gives how many requests share the engine's batches or are about to.
         tracing: whether the server makes spans.
         faults: counts of what went wrong in this process.
 
@@ -32,6 +34,7 @@ class LocalMeter:
         model_name: str,
         deployment: Mapping[str, str | int],
         *,
+        held: Held,
         tracing: bool,
         faults: Faults,
     ) -> None:
@@ -46,6 +49,8 @@ class LocalMeter:
                 num_engines=1,
                 index=0,
                 count=1,
+                held=held,
+                most=None,
                 tracing=tracing,
                 faults=faults,
             )

@@ -126,7 +126,7 @@ class CarbonRoutes:
                 400,
                 "give `messages`, `prompt` or `prompt_tokens`, and `max_tokens` or `output_tokens`",
             )
-        concurrency = self._meter.exchanges.num_open + sequences * len(prompts)
+        concurrency = self._meter.concurrency.with_more(sequences * len(prompts))
         return [
             EstimateQuery(
                 prompt,

@@ -1,8 +1,8 @@
 """Steps made of what a capture took: pairs them first in, first out, and decides phases."""
 
 import threading
-from collections import deque
-from collections.abc import Iterable
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
 from llm_carbon_meter.faults import Faults
@@ -22,6 +22,8 @@ class StepDecoder:
         self._cached_tokens: dict[str, int] = {}
         self._pooling: set[str] = set()
         self._ended: set[str] = set()
+        self._clients: dict[str, int] = {}
+        """Who sent the requests that were in a step and have not ended."""
         self._closing: deque[tuple[int, RequestEnd]] = deque()
         self._reached: dict[str, int] = {}
         """First position of a prefill that was never computed."""
@@ -57,16 +59,21 @@ class StepDecoder:
                     ends += self._end(end)
                 case Known(until_s):
                     self._told_until_s = until_s
-        return EventBatch(steps, ends, self._known_until_s, bool(self._events))
+        return EventBatch(steps, ends, self._known_until_s, bool(self._events), self._load)
 
     @property
     def _known_until_s(self) -> float:
         told_s = self._in_flight[0].at_s if self._in_flight else self._told_until_s
         return max(told_s, self._last_done_s)
 
+    @property
+    def _load(self) -> Mapping[int, int]:
+        return Counter(self._clients.values())
+
     def _learn(self, event: Scheduled) -> None:
         for row in event.new:
             self._prompt_tokens[row.request_id] = row.prompt_tokens
+            self._clients[row.request_id] = row.client
             self._cached_tokens.setdefault(row.request_id, row.computed_tokens)
             if row.pooling:
                 self._pooling.add(row.request_id)
@@ -123,6 +130,7 @@ class StepDecoder:
 
     def _end(self, end: RequestEnd) -> Iterable[RequestEnd]:
         """Hold a request's end back until the steps in flight that have it are done."""
+        self._clients.pop(end.request_id, None)
         if not self._in_flight:
             return [self._forget(end)]
         self._ended.add(end.request_id)

@@ -77,6 +77,10 @@ class OutsideCapture(EventQueue):
         """Start of the step that runs."""
         self._sequence = 0
 
+    def held(self) -> int:
+        """Requests that went to the server and whose answers are not over."""
+        return len(self._open)
+
     def begin(self, request_id: str, prompt_tokens: int, *, whole: bool) -> None:
         """A request goes to the server.
 

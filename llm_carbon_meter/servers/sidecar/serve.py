@@ -46,7 +46,8 @@ def serve(upstream: str, listen: str, model: str, gpus: str) -> int:
     with _listening(listen) as place:
         name = _served_name(url, faults)
         setup = _setup(config, devices, model or name, begun_s, faults)
-        capture, meter = OutsideCapture(faults), _meter(setup, name or model or "unknown", faults)
+        capture = OutsideCapture(faults)
+        meter = _meter(setup, name or model or "unknown", capture, faults)
         meter.follow(capture)
         try:
             app = application(Upstream(url), capture, meter.server, faults)
@@ -74,13 +75,13 @@ def _setup(
     )
 
 
-def _meter(setup: Setup, name: str, faults: Faults) -> LocalMeter:
+def _meter(setup: Setup, name: str, capture: OutsideCapture, faults: Faults) -> LocalMeter:
     deployment: dict[str, str | int] = {
         "engine": "unknown",
         "gpu": setup.gpu_name,
         "tensor_parallel_size": setup.tensor_parallel,
     }
-    return LocalMeter(setup, name, deployment, tracing=False, faults=faults)
+    return LocalMeter(setup, name, deployment, held=capture.held, tracing=False, faults=faults)
 
 
 def _serve(app: Any, place: socket.socket) -> None:

@@ -85,6 +85,7 @@ class ApplicationHooks:
     ) -> None:
         """A request is about to enter the batching."""
         if request_id is not None and self._served.is_metered(manager.model):
+            self._served.batched_by(manager)
             self._begin(request_id, len(input_ids), max_new_tokens)
 
     def before_plain(

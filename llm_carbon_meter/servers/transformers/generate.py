@@ -20,6 +20,7 @@ from llm_carbon_meter.physics.gpu_specs import assumed_gpu
 from llm_carbon_meter.power.nvml.devices import visible_devices
 from llm_carbon_meter.records import (
     Account,
+    EngineLoad,
     EngineTotals,
     EventBatch,
     MeterError,
@@ -103,13 +104,14 @@ class GenerateMeter:
         energies = [self._energies.get(name) for name in names]
         return all(energy is not None and energy.status is Status.FINAL for energy in energies)
 
-    def _receive(self, messages: Sequence[RequestEnergy | EngineTotals]) -> None:
+    def _receive(self, messages: Sequence[RequestEnergy | EngineTotals | EngineLoad]) -> None:
         with self._changed:
             for message in messages:
-                if isinstance(message, EngineTotals):
-                    self.totals = message
-                else:
-                    self._energies[message.request_id] = message
+                match message:
+                    case EngineTotals():
+                        self.totals = message
+                    case RequestEnergy():
+                        self._energies[message.request_id] = message
             self._changed.notify_all()
 
     def start(self) -> None:

@@ -44,6 +44,8 @@ class ServedModel:
         """Called once the meter is there."""
         self._model: Callable[[], Any] = _nothing
         """A weak reference: nothing of ours keeps an idle model."""
+        self._batching: Callable[[], Any] = _nothing
+        """Likewise, of its continuous batching."""
 
     def is_metered(self, model: Any) -> bool:
         """Whether a model is the one that is metered."""
@@ -67,6 +69,20 @@ class ServedModel:
         self._model, self.processor = weakref.ref(model), processor
         self.text_config = model.config.get_text_config()
         watch(model, PlainCalls(self.capture, self.faults))
+
+    def batched_by(self, manager: Any) -> None:
+        """A `ContinuousBatchingManager` has the model."""
+        self._batching = weakref.ref(manager)
+
+    def held(self) -> int:
+        """Requests in the continuous batching; without it a request has the model to itself."""
+        manager = self._batching()
+        if manager is None:
+            return 0
+        coming, scheduler = int(manager.input_queue.qsize()), _scheduler_of(manager)
+        if scheduler is None:
+            return coming
+        return coming + len(scheduler.active_requests) + len(scheduler.waiting_requests)
 
     def forget(self) -> None:
         """Meter the model no more."""
@@ -93,7 +109,12 @@ class ServedModel:
             start_s=begun_s,
         )
         self.meter = LocalMeter(
-            setup, name, deployment(model, gpus), tracing=True, faults=self.faults
+            setup,
+            name,
+            deployment(model, gpus),
+            held=self.held,
+            tracing=True,
+            faults=self.faults,
         )
         self.capture.overhead(begun_s, time.monotonic())
         self.meter.follow(self.capture)
@@ -106,6 +127,11 @@ class ServedModel:
         self.forget()
         if meter is not None:
             meter.stop()
+
+
+def _scheduler_of(manager: Any) -> Any:
+    """The manager's thread makes it; None before that, and after its end."""
+    return getattr(manager.batch_processor, "scheduler", None)
 
 
 def _nothing() -> None:

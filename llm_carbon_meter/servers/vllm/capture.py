@@ -4,6 +4,7 @@
 """
 
 import time
+from collections.abc import Mapping
 from typing import Any, Final
 
 from llm_carbon_meter.faults import Faults
@@ -20,8 +21,13 @@ class StepCapture(EventQueue):
         """Identity of a SchedulerOutput to its number; identities come again, numbers do not."""
         self._sequence = 0
 
-    def scheduled(self, output: Any) -> None:
-        """``Scheduler.schedule`` returned (vLLM's `SchedulerOutput`)."""
+    def scheduled(self, output: Any, requests: Mapping[str, Any]) -> None:
+        """``Scheduler.schedule`` returned.
+
+        Args:
+            output: vLLM's `SchedulerOutput`.
+            requests: all that the scheduler has (vLLM's `Request`).
+        """
         cached = output.scheduled_cached_reqs
         self._sequence += 1
         self._open[id(output)] = self._sequence  # takes the place of one that was lost
@@ -30,7 +36,7 @@ class StepCapture(EventQueue):
                 self._sequence,
                 time.monotonic(),
                 output.num_scheduled_tokens.copy(),
-                [_new_row(request) for request in output.scheduled_new_reqs],
+                [_new_row(row, requests[row.req_id]) for row in output.scheduled_new_reqs],
                 cached.req_ids.copy(),
                 cached.num_computed_tokens.copy(),
                 cached.num_output_tokens.copy(),
@@ -42,17 +48,18 @@ class StepCapture(EventQueue):
         self.append(Done(self._open.pop(id(output), 0), time.monotonic()))
 
 
-def _new_row(request: Any) -> NewRow:
+def _new_row(row: Any, request: Any) -> NewRow:
     """Of ``scheduled_new_reqs``: new to the workers, though perhaps preempted (V2 runner)."""
-    prompt = request.prompt_token_ids
-    prompt_tokens = len(prompt) if prompt is not None else len(request.prompt_embeds)
-    prefill = getattr(request, "prefill_token_ids", None)
+    prompt = row.prompt_token_ids
+    prompt_tokens = len(prompt) if prompt is not None else len(row.prompt_embeds)
+    prefill = getattr(row, "prefill_token_ids", None)
     return NewRow(
-        request.req_id,
+        row.req_id,
         prompt_tokens,
-        request.num_computed_tokens,
+        row.num_computed_tokens,
         len(prefill) - prompt_tokens if prefill is not None else 0,
-        request.pooling_params is not None,
+        row.pooling_params is not None,
+        request.client_index,
     )
 
 

@@ -52,7 +52,7 @@ class EngineHooks:
         """``Scheduler.schedule`` planned a step."""
         engine = self._engines.get(id(scheduler))
         if engine is not None:
-            engine.capture.scheduled(output)
+            engine.capture.scheduled(output, scheduler.requests)
 
     def before_update(self, scheduler: Any, scheduler_output: Any, *_: Any, **__: Any) -> None:
         """``Scheduler.update_from_output`` gets the result of a step."""

@@ -40,7 +40,7 @@ class FrontendHooks:
     def after_init(self, async_llm: Any, *_: Any, **named: Any) -> None:
         """``AsyncLLM`` was made: this process is an API server."""
         index, count = int(named.get("client_index", 0)), int(named.get("client_count", 1))
-        self._start(async_llm.vllm_config, index, count)
+        self._start(async_llm.vllm_config, index, count, async_llm.output_processor)
 
     def start_failed(self, _owner: Any, error: Exception) -> None:
         """Serving goes on, unless the settings are strict and the fault is theirs."""
@@ -48,7 +48,7 @@ class FrontendHooks:
             raise error
         self.faults.note("start", error, "This server's figures are missing or incomplete.")
 
-    def _start(self, vllm_config: Any, index: int, count: int) -> None:
+    def _start(self, vllm_config: Any, index: int, count: int, processor: Any) -> None:
         tracing = vllm_config.observability_config.otlp_traces_endpoint is not None
         self._server = ApiServer(
             self._config,
@@ -58,6 +58,9 @@ class FrontendHooks:
             num_engines=vllm_config.parallel_config.data_parallel_size,
             index=index,
             count=count,
+            # vLLM forgets a request before its last output leaves, and when it is aborted.
+            held=lambda: len(processor.request_states),
+            most=int(vllm_config.scheduler_config.max_num_seqs),
             tracing=tracing,
             faults=self.faults,
         )

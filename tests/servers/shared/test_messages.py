@@ -16,6 +16,7 @@ from llm_carbon_meter.records import (
     Account,
     AccountJoules,
     CarbonIntensity,
+    EngineLoad,
     EngineTotals,
     GpuTotals,
     MeterError,
@@ -83,6 +84,9 @@ totals = st.builds(
 )
 
 
+loads = st.builds(EngineLoad, engine=counts, requests=st.dictionaries(counts, counts, max_size=3))
+
+
 shared = st.builds(
     SharedRecord,
     frontend=counts,
@@ -120,7 +124,7 @@ def changed(message: Message, place: int, value: Any) -> bytes:
     return packed(parts)
 
 
-@given(energies | totals | shared)
+@given(energies | totals | loads | shared)
 def test_every_message_comes_back_as_it_was(message: Message) -> None:
     """Encoding and decoding is the identity for all kinds, types included."""
     again = received(encode(message))

@@ -11,7 +11,7 @@ from starlette.requests import Request
 
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.frontend.exchanges import Exchange
+from llm_carbon_meter.frontend.concurrency import Concurrency
 from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.records import EnergyEstimate, EstimateQuery
@@ -21,13 +21,14 @@ from llm_carbon_meter.servers.shared.routes import CarbonRoutes
 class Asked(FrontendMeter):
     """A front end that remembers what it was asked."""
 
-    def __init__(self) -> None:
+    def __init__(self, running: int = 0) -> None:
         super().__init__(
             Config(estimator="flop"),
             "llama",
             built_in_model("Llama-3.1-8B"),
             deployment={},
             index=0,
+            concurrency=Concurrency(0, lambda: running, most=None),
             tracing=False,
             share=lambda *_: None,
             faults=Faults(),
@@ -58,10 +59,8 @@ async def post(meter: FrontendMeter, body: Mapping[str, Any]) -> Mapping[str, An
 
 
 async def test_the_estimate_counts_the_company_of_the_moment() -> None:
-    """Requests that are open now, and all answers that are asked for."""
-    meter = Asked()
-    meter.begin(Exchange(), "running", "chatcmpl-1", 10, 5)
-    meter.queries.clear()
+    """Requests that run now, and all answers that are asked for."""
+    meter = Asked(running=1)
     await post(meter, {"prompt": ["ab", "abc"], "n": 2, "max_tokens": 7})
     assert meter.queries == [
         EstimateQuery(2, 7, num_sequences=2, concurrency=5),

@@ -58,6 +58,21 @@ def test_a_prefill_that_starts_again_repeats_only_what_it_had() -> None:
     assert [step.accounts for step in batch.steps] == [[PREFILL], [RECOMPUTE], [PREFILL]]
 
 
+def test_a_load_is_of_the_requests_that_were_in_a_step_and_have_not_ended() -> None:
+    """By the API server that sent them; a request in its last step has ended already."""
+    sent = [
+        NewRow(name, 48, 0, 0, False, client) for name, client in zip("abc", (0, 1, 1), strict=True)
+    ]
+    counts = dict.fromkeys("abc", 48)
+    ends = [RequestEnd(name, Outcome.FINISHED, 48, 0, 1, 1.5) for name in "bacx"]
+    begun = (Scheduled(1, 0.0, counts, sent, [], [], []), Done(1, 1.0))
+    running = (*begun, Scheduled(2, 1.0, dict.fromkeys("abc", 1), [], [*"abc"], [48] * 3, [1] * 3))
+    assert decoded().load == {}
+    assert decoded(*running).load == {0: 1, 1: 2}
+    assert decoded(*running, ends[0]).load == {0: 1, 1: 1}
+    assert decoded(*running, *ends).load == {}
+
+
 def test_an_end_waits_for_the_step_in_flight() -> None:
     """A request that ended while a step was running is closed after it, and that was waste."""
     end = RequestEnd("a", Outcome.STOPPED, 48, 0, 1, 1.5)

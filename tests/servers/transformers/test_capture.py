@@ -1,6 +1,7 @@
 """Batches of transformers' real states as steps: phases, resets, batches in flight, ends."""
 
 import gc
+import queue
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -215,6 +216,29 @@ def test_a_cancelled_request_ends_though_its_scheduler_may_not_say_so(told: bool
     hooked.scheduler.active_requests, cancelled = {}, None
     gc.collect()
     assert alive() is None
+
+
+def test_what_the_batching_holds_is_counted() -> None:
+    """In its queue, before and after its thread has begun; of a manager that is gone, nothing."""
+
+    class Manager:
+        """Of stand-ins."""
+
+        def __init__(self) -> None:
+            self.input_queue: queue.Queue[str] = queue.Queue()
+            self.batch_processor: Any = None
+
+    served, manager = ServedModel(Config(), Faults()), Manager()
+    assert served.held() == 0
+    served.batched_by(manager)
+    manager.input_queue.put("comes")
+    assert served.held() == 1
+    scheduler = SimpleNamespace(active_requests={"a": 1, "b": 2}, waiting_requests={"c": 3})
+    manager.batch_processor = SimpleNamespace(scheduler=scheduler)
+    assert served.held() == 4
+    del manager
+    gc.collect()
+    assert served.held() == 0
 
 
 def test_another_model_is_not_metered() -> None:

@@ -4,7 +4,7 @@ import contextlib
 import os
 import pickle
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -199,6 +199,8 @@ class Drive:
     accepted: int = 0
     """How many of the drafts of a step turn out right."""
     requests: dict[str, Request] = field(default_factory=dict)
+    load: Mapping[int, int] = field(default_factory=dict)
+    """Requests by the API server that sent them, as the meter was told last."""
 
     # What a client does
 
@@ -319,10 +321,11 @@ class Drive:
         """One slice; True where more is waiting."""
         for event in self.capture.take():
             self.decoder.feed(pickle.loads(pickle.dumps(event)))
-        steps, ends, _, more = self.decoder.drain(max_rows)
-        self.timeline += steps
-        self.timeline += ends
-        return more
+        batch = self.decoder.drain(max_rows)
+        self.timeline += batch.steps
+        self.timeline += batch.ends
+        self.load = batch.load
+        return batch.more
 
     def _drain_at_once(self) -> None:
         if not self.lazy:

@@ -7,6 +7,7 @@ from prometheus_client import CollectorRegistry
 
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.frontend.concurrency import Concurrency, Held
 from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
 from llm_carbon_meter.physics.model_list import built_in_model
 
@@ -14,6 +15,7 @@ from llm_carbon_meter.physics.model_list import built_in_model
 def front_end(
     deployment: Mapping[str, str | int] | None = None,
     index: int = 0,
+    held: Held = lambda: 0,
     share: Callable[..., None] = lambda *_: None,
     faults: Faults | None = None,
     registry: CollectorRegistry | None = None,
@@ -26,6 +28,7 @@ def front_end(
         built_in_model("Llama-3.1-8B"),
         deployment=deployment or {},
         index=index,
+        concurrency=Concurrency(index, held, most=None),
         tracing=False,
         share=share,
         faults=faults or Faults(),

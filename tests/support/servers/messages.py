@@ -3,6 +3,7 @@
 from llm_carbon_meter.records import (
     Account,
     CarbonIntensity,
+    EngineLoad,
     EngineTotals,
     GpuTotals,
     Outcome,
@@ -40,4 +41,5 @@ TOTALS = EngineTotals(
 
 
 SHARED = SharedRecord(1, RECORD)
-MESSAGES: list[Message] = [ENERGY, TOTALS, SHARED]
+LOAD = EngineLoad(1, {0: 3, 2: 1})
+MESSAGES: list[Message] = [ENERGY, TOTALS, LOAD, SHARED]

@@ -47,6 +47,21 @@ class TestAborts:
         assert drive.ends["a"].output_tokens == 1
         assert_clean(drive, faults)
 
+    def test_an_aborted_request_leaves_the_load(self, start: Start, faults: Faults) -> None:
+        """The load is by API server, as vLLM's requests say which one sent them."""
+        drive = start(max_num_seqs=2)
+        for name, client in (("a", 0), ("b", 1), ("waits", 1)):
+            drive.add(name, 10, 4, client_index=client)
+        drive.turn()
+        assert drive.load == {0: 1, 1: 1}
+        drive.abort("b")
+        assert drive.load == {0: 1}
+        drive.turn()
+        assert drive.load == {0: 1, 1: 1}
+        drive.run()
+        assert drive.load == {}
+        assert_clean(drive, faults)
+
     def test_an_abort_in_mid_prefill(self, start: Start, faults: Faults) -> None:
         """The chunk in flight is waste, the earlier ones were prefill."""
         drive = start(max_num_batched_tokens=16)
