@@ -1,11 +1,16 @@
 """Token counts and figures of the answers that the proxy meters."""
 
+import asyncio
 import json
+import os
+import threading
 import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
+from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from tests.support.servers.proxied import (
@@ -112,3 +117,40 @@ def test_a_whole_answer_has_its_figures_in_headers(start: Start) -> None:
     assert final["prefill_joules"] > 0
     assert final["decode_joules"] > final["prefill_joules"]
     assert final["output_tokens"] == 3
+
+
+def test_company_is_who_was_forwarded_and_is_not_answered(start: Start) -> None:
+    """Streams and not: a client in turn is alone, one beside a stream that goes on is not."""
+    begun, go_on = threading.Event(), threading.Event()
+
+    async def answer(request: Request) -> Response:
+        asked = await request.json()
+
+        async def body() -> AsyncIterator[bytes]:
+            yield chunk("a")
+            begun.set()
+            while asked.get("slow") and not go_on.is_set():
+                await asyncio.sleep(0.01)
+            yield LAST + DONE
+
+        if asked.get("stream"):
+            return StreamingResponse(body(), media_type=EVENTS)
+        return JSONResponse({"id": os.urandom(4).hex(), "usage": USAGE})
+
+    client = start(Route(CHAT, answer, methods=["POST"]))
+
+    def company(**body: Any) -> int:
+        back = client.post(CHAT, json=body)
+        name = comment_of(back.content)["id"] if body else back.json()["id"]
+        count: int = record(client, name)["features"]["concurrency"]
+        return count
+
+    assert [company(stream=True), company(), company(stream=True), company()] == [1] * 4
+    with ThreadPoolExecutor(1) as pool:
+        begun.clear()
+        slow = pool.submit(company, stream=True, slow=True)
+        assert begun.wait(5)
+        assert company() == 2
+        go_on.set()
+        assert slow.result() == 1
+    assert company() == 1

@@ -114,6 +114,18 @@ def test_the_answer_has_headers_and_a_stream_a_comment(metered: Metered) -> None
         metered.record(request_id)
 
 
+def test_one_after_the_other_is_one_at_a_time(metered: Metered) -> None:
+    """Streams and not: who was answered is no company, who runs is."""
+    names = [f"turn-{number}" for number in range(12)]
+    for number, name in enumerate(names):
+        asked = body(metered, "the same", 12, stream=bool(number % 2))
+        assert metered.http("/v1/completions", asked, {"X-Request-Id": name})[0] == 200
+    assert {metered.record(name)["features"]["concurrency"] for name in names} == {1}
+    answers = asyncio.run(ask_together(metered, [False, True] * 2))
+    company = [metered.record(answer["id"])["features"]["concurrency"] for answer in answers]
+    assert sorted(company) == [1, 2, 3, 4]
+
+
 def leave_a_stream(metered: Metered) -> None:
     """What ran until then is its own, and the balance closes."""
     asked = body(metered, "leave", 400, stream=True)
@@ -188,6 +200,7 @@ class TestPlain:
             assert record["features"]["num_steps"] == answer["completion_tokens"]
             assert min(record["prefill_joules"], record["decode_joules"]) > 0
             assert record["estimate"]["energy_joules"] > 0
+            assert record["features"]["concurrency"] == 1
         assert_charged(metered)
         assert_balanced(metered)
 

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import psutil
 import pytest
@@ -29,6 +30,8 @@ from tests.support.waiting import eventually
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
+STALE_S = 0.3
+"""What an API server knows of the others' requests is not older."""
 TWO_PROFILES = {0: [(0.0, 200.0)], 1: [(0.0, 100.0), (1.0, 500.0), (2.0, 100.0)]}
 
 
@@ -84,6 +87,11 @@ class TestTwoApiServers:
                 status, _, body = metered.http(f"/v1/carbon/requests/{request_id}")
                 assert (status, json.loads(body)) == (200, final)
 
+    def test_either_server_counts_the_requests_of_both(self, metered: Metered) -> None:
+        """Connections reach either one; soon after the others are answered they count no more."""
+        assert company(metered, beside=8) == [9] * 6
+        assert company(metered, beside=0) == [1] * 6
+
     def test_totals_are_counted_once(self, metered: Metered) -> None:
         """The accounts of the multi-process scrape are the counter's, not twice."""
         complete_together(metered, 4, "count me once", 30)
@@ -114,6 +122,38 @@ class TestDataParallel:
             assert sum(metered.accounts(engine=str(gpu), gpu=uuid).values()) > 0
             assert not metered.accounts(engine=str(1 - gpu), gpu=uuid)
             assert_balanced(metered, gpu)
+
+    def test_engines_share_requests_evenly(self, metered: Metered) -> None:
+        """Eight of two API servers are four on each engine."""
+        assert company(metered, beside=8) == [5] * 6
+
+
+@contextlib.contextmanager
+def running(metered: Metered, count: int) -> Iterator[None]:
+    """Long requests that run inside the ``with`` block, and are left at its end."""
+    body = {"model": MODEL_NAME, "prompt": "on", "max_tokens": 1000, "ignore_eos": True}
+    request = {"url": metered.url + "/v1/completions", "json": body | {"stream": True}}
+    with contextlib.ExitStack() as stack:
+        streams = [
+            stack.enter_context(httpx.stream("POST", **request, timeout=30)).iter_lines()
+            for _ in range(count)
+        ]
+        for stream in streams:
+            next(stream)
+        time.sleep(STALE_S)
+        yield
+    eventually(lambda: metered.metric("vllm:num_requests_running") == 0, "their end")
+
+
+def company(metered: Metered, beside: int) -> list[int]:
+    """The concurrency of six short requests, one after the other, beside some long ones."""
+    body = {"model": MODEL_NAME, "prompt": "who is there", "max_tokens": 2, "ignore_eos": True}
+    names = []
+    with running(metered, beside):
+        for _ in range(6):
+            names.append(json.loads(metered.http("/v1/completions", body)[2])["id"])
+            time.sleep(STALE_S)
+    return [metered.record(name)["features"]["concurrency"] for name in names]
 
 
 def test_a_killed_engine_leaves_nothing_behind(start_server: StartServer) -> None:
