@@ -5,7 +5,8 @@ from typing import Final
 from grafana.panels import board, curves, tile
 from grafana.queries import SERVER, account_share, metric, quantile, rate
 
-TOLD: Final = ('stage="calibrated"', 'basis="conditional"')
+CALIBRATED: Final = 'stage="calibrated"'
+GIVEN_LENGTH: Final = (CALIBRATED, 'basis="conditional"')
 RATIO: Final = metric("drift_ratio")
 GAP: Final = metric("sampler_gap_seconds")
 READ: Final = metric("sampler_read_seconds")
@@ -18,15 +19,15 @@ BOARD: Final = board(
     [
         tile(
             "Drift",
-            "|sum estimated - sum measured| / sum measured, calibrated, given the true "
+            "|sum estimated - sum measured| / sum measured, calibrated, with forecast or with true "
             "lengths; the worst engine.",
             "percentunit",
-            f"max(abs({metric('drift_ratio', *TOLD)}))",
+            f"max(abs({metric('drift_ratio', CALIBRATED)}))",
             decimals=1,
         ),
         tile(
             "Drift alarm",
-            "Of the server itself, with its own threshold.",
+            "Of the server itself, with its own threshold, on either basis.",
             "none",
             f"max({metric('drift_alert')})",
             bad_above=1,
@@ -60,7 +61,7 @@ BOARD: Final = board(
             "Quantiles over requests, calibrated, given the true lengths.",
             "percentunit",
             *(
-                (quantile(q, "estimate_error_ratio", "le", *TOLD), f"p{100 * q:.0f}")
+                (quantile(q, "estimate_error_ratio", "le", *GIVEN_LENGTH), f"p{100 * q:.0f}")
                 for q in (0.1, 0.5, 0.9)
             ),
             signed=True,

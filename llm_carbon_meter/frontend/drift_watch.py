@@ -12,17 +12,31 @@ from llm_carbon_meter.exporters.otel import tell_drift
 from llm_carbon_meter.exporters.prometheus import PrometheusExporter
 from llm_carbon_meter.exporters.webhook import Webhook
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.predictor.drift import SERIES, WATCHED, DriftMonitor, DriftReport, Verdict
+from llm_carbon_meter.predictor.drift import (
+    SERIES,
+    Alarm,
+    DriftMonitor,
+    DriftReport,
+    Error,
+    Verdict,
+)
 from llm_carbon_meter.records import RequestRecord
 
 logger = logging.getLogger("llm_carbon_meter")
 
 LOOK_S: Final = 1.0
 """The windows are looked at no more often."""
-ADVICE: Final = (
-    "Check that model, GPU and engine version in a record's `deployment` are right and that nobody "
-    "else computes on the GPU; if so, measure this deployment and run `llm-carbon-meter train`."
-)
+BASES: Final = {
+    "conditional": "given the true lengths and concurrency",
+    "end_to_end": "as told before the requests ran",
+}
+ADVICE: Final = {
+    "conditional": "Check that model, GPU and engine version in a record's `deployment` are right "
+    "and that nobody else computes on the GPU; if so, measure this deployment and run "
+    "`llm-carbon-meter train`.",
+    "end_to_end": "Where the estimates given the true lengths are right, answers have other "
+    "lengths than before, or other requests come and go while one runs.",
+}
 
 
 class DriftWatch:
@@ -64,8 +78,9 @@ class DriftWatch:
             verdicts = self._monitor.judge(now_s)
         for verdict in verdicts:
             self._show(verdict)
-            if verdict.report is not None and verdict.changed_s is not None:
-                self._tell(verdict, verdict.report, now_s)
+            for alarm in verdict.alarms:
+                if verdict.report is not None and alarm.changed_s is not None:
+                    self._tell(verdict.engine, verdict.report, alarm, now_s)
 
     def _show(self, verdict: Verdict) -> None:
         """Gauges of too few requests are not a number: several processes' cannot be removed."""
@@ -73,51 +88,55 @@ class DriftWatch:
         ratios = {
             series: report.errors[series].drift_ratio if report else math.nan for series in SERIES
         }
-        alert = float(verdict.drifting) if report else math.nan
-        self._metrics.drift(verdict.engine, ratios, {WATCHED: alert})
+        alerts = {
+            alarm.series: float(alarm.drifting) if report else math.nan for alarm in verdict.alarms
+        }
+        self._metrics.drift(verdict.engine, ratios, alerts)
 
-    def _tell(self, verdict: Verdict, report: DriftReport, now_s: float) -> None:
-        changed_s = verdict.changed_s or 0.0
-        text = self._text(verdict, report, now_s, changed_s)
+    def _tell(self, engine: int, report: DriftReport, alarm: Alarm, now_s: float) -> None:
+        text = self._text(engine, report, alarm, now_s)
         # Both: where logging is not configured, nothing below a warning is seen.
         logger.warning("%s", text)
-        body = webhook_body(self._model_name, verdict, report, text)
+        body = webhook_body(self._model_name, engine, report, alarm, text)
         tell_drift(body["event"], body)
         if self._webhook is not None:
             self._webhook.post(body)
 
-    def _text(self, verdict: Verdict, report: DriftReport, now_s: float, changed_s: float) -> str:
-        who = f"llm_carbon_meter: drift: estimates of {self._model_name}, engine {verdict.engine}, "
-        errors = describe(report, now_s)
-        if not verdict.drifting:
-            return f"{who}are right again after {changed_s:.0f} s: {errors}."
+    def _text(self, engine: int, report: DriftReport, alarm: Alarm, now_s: float) -> str:
+        stage, basis = alarm.series
+        which = f"{stage}, {BASES[basis]}"
+        who = (
+            f"llm_carbon_meter: drift: estimates of {self._model_name}, engine {engine}, {which}, "
+        )
+        errors = describe(report, report.errors[alarm.series], now_s)
+        if not alarm.drifting:
+            return f"{who}are right again after {alarm.changed_s:.0f} s: {errors}."
         limit = f"the threshold is {self._config.drift_threshold:.0%}"
-        return f"{who}are off: {errors}; {limit}. {ADVICE}"
+        return f"{who}are off: {errors}; {limit}. {ADVICE[basis]}"
 
 
-def describe(report: DriftReport, now_s: float) -> str:
+def describe(report: DriftReport, error: Error, now_s: float) -> str:
     """By how much, over what, and since when."""
-    error = report.watched
     since = time.gmtime(time.time() - (now_s - report.since_s))
     return (
         f"{error.drift_ratio:+.1%} in sum over {report.num_requests} requests since "
         f"{time.strftime('%Y-%m-%d %H:%M:%S', since)} UTC (median {error.median_ratio:+.1%}, nine "
-        f"in ten within {error.p90_absolute_ratio:.1%}; calibrated, given the true lengths)"
+        f"in ten within {error.p90_absolute_ratio:.1%})"
     )
 
 
 def webhook_body(
-    model_name: str, verdict: Verdict, report: DriftReport, text: str
+    model_name: str, engine: int, report: DriftReport, alarm: Alarm, text: str
 ) -> Mapping[str, Any]:
     """What the webhook gets; ``text`` is what chat services show."""
-    stage, basis = WATCHED
+    stage, basis = alarm.series
     return {
-        "event": "drift_began" if verdict.drifting else "drift_ended",
+        "event": "drift_began" if alarm.drifting else "drift_ended",
         "model_name": model_name,
-        "engine": verdict.engine,
+        "engine": engine,
         "stage": stage,
         "basis": basis,
-        **report.watched._asdict(),
+        **report.errors[alarm.series]._asdict(),
         "num_requests": report.num_requests,
         "text": text,
     }

@@ -21,8 +21,9 @@ Series = tuple[str, str]
 SERIES: Final[Sequence[Series]] = tuple(
     product(("raw", "calibrated"), ("conditional", "end_to_end"))
 )
-WATCHED: Final[Series] = ("calibrated", "conditional")
-"""What clients are told, without the luck of the answer's length: the one that can alarm."""
+WATCHED: Final[Sequence[Series]] = (("calibrated", "conditional"), ("calibrated", "end_to_end"))
+"""What can alarm: estimates as clients were told them, and the same given the true length and
+concurrency. In a sum the luck of single answers' lengths averages out."""
 CLEARS_BELOW: Final = 0.8
 """An alarm ends below this part of the threshold, so that it does not flicker."""
 CAPACITY: Final = 8192
@@ -48,11 +49,6 @@ class DriftReport:
     since_s: float
     """When the oldest of them finished."""
     errors: Mapping[Series, Error]
-
-    @property
-    def watched(self) -> Error:
-        """The series that can alarm."""
-        return self.errors[WATCHED]
 
 
 def joules_of(record: RequestRecord) -> tuple[float, Sequence[float]] | None:
@@ -115,23 +111,40 @@ def _errors(
     return {series: Error(*row) for series, row in zip(SERIES, rows, strict=True)}
 
 
+class Alarm(NamedTuple):
+    """Whether one series of an engine drifts."""
+
+    series: Series
+    drifting: bool
+    changed_s: float | None
+    """How long the state that ended here had lasted; None where nothing changed."""
+
+
 class Verdict(NamedTuple):
     """What is to be told of one engine."""
 
     engine: int
     report: DriftReport | None
     """None once too few requests are left; an alarm then stays until there are enough again."""
-    drifting: bool
-    changed_s: float | None
-    """How long the state that ended here had lasted; None where nothing changed."""
+    alarms: Sequence[Alarm]
+    """One for each series of WATCHED."""
 
 
 @dataclass(slots=True)
-class _Engine:
-    window: DriftWindow
+class _State:
+    """Of one series."""
+
     begun_s: float
     drifting: bool = False
-    judged: bool = False
+
+
+class _Engine:
+    """A window, and the states of its series."""
+
+    def __init__(self, window: DriftWindow, begun_s: float) -> None:
+        self.window = window
+        self.states = {series: _State(begun_s) for series in WATCHED}
+        self.judged = False
 
 
 class DriftMonitor:
@@ -168,11 +181,21 @@ class DriftMonitor:
         return [verdict for verdict in verdicts if self._engines[verdict.engine].judged]
 
     def _judge(self, number: int, engine: _Engine, now_s: float) -> Verdict:
-        report, changed_s = engine.window.report(now_s), None
-        if report is not None:
-            engine.judged = True
-            drifting = is_drifting(report.watched.drift_ratio, self._threshold, engine.drifting)
-            if drifting != engine.drifting:
-                changed_s, engine.begun_s = now_s - engine.begun_s, now_s
-                engine.drifting = drifting
-        return Verdict(number, report, engine.drifting, changed_s)
+        report = engine.window.report(now_s)
+        engine.judged = engine.judged or report is not None
+        alarms = [
+            self._alarm(series, state, report.errors[series].drift_ratio if report else None, now_s)
+            for series, state in engine.states.items()
+        ]
+        return Verdict(number, report, alarms)
+
+    def _alarm(
+        self, series: Series, state: _State, drift_ratio: float | None, now_s: float
+    ) -> Alarm:
+        """The alarm of a series; where too few requests are left it stays as it was."""
+        before, changed_s = state.drifting, None
+        if drift_ratio is not None:
+            state.drifting = is_drifting(drift_ratio, self._threshold, before)
+        if state.drifting != before:
+            changed_s, state.begun_s = now_s - state.begun_s, now_s
+        return Alarm(series, state.drifting, changed_s)

@@ -12,10 +12,10 @@ from llm_carbon_meter.exporters.prometheus import PrometheusExporter
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend import drift_watch
 from llm_carbon_meter.frontend.drift_watch import DriftWatch
-from tests.support.made.records import judged_record
+from tests.support.made.records import judged_estimate, judged_record
 from tests.support.receiver import Receiver
 
-LABELS = {"model_name": "llama", "engine": "0", "stage": "calibrated", "basis": "conditional"}
+LABELS = {"model_name": "llama", "engine": "0", "stage": "calibrated"}
 
 
 class Clock:
@@ -35,15 +35,22 @@ class World:
         config = Config(drift_min_requests=10, drift_window_s=60.0, drift_webhook=webhook)
         self.watch = DriftWatch(config, "llama", metrics, self.faults)
 
-    def serve(self, estimated: float, count: int = 20) -> None:
-        """Requests of 10 J, one a second, each followed by a look."""
+    def serve(self, estimated: float, count: int = 20, told: float = 10.0) -> None:
+        """Requests of 10 J, one a second, each followed by a look.
+
+        Args:
+            estimated: joules, given the length.
+            count: of requests.
+            told: joules that clients were told.
+        """
         for _ in range(count):
             self.clock.now_s += 1.0
-            self.watch.observe(judged_record(10.0, estimated))
+            self.watch.observe(judged_record(10.0, estimated, estimate=judged_estimate(20.0, told)))
             self.watch.look()
 
-    def gauge(self, name: str) -> float | None:
-        return self.registry.get_sample_value(f"llm_carbon_meter_{name}", LABELS)
+    def gauge(self, name: str, basis: str = "conditional") -> float | None:
+        labels = LABELS | {"basis": basis}
+        return self.registry.get_sample_value(f"llm_carbon_meter_{name}", labels)
 
 
 @pytest.fixture
@@ -87,10 +94,32 @@ def test_drift_is_logged_once_when_it_begins_and_once_when_it_ends(
         world.serve(10.0, count=90)
         assert world.gauge("drift_alert") == 0
     began, ended = (entry.getMessage() for entry in caplog.records)
-    assert "estimates of llama, engine 0, are off: -50.0% in sum over 10 requests since" in began
+    which = "llama, engine 0, calibrated, given the true lengths and concurrency, are off"
+    assert f"estimates of {which}: -50.0% in sum over 10 requests since" in began
     assert "the threshold is 25%" in began
     assert "llm-carbon-meter train" in began
     assert "are right again after" in ended
+
+
+def test_what_clients_were_told_has_an_alarm_of_its_own(
+    make: Callable[..., World], caplog: pytest.LogCaptureFixture
+) -> None:
+    """Right given length and company, a quarter as told: gauge, log line and webhook say which."""
+    with Receiver() as receiver, caplog.at_level(logging.INFO, "llm_carbon_meter"):
+        world = make(webhook=f"{receiver.url}/hook")
+        world.serve(10.0, told=2.5)
+        began = receiver.next()[1]
+        alerts = [world.gauge("drift_alert", basis) for basis in ("conditional", "end_to_end")]
+        world.serve(10.0, count=90)
+        ended = receiver.next()[1]
+    assert alerts == [0, 1]
+    assert world.gauge("drift_alert", "end_to_end") == 0
+    assert (began["event"], began["basis"]) == ("drift_began", "end_to_end")
+    assert (ended["event"], ended["basis"]) == ("drift_ended", "end_to_end")
+    assert began["drift_ratio"] == pytest.approx(-0.75)
+    assert [entry.getMessage() for entry in caplog.records] == [began["text"], ended["text"]]
+    assert "calibrated, as told before the requests ran, are off: -75.0%" in began["text"]
+    assert "other lengths" in began["text"]
 
 
 def test_a_webhook_hears_of_both(make: Callable[..., World]) -> None:

@@ -89,7 +89,7 @@ class Session:
         return self.metered.metric("llm_carbon_meter_requests_total")
 
     def drift_ratio(self) -> float:
-        """Of the series that can alarm."""
+        """Of the calibrated estimates, given the true lengths."""
         told = {"stage": "calibrated", "basis": "conditional"}
         return self.metered.metric("llm_carbon_meter_drift_ratio", **told)
 
@@ -99,8 +99,10 @@ class Session:
         self.story.tell(f"Prometheus: {ALERT} {state or 'is over'}")
 
     def hear_server(self, event: str) -> None:
-        """Wait for the server's own webhook."""
-        self.heard[event] = body = self._hear(lambda path, body: path == "/drift")
+        """Wait for the server's own webhook on the estimates that are given the true lengths."""
+        self.heard[event] = body = self._hear(
+            lambda path, body: path == "/drift" and body["basis"] == "conditional"
+        )
         assert body["event"] == event
         self.story.tell(f"server's webhook: {event}, {body['drift_ratio']:+.0%}")
 

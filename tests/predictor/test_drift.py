@@ -13,6 +13,7 @@ from llm_carbon_meter.predictor.drift import (
     CLEARS_BELOW,
     SERIES,
     WATCHED,
+    Alarm,
     DriftMonitor,
     DriftWindow,
     Verdict,
@@ -77,7 +78,7 @@ def test_drift_is_of_the_sums_and_the_quantiles_are_of_requests() -> None:
     assert report is not None
     assert report.num_requests == 10
     assert report.since_s == 0.0
-    error = report.watched
+    error = report.errors[WATCHED[0]]
     assert error.drift_ratio == pytest.approx((9.9 + 50) / 109 - 1)
     assert error.median_ratio == pytest.approx(0.1)
     assert 0.1 <= error.p90_absolute_ratio <= 0.5
@@ -99,7 +100,7 @@ def test_old_requests_leave_the_window() -> None:
     report = window.report(170.0)
     assert report is not None
     assert report.num_requests == 50
-    assert report.watched.drift_ratio == pytest.approx(0.0)
+    assert report.errors[WATCHED[0]].drift_ratio == pytest.approx(0.0)
 
 
 def test_a_busy_window_keeps_the_latest() -> None:
@@ -110,7 +111,7 @@ def test_a_busy_window_keeps_the_latest() -> None:
     report = window.report(2.0)
     assert report is not None
     assert report.num_requests == CAPACITY
-    assert report.watched.drift_ratio == pytest.approx(1.0)
+    assert report.errors[WATCHED[0]].drift_ratio == pytest.approx(1.0)
 
 
 @given(
@@ -124,7 +125,7 @@ def test_drift_has_no_unit(pairs: list[tuple[float, float]], factor: float) -> N
         for factor_ in (1.0, factor)
     ]
     assert all(reports)
-    one, other = (report.watched for report in reports if report)
+    one, other = (report.errors[WATCHED[0]] for report in reports if report)
     assert one == pytest.approx(other, rel=1e-9, abs=1e-9)
     assert one.drift_ratio >= -1.0
 
@@ -144,6 +145,10 @@ class TestMonitor:
     def judged(self, monitor: DriftMonitor, now_s: float) -> Mapping[int, Verdict]:
         return {verdict.engine: verdict for verdict in monitor.judge(now_s)}
 
+    def conditional(self, monitor: DriftMonitor, now_s: float) -> Alarm:
+        """The alarm of engine 0 on estimates that are given the true length."""
+        return self.judged(monitor, now_s)[0].alarms[0]
+
     def test_engines_are_judged_apart(self) -> None:
         """One drifts, the other does not; a third has too few requests to be named."""
         monitor = DriftMonitor(0.25, 100.0, 5)
@@ -152,26 +157,24 @@ class TestMonitor:
             monitor.observe(judged_record(10.0, 5.0, engine=1), second)
         monitor.observe(judged_record(10.0, 5.0, engine=2), 5.0)
         verdicts = self.judged(monitor, 5.0)
-        assert {engine: verdict.drifting for engine, verdict in verdicts.items()} == {
-            0: False,
-            1: True,
-        }
+        drifting = {engine: verdict.alarms[0].drifting for engine, verdict in verdicts.items()}
+        assert drifting == {0: False, 1: True}
         report = verdicts[1].report
         assert report is not None
-        assert report.errors[WATCHED].drift_ratio == pytest.approx(-0.5)
+        assert report.errors[WATCHED[0]].drift_ratio == pytest.approx(-0.5)
 
     def test_a_change_is_told_once_and_how_long_it_lasted(self) -> None:
         """Begins, goes on, ends."""
         monitor = DriftMonitor(0.25, 100.0, 5)
         for second in range(5):
             monitor.observe(judged_record(10.0, 20.0), second)
-        begins = self.judged(monitor, 10.0)[0]
+        begins = self.conditional(monitor, 10.0)
         assert begins.drifting
         assert begins.changed_s is not None
-        assert self.judged(monitor, 20.0)[0].changed_s is None
+        assert self.conditional(monitor, 20.0).changed_s is None
         for second in range(110, 120):
             monitor.observe(judged_record(10.0, 10.0), second)
-        ends = self.judged(monitor, 120.0)[0]
+        ends = self.conditional(monitor, 120.0)
         assert not ends.drifting
         assert ends.changed_s == pytest.approx(110.0)
 
@@ -180,9 +183,29 @@ class TestMonitor:
         monitor = DriftMonitor(0.25, 100.0, 5)
         for second in range(5):
             monitor.observe(judged_record(10.0, 20.0), second)
-        assert self.judged(monitor, 5.0)[0].drifting
+        assert self.conditional(monitor, 5.0).drifting
         silent = self.judged(monitor, 1000.0)[0]
-        assert silent == Verdict(0, None, True, None)
+        assert silent == Verdict(0, None, [Alarm(series, True, None) for series in WATCHED])
+
+    def test_what_clients_were_told_drifts_by_itself(self) -> None:
+        """Right given the true length and company, and wrong as it was told, or the other way."""
+        monitor = DriftMonitor(0.25, 100.0, 5)
+        right = judged_estimate(20.0, 10.0)
+        for second in range(5):
+            monitor.observe(judged_record(10.0, estimate=judged_estimate(20.0, 13.0)), second)
+        told = self.judged(monitor, 5.0)[0].alarms
+        assert [(alarm.series, alarm.drifting) for alarm in told] == [
+            (("calibrated", "conditional"), False),
+            (("calibrated", "end_to_end"), True),
+        ]
+        assert [alarm.changed_s for alarm in told] == [None, 5.0]
+        for second in range(110, 115):
+            monitor.observe(judged_record(10.0, 13.0, estimate=right), second)
+        given = self.judged(monitor, 115.0)[0].alarms
+        assert [(alarm.drifting, alarm.changed_s) for alarm in given] == [
+            (True, 115.0),
+            (False, 110.0),
+        ]
 
     def test_what_is_not_judged_opens_no_engine(self) -> None:
         """Modelled requests leave no trace."""
