@@ -112,15 +112,15 @@ def test_a_load_goes_out_when_it_changed_and_with_the_totals() -> None:
     loads: list[Mapping[int, int]] = [{}, {0: 1}, {0: 1}, {0: 1, 1: 1}, {}, {}]
     turns = [EventBatch([], [], 0.0, False, load) for load in loads]
     meter = meter_of(published, Counter(["gpu"]), *turns)
-    told = []
+    heard = []
     for turn in range(6):
         published.clear()
         meter._load_s -= LOAD_S * (turn != 4)  # the fifth comes too soon after the fourth
         if turn == 5:
             meter._published_s -= TOTALS_S
         meter._turn()
-        told.append([dict(item.requests) for item in published if isinstance(item, EngineLoad)])
-    assert told == [[], [{0: 1}], [], [{0: 1, 1: 1}], [], [{}, {}]]
+        heard.append([dict(item.requests) for item in published if isinstance(item, EngineLoad)])
+    assert heard == [[], [{0: 1}], [], [{0: 1, 1: 1}], [], [{}, {}]]
     assert isinstance(published[-1], EngineTotals)
 
 

@@ -35,17 +35,19 @@ class World:
         config = Config(drift_min_requests=10, drift_window_s=60.0, drift_webhook=webhook)
         self.watch = DriftWatch(config, "llama", metrics, self.faults)
 
-    def serve(self, estimated: float, count: int = 20, told: float = 10.0) -> None:
+    def serve(self, estimated: float, count: int = 20, end_to_end: float = 10.0) -> None:
         """Requests of 10 J, one a second, each followed by a look.
 
         Args:
             estimated: joules, given the length.
             count: of requests.
-            told: joules that clients were told.
+            end_to_end: joules that clients were told.
         """
         for _ in range(count):
             self.clock.now_s += 1.0
-            self.watch.observe(judged_record(10.0, estimated, estimate=judged_estimate(20.0, told)))
+            self.watch.observe(
+                judged_record(10.0, estimated, estimate=judged_estimate(20.0, end_to_end))
+            )
             self.watch.look()
 
     def gauge(self, name: str, basis: str = "conditional") -> float | None:
@@ -107,7 +109,7 @@ def test_what_clients_were_told_has_an_alarm_of_its_own(
     """Right given length and company, a quarter as told: gauge, log line and webhook say which."""
     with Receiver() as receiver, caplog.at_level(logging.INFO, "llm_carbon_meter"):
         world = make(webhook=f"{receiver.url}/hook")
-        world.serve(10.0, told=2.5)
+        world.serve(10.0, end_to_end=2.5)
         began = receiver.next()[1]
         alerts = [world.gauge("drift_alert", basis) for basis in ("conditional", "end_to_end")]
         world.serve(10.0, count=90)

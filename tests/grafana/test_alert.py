@@ -106,7 +106,7 @@ def go_wrong_and_right_again(session: Session, right: float) -> None:
 def test_the_server_itself_tells_of_drift_and_of_its_end(session: Session) -> None:
     """One line in the log and one message each, with the same figure."""
     lines = drift_lines(session.metered.server.log)
-    began, ended = [line for line in lines if "given the true lengths" in line]
+    began, ended = [line for line in lines if "given the true lengths and concurrency" in line]
     assert "are off" in began
     assert "are right again" in ended
     told = session.heard["drift_began"]

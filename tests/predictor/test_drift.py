@@ -193,16 +193,16 @@ class TestMonitor:
         right = judged_estimate(20.0, 10.0)
         for second in range(5):
             monitor.observe(judged_record(10.0, estimate=judged_estimate(20.0, 13.0)), second)
-        told = self.judged(monitor, 5.0)[0].alarms
-        assert [(alarm.series, alarm.drifting) for alarm in told] == [
+        alarms = self.judged(monitor, 5.0)[0].alarms
+        assert [(alarm.series, alarm.drifting) for alarm in alarms] == [
             (("calibrated", "conditional"), False),
             (("calibrated", "end_to_end"), True),
         ]
-        assert [alarm.changed_s for alarm in told] == [None, 5.0]
+        assert [alarm.changed_s for alarm in alarms] == [None, 5.0]
         for second in range(110, 115):
             monitor.observe(judged_record(10.0, 13.0, estimate=right), second)
-        given = self.judged(monitor, 115.0)[0].alarms
-        assert [(alarm.drifting, alarm.changed_s) for alarm in given] == [
+        alarms = self.judged(monitor, 115.0)[0].alarms
+        assert [(alarm.drifting, alarm.changed_s) for alarm in alarms] == [
             (True, 115.0),
             (False, 110.0),
         ]

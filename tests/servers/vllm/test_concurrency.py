@@ -166,10 +166,10 @@ def test_one_after_the_other_is_one_at_a_time(metered: Metered) -> None:
     records = [metered.record(name) for name, _ in answers]
     assert {record["features"]["concurrency"] for record in records} == {1}
     learnt = [record["estimate"]["calibration"] for record in records]
-    told = [shown / factor for (_, shown), factor in zip(answers, learnt, strict=True)]
-    assert max(abs(estimate / median(told) - 1) for estimate in told) < 0.25
+    estimates = [shown / factor for (_, shown), factor in zip(answers, learnt, strict=True)]
+    assert max(abs(estimate / median(estimates) - 1) for estimate in estimates) < 0.25
     third = REQUESTS // 3
-    assert fmean(told[-third:]) == pytest.approx(fmean(told[:third]), rel=0.1)
+    assert fmean(estimates[-third:]) == pytest.approx(fmean(estimates[:third]), rel=0.1)
 
 
 async def with_running(metered: Metered, count: int) -> dict[str, Any]:
