@@ -31,9 +31,12 @@ LEAST_S: Final = -0.05
 counter beside an engine that learns late that its step is done."""
 MOST_S: Final = 0.5
 """Beyond what is known of the GPU's type; half of a tick, and all that `check` looks for."""
+FINE_S: Final = 0.002
+"""Standard error of which no more is remembered: sharp bursts let the lag follow in half a minute,
+where a load that says little needs all of `MEMORY_S`."""
 SURE_S: Final = 0.015
 """Standard error with which a lag is told and moved."""
-PACE: Final = 0.1
+PACE: Final = 0.2
 """Share of its error by which the lag is moved with each tick."""
 STEP_S: Final = 0.005
 """And no more than this: far less than the time between two readings, so that none is passed."""
@@ -70,11 +73,12 @@ def sight(tick: Tick, course: Course) -> Sight | None:
     columns = [(reading.joules, reading.lag_s) for reading in tick.readings]
     joules, lags_s = np.array(columns)[inside].T
     expected, after, before = (course.joules_at(times_s + by) for by in (0.0, EDGE_S, -EDGE_S))
-    watts = (after - before) / (2 * EDGE_S)
+    scale = tick.joules / course.joules[-1]
+    watts = scale * (after - before) / (2 * EDGE_S)
     level = np.column_stack((np.ones(len(times_s)), times_s - times_s[0], expected - expected[0]))
     basis, _ = np.linalg.qr(level)
     missing = lags_s * watts - (joules - joules[0])
-    mean_watts = course.joules[-1] / (tick.end_s - tick.start_s)
+    mean_watts = scale * course.joules[-1] / (tick.end_s - tick.start_s)
     late, drawn = (column - basis @ (basis.T @ column) for column in (missing, watts))
     return Sight(late / mean_watts, drawn / mean_watts)
 
@@ -103,6 +107,9 @@ class _GpuLag:
         self._fade(length_s / MEMORY_S)
         self.seen += trust * float(view.watts @ view.watts)
         self.late_s += trust * float(view.watts @ view.late_s)
+        most = SHARED * (self.usual_error_s / FINE_S) ** 2
+        if self.seen > most:
+            self._fade(float(np.log(self.seen / most)))
         if self.seen > TINY:
             self._move()
 
