@@ -112,7 +112,8 @@ class Config:
         "",
         str,
         "file that keeps over a restart what a step's work costs in seconds and watts, as learnt "
-        "from the GPUs; of one model on one kind of GPU; empty: not kept",
+        "from the GPUs, of one model on one kind of GPU, and the lags of their counters; empty: "
+        "not kept",
     )
     idle: str = _setting(
         "separate",
