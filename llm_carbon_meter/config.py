@@ -33,6 +33,11 @@ def _number(low: float, high: float) -> Callable[[str], float]:
     return parse
 
 
+def _automatic(parse: Callable[[str], float]) -> Callable[[str], float | str]:
+    """A number, or the word for letting the meter find it."""
+    return lambda text: "auto" if text in ("", "auto") else parse(text)
+
+
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         value = int(text)
@@ -85,11 +90,12 @@ class Config:
         "H100", str, "the GPU of `data/gpus.toml` that a host without one pretends to have"
     )
     sample_hz: float = _setting(20.0, _number(0.1, 20.0), "readings of every GPU per second")
-    counter_lag_s: float = _setting(
-        0.0,
-        _number(0.0, 2.0),
-        "how much later than the power was drawn the counter shows it, beyond what is known of "
-        "the GPU",
+    counter_lag_s: float | str = _setting(
+        "auto",
+        _automatic(_number(0.0, 2.0)),
+        "how much later than the power was drawn the counter shows it: `auto` begins with what is "
+        "known of the GPU and learns each counter's own; a number is added to what is known, and "
+        "nothing is learnt",
     )
     mig_parent: bool = _setting(
         False,
@@ -106,7 +112,8 @@ class Config:
         "",
         str,
         "file that keeps over a restart what a step's work costs in seconds and watts, as learnt "
-        "from the GPUs; of one model on one kind of GPU; empty: not kept",
+        "from the GPUs, of one model on one kind of GPU, and the lags of their counters; empty: "
+        "not kept",
     )
     idle: str = _setting(
         "separate",

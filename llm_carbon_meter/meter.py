@@ -179,6 +179,7 @@ class EngineMeter:
         # Steps that are made up teach no coefficients.
         taught = teaches(power, model) and not outside
         self._coefficients = _coefficients(config, model, faults) if taught else None
+        lag_s = config.counter_lag_s if isinstance(config.counter_lag_s, float) else None
         self._embodied_rate = embodied_rate(config.embodied, model.gpu, host=config.embodied_host)
         self._ledger = EnergyLedger(
             power.gpus,
@@ -188,10 +189,11 @@ class EngineMeter:
             engine=engine,
             policy=config.policy,
             idle_by_time=config.idle == "by_time",
-            lag_s=config.counter_lag_s,
+            lag_s=lag_s,
             tick_s=TICK_S,
             embodied_grams_per_gpu_s=self._embodied_rate,
             learner=self._coefficients.learner if self._coefficients else None,
+            lags=self._coefficients.lags if self._coefficients and lag_s is None else None,
         )
         self._grid, self._pue = open_grid(config, faults), config.pue
         self._readings: deque[EnergyReading] = deque()

@@ -145,6 +145,8 @@ class EnergyReading:
     """Power at that moment, for display only."""
     quality: Quality = Quality.COUNTER
     """How far to trust the joules since the reading before, where that is worse than usual."""
+    lag_s: float = 0.0
+    """How late the joules are thought to show: already taken off ``monotonic_s``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -277,6 +279,8 @@ class GpuTotals:
     allreduce_modelled_joules: float | None = None
     """Of these, what went by while GPUs exchanged results, as the link's data sheet has it; None
     without tensor parallelism."""
+    counter_lag_s: float | None = None
+    """How late the counter is thought to show what was drawn; None where nothing is known of it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,7 @@ def test_foreign_variables_are_left_alone() -> None:
         ("sample_hz", "0.1", 0.1),
         ("sample_hz", "20", 20.0),
         ("counter_lag_s", "0.25", 0.25),
+        ("counter_lag_s", "0", 0.0),
         ("policy", "tokens", "tokens"),
         ("idle", "by_time", "by_time"),
         ("carbon_intensity", "0", 0.0),
@@ -83,6 +84,7 @@ def test_settings_are_read(name: str, text: str, value: object) -> None:
         ("sample_hz", "20.1", "expected a number from 0.1 to 20"),
         ("sample_hz", "fast", "could not convert"),
         ("counter_lag_s", "-0.1", "expected a number from 0 to 2"),
+        ("counter_lag_s", "learn", "could not convert"),
         ("pue", "0.9", "expected a number from 1 to 5"),
         ("pue", "nan", "expected a number from 1 to 5"),
         ("carbon_intensity", "inf", "expected a number from 0 to 5000"),
@@ -105,6 +107,13 @@ def test_a_wrong_value_is_named_and_its_default_used(name: str, text: str, reaso
     assert f"{variable}={text!r}: " in str(problem)
     assert reason in str(problem)
     assert f"the default is {getattr(Config(), name)!r}" in str(problem)
+
+
+@pytest.mark.parametrize("text", ["", "auto"])
+def test_the_lag_of_the_counter_is_learnt_unless_it_is_set(text: str) -> None:
+    """Empty is the same as the default."""
+    assert Config.from_environment({PREFIX + "COUNTER_LAG_S": text}) == (Config(), [])
+    assert Config().counter_lag_s == "auto"
 
 
 def test_a_secret_is_not_in_any_message() -> None:

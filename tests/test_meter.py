@@ -152,6 +152,22 @@ def test_joules_of_made_up_steps_are_labelled_outside_and_teach_nothing() -> Non
     assert label(modelled, outside=True) == (Quality.MODELLED, False)
 
 
+@pytest.mark.parametrize(("setting", "learns"), [("auto", True), (0.25, False), (0.0, False)])
+def test_a_lag_that_is_set_is_not_learnt(setting: float | str, learns: bool) -> None:
+    """It is told with the totals from the first reading on; one that nobody knows is not."""
+    published: Published = []
+    engine = Engine(EventBatch([], [], 1.0, False))
+    llama = CostModel(gpu_spec("H100"), step_costs(built_in_model("Llama-3.1-8B")))
+    config, counter = Config(counter_lag_s=setting), Counter(["gpu"])
+    meter = EngineMeter(config, counter, engine, llama, 0, published.extend, Faults(), os.getpid())
+    meter._published_s -= 10.0
+    meter._readings.extend(counter.at(0.0))
+    meter._turn()
+    assert (meter._ledger._lags is not None) is learns
+    (totals,) = (message for message in published if isinstance(message, EngineTotals))
+    assert totals.gpus[0].counter_lag_s == (None if learns else setting)
+
+
 def test_short_ticks_wait_for_each_other() -> None:
     """Joules are divided over at least a second: a reading that comes sooner settles nothing."""
     published: Published = []

@@ -12,6 +12,7 @@ from llm_carbon_meter.check.findings import Finding, Verdict
 from llm_carbon_meter.config import Config, cuda_visible_devices
 from llm_carbon_meter.exporters.columns import figure, percent
 from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.ledger.kept_coefficients import kept_lags
 from llm_carbon_meter.physics.gpu_specs import assumed_gpu
 from llm_carbon_meter.power.characterise import (
     Floats,
@@ -82,9 +83,10 @@ def _nvml(config: Config, poll_s: float) -> Found:
         return [*findings, *named, _without_sensor(config, error)], Quality.MODELLED
     with closing(meter):
         polled, took_s = poll(meter, poll_s)
+    learnt_s = kept_lags(Path(config.prices_file)) if config.prices_file else {}
     for number, gpu in enumerate(host.gpus):
         if gpu.uuid in polled:
-            findings += _gpu(number, gpu, polled[gpu.uuid])
+            findings += _gpu(number, gpu, polled[gpu.uuid], learnt_s.get(gpu.uuid))
     findings.append(_calls(took_s))
     return findings, worst(*(seen.quality for seen in polled.values()))
 
@@ -96,8 +98,8 @@ def _driver(host: Survey, visible: str | None) -> Finding:
     return Finding("power", Verdict.OK, text, {"driver": host.driver, "num_gpus": host.num_gpus})
 
 
-def _gpu(number: int, gpu: GpuFacts, seen: Polled) -> list[Finding]:
-    return [_identity(number, gpu), _counter(gpu, seen), _processes(gpu.processes)]
+def _gpu(number: int, gpu: GpuFacts, seen: Polled, learnt_s: float | None) -> list[Finding]:
+    return [_identity(number, gpu), _counter(gpu, seen, learnt_s), _processes(gpu.processes)]
 
 
 def _identity(number: int, gpu: GpuFacts) -> Finding:
@@ -112,22 +114,22 @@ def _identity(number: int, gpu: GpuFacts) -> Finding:
     return Finding(f"cuda {number}", verdict, text + scopes.get(gpu.scope, ""), figures)
 
 
-def _counter(gpu: GpuFacts, seen: Polled) -> Finding:
+def _counter(gpu: GpuFacts, seen: Polled, learnt_s: float | None) -> Finding:
+    figures = {**_figures(seen), "learnt_lag_s": learnt_s}
     if seen.quality is Quality.POWER:
         text = "no energy counter that can be believed: power is integrated"
         if gpu.architecture.counts:
             text += f" (every {gpu.architecture.name} has one; is this a virtual GPU?)"
-        return Finding("  counter", Verdict.NOTE, text, _figures(seen))
+        return Finding("  counter", Verdict.NOTE, text, figures)
     if seen.period_s is None:
         text = f"moved {len(moves(seen.joules))} times while it was watched"
-        return Finding("  counter", Verdict.NOTE, text, _figures(seen))
-    text = (
-        f"moves every {_ms(seen.period_s)} (median of {len(seen.intervals_s)}), {_lag(gpu, seen)}"
-    )
+        return Finding("  counter", Verdict.NOTE, text, figures)
+    text = f"moves every {_ms(seen.period_s)} (median of {len(seen.intervals_s)}), "
+    text += _lag(gpu, seen) if learnt_s is None else f"a meter learnt its lag: {_ms(learnt_s)}"
     text += f"; {figure(seen.mean_watts)} W now"
     if gpu.architecture.sampled is not None:
         text += f"; sensor seen to look {percent(gpu.architecture.sampled)} of the time"
-    return Finding("  counter", Verdict.OK, text, _figures(seen))
+    return Finding("  counter", Verdict.OK, text, figures)
 
 
 def _lag(gpu: GpuFacts, seen: Polled) -> str:

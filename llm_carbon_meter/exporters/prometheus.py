@@ -116,6 +116,11 @@ class PrometheusExporter:
             "emissions_grams_total", "gCO2eq by account", "scope", "account", "source"
         )
         self._watts = self._gauge("gpu_power_watts", "Power of a GPU now", "gpu", "source")
+        self._lag = self._gauge(
+            "counter_lag_seconds",
+            "How late a GPU's counter shows what was drawn: learnt, set, or known of its type",
+            "gpu",
+        )
         self._steps = self._counter("steps_total", "Engine steps", "phase")
         self._tokens = self._counter("tokens_total", "Tokens computed", "phase")
         self._ratio = self._gauge(
@@ -272,12 +277,14 @@ class PrometheusExporter:
             joules, series = gpu.account_joules[account], (*labels, account.label)
             self._raise(self._joules, session, series, joules)
             self._raise(self._watt_hours, session, series, watt_hours(joules))
+        model_name, engine, name, _source = labels
         allreduce = gpu.allreduce_modelled_joules
         if allreduce is not None:
-            model_name, engine, name, _source = labels
             self._raise(self._allreduce, session, (model_name, engine, name), allreduce)
         if gpu.watts is not None:
             self._watts.labels(*labels).set(gpu.watts)
+        if gpu.counter_lag_s is not None:
+            self._lag.labels(model_name, engine, name).set(gpu.counter_lag_s)
 
     def _raise(self, counter: Counter, session: str, labels: tuple[str, ...], value: float) -> None:
         """Bring a counter up to a cumulative value; an engine's new session begins at 0 again.

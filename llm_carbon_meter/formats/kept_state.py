@@ -23,13 +23,13 @@ SAVE_S: Final = 10.0
 """A file is written at most this often."""
 
 
-def load(path: Path, kind: type[T], holds_for: Identity, say: versioned.Say) -> T | None:
+def load(path: Path, kind: type[T], holds_for: Identity | None, say: versioned.Say) -> T | None:
     """What was kept; None where there is nothing, or it is of another deployment.
 
     Args:
         path: of the file.
         kind: dataclass of the state.
-        holds_for: the deployment.
+        holds_for: the deployment; None takes what was kept of any.
         say: hears that the file is of another version.
 
     Raises:
@@ -38,7 +38,8 @@ def load(path: Path, kind: type[T], holds_for: Identity, say: versioned.Say) -> 
     try:
         values = versioned.json_object(path.read_bytes())
         version = values.pop("version", VERSION)
-        if values.pop("deployment") != msgspec.to_builtins(holds_for):
+        kept_of = values.pop("deployment")
+        if holds_for is not None and kept_of != msgspec.to_builtins(holds_for):
             return None
         return versioned.read(values, kind, version=version, ours=VERSION, say=say)
     except FileNotFoundError:

@@ -1,6 +1,7 @@
 """One GPU's energy counter: its readings become ticks, the pieces in which joules are settled."""
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
@@ -23,6 +24,8 @@ class Tick(NamedTuple):
     lost: bool
     """The counter fell: what it counted is not known."""
     quality: Quality
+    readings: Sequence[EnergyReading] = ()
+    """Those at which the counter moved, the last one included; none of ticks that were joined."""
 
 
 class GpuCounter:
@@ -30,22 +33,26 @@ class GpuCounter:
 
     Args:
         tick_s: a tick is at least this long; a counter's own may be as short as its errors of time.
-        lag_s: how much later than the power was drawn the counter shows it.
+        lag_s: how much later than the power was drawn the counter shows it, beyond what the
+            readings' times already account for; None where nothing is known of it.
     """
 
-    def __init__(self, tick_s: float, lag_s: float) -> None:
+    def __init__(self, tick_s: float, lag_s: float | None) -> None:
         self.tick_s = tick_s
+        self.lag_s = lag_s
+        """Of the readings to come: those that were entered stay where they are."""
         self.ticks: deque[Tick] = deque()
         """Not settled yet."""
         self.watts: float | None = None
         """Of the last reading."""
         self.silent_s = 0.0
         """Since the last reading."""
-        self._lag_s = lag_s
         self._last: EnergyReading | None = None
         """The reading that ended the last tick."""
         self._newest: EnergyReading | None = None
         """The reading at which the counter last moved."""
+        self._moves: list[EnergyReading] = []
+        """The readings at which it moved since the last tick."""
         self._worst = Quality.COUNTER
         """Of the readings since the last tick."""
         self._segment_base_joules = 0.0
@@ -65,6 +72,12 @@ class GpuCounter:
         """The counter's own increments up to the last settled tick."""
         return self._counted_joules + self._settled_joules - self._segment_base_joules
 
+    @property
+    def whole_lag_s(self) -> float | None:
+        """All that is taken off the times of readings; None where nothing is known of it."""
+        taken_s = self._newest.lag_s if self._newest is not None else 0.0
+        return taken_s if taken_s or self.lag_s is not None else None
+
     def observe(self, reading: EnergyReading) -> float:
         """Enter a reading; readings come in the order of their times.
 
@@ -72,8 +85,9 @@ class GpuCounter:
             The time that its power was drawn.
         """
         self.watts, self.silent_s = reading.watts, 0.0
-        at_s, last, newest = reading.monotonic_s - self._lag_s, self._last, self._newest
-        reading = replace(reading, monotonic_s=at_s)
+        late_s, last, newest = self.lag_s or 0.0, self._last, self._newest
+        at_s = reading.monotonic_s - late_s
+        reading = replace(reading, monotonic_s=at_s, lag_s=reading.lag_s + late_s)
         if last is None or newest is None:
             self._segment_base_joules = self._settled_joules = reading.joules
             self._last = self._newest = reading
@@ -83,6 +97,7 @@ class GpuCounter:
                 self._worst = reading.quality
                 self._end_tick(newest, reading)
             else:
+                self._moves.append(reading)
                 self._worst = max(self._worst, reading.quality, key=lambda quality: quality.rank)
                 if at_s - last.monotonic_s >= self.tick_s:
                     self._end_tick(last, reading)
@@ -103,12 +118,14 @@ class GpuCounter:
 
     def _end_tick(self, first: EnergyReading, last: EnergyReading) -> None:
         quality, self._worst = self._worst, Quality.COUNTER
+        moves, self._moves = self._moves, []
         if first is last:
             return
         lost = last.joules < first.joules
         joules = 0.0 if lost else last.joules - first.joules
         quality = Quality.RESET if lost else quality
-        self._wait(Tick(first.monotonic_s, last.monotonic_s, joules, last.joules, lost, quality))
+        span = first.monotonic_s, last.monotonic_s
+        self._wait(Tick(*span, joules, last.joules, lost, quality, moves))
         self._last = last
 
     def _wait(self, tick: Tick) -> None:
@@ -116,7 +133,8 @@ class GpuCounter:
             before = self.ticks.pop()
             quality = max(before.quality, tick.quality, key=lambda quality: quality.rank)
             joules = before.joules + tick.joules
-            tick = tick._replace(start_s=before.start_s, joules=joules, quality=quality)
+            start_s, none = before.start_s, ()
+            tick = tick._replace(start_s=start_s, joules=joules, quality=quality, readings=none)
         self.ticks.append(tick)
 
 

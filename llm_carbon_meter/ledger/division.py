@@ -58,6 +58,39 @@ def divide(tick: Tick, steps: OpenSteps, coefficients: StepCoefficients) -> Divi
     )
 
 
+class Course(NamedTuple):
+    """Joules expected from a tick's start to some times in it, power being constant in between."""
+
+    times_s: Floats
+    joules: Floats
+
+    def joules_at(self, times_s: Floats) -> Floats:
+        """Joules from the tick's start to other times."""
+        return np.interp(times_s, self.times_s, self.joules)
+
+
+def expected_course(
+    tick: Tick, part: slice, steps: OpenSteps, coefficients: StepCoefficients
+) -> Course:
+    """When the steps and gaps of a tick are expected to have drawn what.
+
+    Args:
+        tick: to be divided.
+        part: the steps that overlap the tick.
+        steps: all that are open.
+        coefficients: what they cost.
+    """
+    start = np.maximum(steps.start[part], tick.start_s)
+    end = np.minimum(steps.end[part], tick.end_s)
+    gaps_s = np.append(start, tick.end_s) - np.insert(end, 0, tick.start_s)
+    awake = gaps_s < AWAKE_S
+    pieces = np.zeros(2 * len(start) + 1)
+    pieces[::2] = gaps_s * np.where(awake, coefficients.static_watts, coefficients.idle_watts)
+    pieces[1::2] = (end - start) * steps.watts[part]
+    times = np.concatenate(([tick.start_s], np.column_stack((start, end)).ravel(), [tick.end_s]))
+    return Course(times, np.insert(np.cumsum(pieces), 0, 0.0))
+
+
 class RowShares(NamedTuple):
     """A division's steps, divided over their rows: one per scheduled request."""
 

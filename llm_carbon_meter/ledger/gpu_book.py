@@ -94,6 +94,7 @@ class GpuBook:
             tuple(self.seconds.tolist()),
             self.counter.watts,
             self.allreduce_joules if exchanges else None,
+            self.counter.whole_lag_s,
         )
 
 

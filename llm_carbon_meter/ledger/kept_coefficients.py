@@ -1,12 +1,18 @@
-"""Step coefficients that outlive their meter: a file keeps what a `CoefficientLearner` saw."""
+"""Step coefficients and counters' lags that outlive their meter, in one file.
 
-from dataclasses import asdict, dataclass
+The coefficients are of one model on one kind of GPU, the lags of single GPUs under any model.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.formats.kept_state import Identity, KeptState
+from llm_carbon_meter.formats.kept_state import Identity, KeptState, load
 from llm_carbon_meter.ledger.coefficient_learner import CoefficientLearner, LearnerState
+from llm_carbon_meter.ledger.lag_learner import LagLearner
 from llm_carbon_meter.physics.step_work import EFFICIENCIES, LAUNCH_S, CostModel
+from llm_carbon_meter.records import MeterError
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,10 +21,21 @@ class FileForm:
 
     prices: LearnerState
     """The name is that of the first version."""
+    lags_s: Mapping[str, float] = field(default_factory=dict)
+    """Learnt, by GPU; the first files have none."""
+
+
+def kept_lags(path: Path) -> Mapping[str, float]:
+    """Learnt lags of counters in seconds, by GPU; none where there is no file that can be read."""
+    try:
+        form = load(path, FileForm, None, lambda text: None)
+    except MeterError:
+        return {}
+    return form.lags_s if form else {}
 
 
 class KeptCoefficients:
-    """A learner that goes on with what its file has, and writes it now and then.
+    """Learners that go on with what their file has, and its writing now and then.
 
     Args:
         path: None keeps nothing.
@@ -30,6 +47,7 @@ class KeptCoefficients:
         self._file = KeptState(path, FileForm, _identity(model), faults, "prices")
         before = self._file.load(lambda form: CoefficientLearner(model.gpu, form.prices))
         self.learner = before or CoefficientLearner(model.gpu)
+        self.lags = LagLearner(kept_lags(path) if path else {})
         self._saved = self.learner.coefficients
 
     def save_at_times(self) -> None:
@@ -41,7 +59,7 @@ class KeptCoefficients:
         """Write the file if something was learnt: of several engines, the last one's."""
         if self._saved is not self.learner.coefficients:
             self._saved = self.learner.coefficients
-            self._file.save(FileForm(self.learner.state))
+            self._file.save(FileForm(self.learner.state, self.lags.lags_s))
 
 
 def _identity(model: CostModel) -> Identity:

@@ -13,8 +13,9 @@ import numpy as np
 
 from llm_carbon_meter.ledger.coefficient_learner import CoefficientLearner
 from llm_carbon_meter.ledger.counters import GpuCounter, Tick
-from llm_carbon_meter.ledger.division import divide, over_rows
+from llm_carbon_meter.ledger.division import Division, divide, expected_course, over_rows
 from llm_carbon_meter.ledger.gpu_book import GpuBook, unsettled
+from llm_carbon_meter.ledger.lag_learner import LagLearner
 from llm_carbon_meter.ledger.open_requests import OpenRequests, Provenance
 from llm_carbon_meter.ledger.open_steps import OpenSteps
 from llm_carbon_meter.ledger.step_columns import StepCounts
@@ -57,10 +58,12 @@ class EnergyLedger:
         engine: index of the engine, for the records.
         policy: a key of `attribution.POLICIES`.
         idle_by_time: spread idle joules over the requests in the system.
-        lag_s: how much later than the power was drawn a counter shows it.
+        lag_s: how much later than the power was drawn a counter shows it, beyond what the readings'
+            times already account for; None where nothing is known of it.
         tick_s: ticks are at least this long; a counter's own may be as short as its errors of time.
         embodied_grams_per_gpu_s: of the hardware's making; None to leave it out.
         learner: learns what steps cost from the readings; without one the data sheet holds.
+        lags: learns how late the counters are; without one ``lag_s`` holds.
     """
 
     def __init__(
@@ -73,10 +76,11 @@ class EnergyLedger:
         engine: int = 0,
         policy: str = "shapley",
         idle_by_time: bool = False,
-        lag_s: float = 0.0,
+        lag_s: float | None = None,
         tick_s: float = 0.0,
         embodied_grams_per_gpu_s: float | None = None,
         learner: CoefficientLearner | None = None,
+        lags: LagLearner | None = None,
     ) -> None:
         self._gpus = {name: GpuBook(name, GpuCounter(tick_s, lag_s)) for name in gpus}
         self._model = model
@@ -84,6 +88,7 @@ class EnergyLedger:
         self._provenance = Provenance(engine, source, quality, embodied_grams_per_gpu_s)
         self._idle_by_time = idle_by_time
         self._learner = learner
+        self._lags = lags
         self._entry = StepEntry(model, policy, learner)
         self._steps = OpenSteps.empty()
         self._requests = OpenRequests()
@@ -145,7 +150,10 @@ class EnergyLedger:
 
     def observe_reading(self, reading: EnergyReading) -> None:
         """Enter what a GPU's counter says; readings of a GPU come in the order of their times."""
-        self._gpus[reading.gpu].observe(reading)
+        gpu = self._gpus[reading.gpu]
+        if self._lags is not None:
+            gpu.counter.lag_s = self._lags.beyond_s(gpu.name, reading.lag_s)
+        gpu.observe(reading)
 
     def allow_short_ticks(self) -> None:
         """The engine ends: from now on a tick may be as short as the counter's own."""
@@ -197,18 +205,25 @@ class EnergyLedger:
     def _divide(self, gpu: GpuBook, tick: Tick, grams_per_joule: float) -> None:
         steps = self._steps
         division = divide(tick, steps, self._entry.coefficients)
-        if self._learner:
-            if steps.overhead[division.steps].any() or self._lowers(tick):
-                self._learner.skip(gpu.name)  # nobody knows what was done for these joules
-            else:
-                loads = steps.loads[division.steps]
-                worked = division.busy_s, loads, division.idle_s, division.awake_s
-                self._learner.see_tick(gpu.name, *worked, tick.joules)
+        self._teach(gpu, tick, division)
         rows = over_rows(division, steps)
         gpu.book(division, rows, steps, tick.joules)
         self._requests.book(rows, grams_per_joule)
         if self._idle_by_time:
             self._requests.spread_idle(tick, division, grams_per_joule)
+
+    def _teach(self, gpu: GpuBook, tick: Tick, division: Division) -> None:
+        """What a tick tells of the steps' costs, and of the counter's lag."""
+        part, steps = division.steps, self._steps
+        clear = not steps.overhead[part].any() and not self._lowers(tick)
+        if self._learner and clear:
+            worked = division.busy_s, steps.loads[part], division.idle_s, division.awake_s
+            self._learner.see_tick(gpu.name, *worked, tick.joules)
+        elif self._learner:
+            self._learner.skip(gpu.name)  # nobody knows what was done for these joules
+        if self._lags and clear and tick.quality is Quality.COUNTER:
+            course = expected_course(tick, part, steps, self._entry.coefficients)
+            self._lags.see_tick(gpu.name, tick, course)
 
     def _lowers(self, tick: Tick) -> bool:
         """Whether a tick is worse than the source was at its opening."""

@@ -39,10 +39,10 @@ enum { TYPE_UINT = 1, TYPE_ULL = 3 };
 enum { ADA = 8, HOPPER = 9 };
 enum { FAST_MHZ = 1980, SLOW_MHZ = 900 };
 enum sensor { ENERGY = 1, ENERGY_FIELD = 2, INSTANT = 4, AVERAGE = 8, USAGE = 16 };
-enum kind { RESET, LOST, SLOW, PROCESS, MIG, MODULE, ZERO, THROTTLE };
+enum kind { RESET, LOST, SLOW, PROCESS, MIG, MODULE, ZERO, THROTTLE, LAG };
 
 struct point { double t, watts; };
-/* amount: milliseconds of a slow call, the id of a process, reasons of slow clocks. */
+/* amount: milliseconds of a slow call or a lag, the id of a process, reasons of slow clocks. */
 struct event { enum kind kind; int gpu; double from, to, amount; };
 struct profile { struct point *points; int count; };
 
@@ -121,6 +121,7 @@ static bool parse_power(char **rest)
 static const struct { const char *word; enum kind kind; } events[] = {
     {"reset", RESET}, {"lost", LOST}, {"slow_ms", SLOW}, {"process", PROCESS},
     {"mig", MIG}, {"module", MODULE}, {"zero", ZERO}, {"throttle", THROTTLE},
+    {"lag", LAG},
 };
 
 static bool parse_event(enum kind kind, char **rest)
@@ -131,9 +132,10 @@ static bool parse_event(enum kind kind, char **rest)
     event->kind = kind;
     if (!next_gpu(rest, &event->gpu) || !next_number(rest, &event->from))
         return false;
-    if (kind != RESET && !next_number(rest, &event->to))
+    if (kind != RESET && kind != LAG && !next_number(rest, &event->to))
         return false;
-    if ((kind == SLOW || kind == PROCESS || kind == THROTTLE) && !next_number(rest, &event->amount))
+    bool has_amount = kind == SLOW || kind == PROCESS || kind == THROTTLE || kind == LAG;
+    if (has_amount && !next_number(rest, &event->amount))
         return false;
     script.num_events++;
     return true;
@@ -313,12 +315,26 @@ static double mean_watts(int gpu, double t)
 
 static const struct event *active(enum kind kind, int gpu, double t);
 
+/* The time whose joules the counter shows at t; while a lag grows the counter stands still. */
+static double lagged(int gpu, double t)
+{
+    double lag_s = script.lag_s, reached = -INFINITY;
+    for (int i = 0; i < script.num_events; i++) {
+        const struct event *event = &script.events[i];
+        if (event->kind == LAG && event->gpu == gpu && event->from <= t) {
+            reached = fmax(reached, event->from - lag_s);
+            lag_s = event->amount / 1000;
+        }
+    }
+    return fmax(reached, t - lag_s);
+}
+
 /* What the counter shows at t: everything up to the last tick, since the last reset. */
 static uint64_t counter_millijoules(int gpu, double t)
 {
     if (active(ZERO, gpu, t))
         return 0;
-    double shown = t - script.lag_s, start = 0;
+    double shown = lagged(gpu, t), start = 0;
     if (script.period_s > 0)
         shown = floor(shown / script.period_s) * script.period_s;
     for (int i = 0; i < script.num_events; i++) {

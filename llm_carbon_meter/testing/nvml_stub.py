@@ -81,7 +81,8 @@ class StubScript:
     extra: Sequence[str] = ()
     """Further lines: ``name TEXT``, ``init_error CODE``, ``architecture CODE``, ``unsupported GPU
     energy|energy_field|instant|average|usage``, and what happens, in seconds after the origin:
-    ``reset GPU T`` (counter to 0), ``lost GPU FROM TO``, ``slow_ms GPU FROM TO MS``, ``zero GPU
+    ``reset GPU T`` (counter to 0), ``lag GPU FROM MS`` (the lag of its counter from then on; while
+    it grows the counter stands still), ``lost GPU FROM TO``, ``slow_ms GPU FROM TO MS``, ``zero GPU
     FROM TO`` (the counter says 0), ``mig GPU FROM TO``, ``module GPU FROM TO`` (the sensors are
     those of a Grace Hopper module), ``process GPU FROM TO PID``, ``throttle GPU FROM TO REASONS``
     (slow clocks, and NVML's bits for why)."""

@@ -1,6 +1,8 @@
 """What is found of GPUs, one oddity at a time, through the stub in this process."""
 
 import dataclasses
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,8 +11,13 @@ from llm_carbon_meter.check import gpus
 from llm_carbon_meter.check.findings import Finding, Verdict
 from llm_carbon_meter.check.gpus import check_power
 from llm_carbon_meter.config import Config
+from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.ledger.kept_coefficients import KeptCoefficients
+from llm_carbon_meter.ledger.lag_learner import LagLearner
 from llm_carbon_meter.power.nvml.architectures import Measured
 from llm_carbon_meter.records import Quality
+from tests.support.scripted_nvml import uuid_of
+from tests.support.steps.cost_models import LLAMA
 
 ALWAYS = "0 9e9"
 
@@ -87,6 +94,24 @@ def test_what_was_measured_on_this_type_is_told(stub: Any, monkeypatch: pytest.M
     monkeypatch.setattr(gpus, "measured", {"NVIDIA Tested": Measured(0.02, 0.015)}.get)
     stub.steady(100, extra=("name NVIDIA Tested",))
     assert "on this type 20 ms and a lag of 15 ms were measured" in found()[0]["counter"].text
+
+
+def test_what_a_meter_learnt_of_this_gpu_is_told(
+    stub: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """From the kept file, before what was measured on the type; of this GPU alone."""
+    monkeypatch.setattr(gpus, "measured", {"NVIDIA Tested": Measured(0.02, 0.015)}.get)
+    stub.steady(100, 100, extra=("name NVIDIA Tested",))
+    file = KeptCoefficients(tmp_path / "kept.json", LLAMA, Faults())
+    file.lags = LagLearner({uuid_of(0): 0.0625})
+    file.learner.coefficients = replace(file.learner.coefficients, idle_watts=99.0)
+    file.save()
+    findings, _ = check_power(replace(Config(), prices_file=str(tmp_path / "kept.json")), 0.1)
+    first, second = (finding for finding in findings if finding.topic.strip() == "counter")
+    assert "a meter learnt its lag: 62.5 ms" in first.text
+    assert first.figures["learnt_lag_s"] == 0.0625
+    assert "a lag of 15 ms were measured" in second.text
+    assert second.figures["learnt_lag_s"] is None
 
 
 def test_a_counter_that_stands_still_is_a_note(stub: Any) -> None:

@@ -46,6 +46,7 @@ SPINE = {
     "sampler_gap_seconds",
     "sampler_read_seconds",
     "allreduce_modelled_joules",
+    "counter_lag_seconds",
     "errors",
     "estimate_error_ratio",
 }
@@ -217,6 +218,15 @@ def test_exchanges_between_gpus_stand_apart_from_the_accounts() -> None:
     assert value(registry, "allreduce_modelled_joules_total", gpu="GPU-a") == 12.5
     assert value(registry, "allreduce_modelled_joules_total", gpu="GPU-b") is None
     assert value(registry, "sampler_read_seconds") == 0.0007
+
+
+def test_the_lag_of_a_counter_is_shown_where_it_is_known() -> None:
+    """By GPU, whatever its source; absent, not 0, where nobody knows it."""
+    exporter, registry = exporter_of()
+    unknown = GpuTotals("GPU-b", 0.0, (0.0,) * 7, (0.0,) * 7, None)
+    exporter.totals(replace(TOTALS, gpus=(*TOTALS.gpus, unknown)))
+    assert value(registry, "counter_lag_seconds", gpu="GPU-a") == 0.04
+    assert value(registry, "counter_lag_seconds", gpu="GPU-b") is None
 
 
 def test_only_the_owner_exports_the_totals() -> None:

@@ -7,6 +7,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from llm_carbon_meter.ledger.lag_learner import LagLearner
 from llm_carbon_meter.records import Account, Quality, RequestEnergy
 
 from .baselines import BASELINES
@@ -72,13 +73,14 @@ class Figures:
 
 def judged(runs: Iterable[Run]) -> Iterator[Figures]:
     """Every policy on the runs of one world, in the order in which its meter lives through them."""
-    kept = None
+    kept, lags = None, LagLearner({})
     for run in runs:
         world, learner = run.world, learner_of(run.world, kept)
+        before, lags = lags.lags_s, LagLearner(lags.lags_s)
         books = {
-            LEARNT: play(run, ledger_of(run, "shapley", learner)),
+            LEARNT: play(run, ledger_of(run, "shapley", learner, lags=lags)),
             STARTED: play(run, ledger_of(run, "shapley", learner_of(world))),
-            TOLD: play(run, told_ledger(run, learner_of(world, kept))),
+            TOLD: play(run, told_ledger(run, learner_of(world, kept), LagLearner(before))),
         }
         books |= {name: play(run, ledger_of(run, policy)) for name, policy in LEDGERS.items()}
         kept = learner.state

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_carbon_meter.ledger.coefficient_learner import CoefficientLearner, LearnerState
+from llm_carbon_meter.ledger.lag_learner import LagLearner
 from llm_carbon_meter.ledger.ledger import EnergyLedger, Window
 from llm_carbon_meter.meter import TICK_S
 from llm_carbon_meter.physics.gpu_specs import gpu_spec
@@ -146,8 +147,10 @@ def ledger_of(
     policy: str,
     learner: CoefficientLearner | None = None,
     kind: type[EnergyLedger] = EnergyLedger,
+    lags: LagLearner | None = None,
 ) -> EnergyLedger:
-    """The book of a meter; without a learner the data sheet holds."""
+    """The book of a meter; without a learner the data sheet holds, and no lag is learnt."""
+    counts = run.world.sensor != "averaged_power"
     return kind(
         list(run.seen),
         model_of(run.world),
@@ -157,6 +160,7 @@ def ledger_of(
         lag_s=_delay_s(run.world),
         tick_s=TICK_S,
         learner=learner,
+        lags=lags or LagLearner({}) if learner and counts else None,
     )
 
 
@@ -181,10 +185,12 @@ class _Told(EnergyLedger):
         return windows
 
 
-def told_ledger(run: Run, learner: CoefficientLearner) -> EnergyLedger:
+def told_ledger(
+    run: Run, learner: CoefficientLearner, lags: LagLearner | None = None
+) -> EnergyLedger:
     """The same book, told what every step drew and who caused it: the errors that are left come
     from the sensors, the engine's times and neighbours, not from the division."""
-    ledger = ledger_of(run, "shapley", learner, _Told)
+    ledger = ledger_of(run, "shapley", learner, _Told, lags)
     assert isinstance(ledger, _Told)
     ledger.truth = {step.event.step_id: step for step in run.served.steps}
     return ledger

@@ -3,13 +3,15 @@
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.formats.kept_state import SAVE_S
 from llm_carbon_meter.ledger.coefficient_learner import CoefficientLearner
-from llm_carbon_meter.ledger.kept_coefficients import KeptCoefficients
+from llm_carbon_meter.ledger.kept_coefficients import KeptCoefficients, kept_lags
+from llm_carbon_meter.ledger.lag_learner import LagLearner
 from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.physics.kernels import step_costs
 from llm_carbon_meter.physics.model_list import built_in_model
@@ -109,6 +111,44 @@ def test_a_folder_that_is_not_there_is_counted(
     assert faults.counts == {"prices": 1}
     assert f"the file {path} cannot be written" in caplog.text
     assert "Traceback" not in caplog.text
+
+
+def test_lags_are_those_of_gpus_under_any_model(path: Path) -> None:
+    """Beside the coefficients; another model's meter goes on with them, and so does `check`."""
+    file = KeptCoefficients(path, LLAMA, Faults())
+    taught(file.learner)
+    file.lags = LagLearner({"GPU-a": 0.03, "GPU-b": 0.12})
+    file.save()
+    other = CostModel(H100, step_costs(built_in_model("Qwen2.5-14B")))
+    for model in (LLAMA, other):
+        faults = Faults()
+        lags = KeptCoefficients(path, model, faults).lags
+        assert lags.lags_s == kept_lags(path) == {"GPU-a": 0.03, "GPU-b": 0.12}
+        assert lags.beyond_s("GPU-b", 0.02) == pytest.approx(0.1)
+        assert not faults.counts
+
+
+def test_a_file_from_before_lags_were_kept_is_read(path: Path) -> None:
+    """Its coefficients hold, and no lag is known."""
+    watts = learnt_into(path)
+    form = msgspec.json.decode(path.read_bytes())
+    del form["lags_s"]
+    path.write_bytes(msgspec.json.encode(form))
+    faults = Faults()
+    file = KeptCoefficients(path, LLAMA, faults)
+    assert file.learner.coefficients.idle_watts == pytest.approx(watts)
+    assert file.lags.lags_s == {}
+    assert not faults.counts
+
+
+@pytest.mark.parametrize(
+    "text", [None, "", "{", "[]", "{}", '{"deployment": 1, "lags_s": {"a": "b"}}']
+)
+def test_lags_that_cannot_be_read_are_unknown(path: Path, text: str | None) -> None:
+    """No file, or one that is damaged."""
+    if text is not None:
+        path.write_text(text, "utf-8")
+    assert kept_lags(path) == {}
 
 
 def test_it_is_written_only_when_something_was_learnt(path: Path) -> None:

@@ -164,7 +164,7 @@ class NvmlMeter:
         joules = _joules(gpu, monotonic_s, millijoules, watts)
         gap = not gpu.sensors.counts and not gpu.integral.bridged
         quality = Quality.RESET if gap else gpu.quality
-        return EnergyReading(monotonic_s, gpu.uuid, joules, watts, quality)
+        return EnergyReading(monotonic_s, gpu.uuid, joules, watts, quality, gpu.delay_s)
 
     def _end_session(self) -> None:
         # NVML counts its sessions: a shutdown too many would end that of vLLM in this process.

@@ -256,6 +256,7 @@ def test_a_measured_lag_moves_the_readings(stub: Any, monkeypatch: pytest.Monkey
     reading = one(meter)
     meter.close()
     assert reading.monotonic_s == pytest.approx(now_s - 0.3, abs=0.1)
+    assert reading.lag_s == 0.3
 
 
 def test_a_binding_without_the_module_call_is_no_module(

@@ -40,6 +40,24 @@ def test_counter_is_the_integral_of_the_power(stub: Any, period_ms: float, lag_m
     assert (meter.source, meter.quality) == (Source.MEASURED, Quality.COUNTER)
 
 
+def test_the_lag_of_a_counter_can_change(stub: Any) -> None:
+    """Where it grows the counter stands until it has caught up; where it falls it jumps ahead."""
+    origin_s = time.monotonic() - 60
+    at_s = time.monotonic() - origin_s
+    extra = (f"lag 0 {at_s + 0.1} 150", f"lag 0 {at_s + 0.4} 50")
+    stub.play(StubScript(2, {0: [(0, 100)], 1: [(0, 100)]}, origin_s=origin_s, extra=extra))
+    meter = open_nvml(["0", "1"])
+    polls = read_for(meter, 0.5)
+    meter.close()
+    late_s = [(second.joules - first.joules) / 100 for first, second in polls]
+    after_s = [first.monotonic_s - origin_s - at_s for first, _ in polls]
+    for begin_s, end_s, lag_s in ((0.0, 0.1, 0.0), (0.26, 0.39, 0.15), (0.41, 0.5, 0.05)):
+        seen = [late for late, t in zip(late_s, after_s, strict=True) if begin_s < t < end_s]
+        assert seen == pytest.approx([lag_s] * len(seen), abs=0.005)
+        assert len(seen) > 5
+    assert all(b[0].joules >= a[0].joules for a, b in itertools.pairwise(polls))
+
+
 def test_delta_between_readings_is_the_energy_drawn(stub: Any) -> None:
     """Between two reads of a continuous counter lie the joules drawn between them."""
     script = stub.play(StubScript(1, {0: [(0, 100), (0.2, 900), (0.3, 50)]}))
