@@ -151,7 +151,10 @@ class Config:
         "how requests are estimated: the trained network, the FLOP formula, or not at all",
     )
     calibration_file: str = _setting(
-        "", str, "file that keeps the correction of the estimates over a restart; empty: not kept"
+        "",
+        str,
+        "file that keeps what this deployment's own steps have shown of its estimates, over a "
+        "restart; empty: not kept",
     )
     drift_threshold: float = _setting(
         0.25,

@@ -11,12 +11,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
+import numpy as np
+
 from llm_carbon_meter.carbon.emissions import embodied_rate, operational_grams
 from llm_carbon_meter.carbon.grid import open_grid
 from llm_carbon_meter.config import Config, runtime_folder
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.ledger.kept_coefficients import KeptCoefficients
-from llm_carbon_meter.ledger.ledger import EnergyLedger
+from llm_carbon_meter.ledger.ledger import EnergyLedger, SeenTick
 from llm_carbon_meter.physics.gpu_specs import GpuSpec, gpu_spec
 from llm_carbon_meter.physics.kernels import step_costs
 from llm_carbon_meter.physics.model_specs import ModelSpec
@@ -27,6 +29,9 @@ from llm_carbon_meter.power.nvml.nvml_meter import NvmlMeter, open_nvml, worst
 from llm_carbon_meter.power.power_meter import PowerMeter
 from llm_carbon_meter.power.replay import ReplayMeter
 from llm_carbon_meter.power.sampler import PowerSampler
+from llm_carbon_meter.predictor.energy_model import Deployment
+from llm_carbon_meter.predictor.gnn import shipped_weights
+from llm_carbon_meter.predictor.live import LiveLearner
 from llm_carbon_meter.records import (
     HEARTBEAT_S,
     EnergyReading,
@@ -133,6 +138,18 @@ def _coefficients(config: Config, model: CostModel, faults: Faults) -> KeptCoeff
     return KeptCoefficients(file, model, faults)
 
 
+def _factors(config: Config, deployment: Deployment | None, faults: Faults) -> LiveLearner | None:
+    """What corrects the estimates; None where there are none, or they learn nothing."""
+    if deployment is None or config.estimator != "gnn":
+        return None
+    file = Path(config.calibration_file) if config.calibration_file else None
+    try:
+        return LiveLearner(shipped_weights(), deployment, file, faults)
+    except MeterError as error:
+        faults.note("estimator", error, "Estimates are not corrected by what is measured.")
+        return None
+
+
 def _watch(power: PowerMeter, engine_pid: int, faults: Faults) -> Watch | None:
     """Others on a GPU can be seen where NVML reads it."""
     if not isinstance(power, NvmlMeter):
@@ -155,6 +172,7 @@ class EngineMeter:
         faults: counts of what went wrong.
         engine_pid: the engine's process, to tell others on its GPUs from its own.
         outside: the events are made up by somebody who does not see the engine's steps.
+        deployment: of which estimates are made that its steps correct; None where none are.
     """
 
     def __init__(
@@ -169,6 +187,7 @@ class EngineMeter:
         engine_pid: int,
         *,
         outside: bool = False,
+        deployment: Deployment | None = None,
     ) -> None:
         self._power = power
         self._source = source
@@ -176,9 +195,10 @@ class EngineMeter:
         self._publish = publish
         self._faults = faults
         self._session = uuid.uuid4().hex
-        # Steps that are made up teach no coefficients.
+        # Steps that are made up teach nothing.
         taught = teaches(power, model) and not outside
         self._coefficients = _coefficients(config, model, faults) if taught else None
+        self._factors = _factors(config, deployment, faults) if taught else None
         lag_s = config.counter_lag_s if isinstance(config.counter_lag_s, float) else None
         self._embodied_rate = embodied_rate(config.embodied, model.gpu, host=config.embodied_host)
         self._ledger = EnergyLedger(
@@ -194,6 +214,7 @@ class EngineMeter:
             embodied_grams_per_gpu_s=self._embodied_rate,
             learner=self._coefficients.learner if self._coefficients else None,
             lags=self._coefficients.lags if self._coefficients and lag_s is None else None,
+            watch=self._see if self._factors else None,
         )
         self._grid, self._pue = open_grid(config, faults), config.pue
         self._readings: deque[EnergyReading] = deque()
@@ -203,6 +224,14 @@ class EngineMeter:
         self._load = EngineLoad(engine, {})
         self._load_s = self._published_s
         self._service = Service("llm-carbon-meter", self._turn, self._failed, source.wake)
+
+    def _see(self, tick: SeenTick) -> None:
+        """Estimates learn from a tick; a fault of theirs takes nothing from the book."""
+        assert self._factors is not None
+        try:
+            self._factors.see_tick(*tick)
+        except (ValueError, ArithmeticError, np.linalg.LinAlgError) as error:
+            self._faults.note("estimator", error, "Estimates did not learn from this tick.")
 
     def start(self) -> None:
         """Take the first reading and start both threads.
@@ -230,11 +259,16 @@ class EngineMeter:
             self._watch.stop()
         try:
             self._settle_the_rest()
-            if self._coefficients is not None:
-                self._coefficients.save()
+            for learner in self._learners:
+                learner.save()
             self._power.close()
         except MeterError as error:
             self._faults.note("stop", error)
+
+    @property
+    def _learners(self) -> Sequence[KeptCoefficients | LiveLearner]:
+        """Those that keep what they learnt."""
+        return [learner for learner in (self._coefficients, self._factors) if learner]
 
     def _turn(self) -> float:
         """Work one slice off; seconds until the next one."""
@@ -276,8 +310,8 @@ class EngineMeter:
             self._published_s = time.monotonic()
             # Totals first: whoever sees a final figure finds its joules in them.
             self._publish([self._load, self._totals(), *finals])
-        if self._coefficients is not None:
-            self._coefficients.save_at_times()
+        for learner in self._learners:
+            learner.save_at_times()
 
     def _settle_the_rest(self) -> None:
         while self._work_off():
@@ -315,4 +349,5 @@ class EngineMeter:
             sampler_gap_s=self._sampler.gap_s,
             sampler_read_s=self._sampler.read_s,
             open_requests=self._ledger.num_open,
+            factors=self._factors.factors if self._factors else None,
         )

@@ -312,6 +312,17 @@ HEARTBEAT_S: Final = 1.0
 
 
 @dataclass(frozen=True, slots=True)
+class DeploymentFactors:
+    """What a deployment's own steps have shown of its step law: a Gaussian over logarithms."""
+
+    mean: tuple[float, ...]
+    """Of each of `step_law.FACTORS`."""
+    covariance: tuple[tuple[float, ...], ...]
+    ticks: int
+    """Seen so far."""
+
+
+@dataclass(frozen=True, slots=True)
 class EngineTotals:
     """Everything engine-wide, cumulative, so that a lost message loses no joules."""
 
@@ -336,6 +347,8 @@ class EngineTotals:
     sampler_read_s: float = 0.0
     """Seconds that a reading of all GPUs takes, of late."""
     open_requests: int = 0
+    factors: DeploymentFactors | None = None
+    """Learnt so far; None where the estimates learn nothing here."""
 
     @property
     def accounted_ratio(self) -> float | None:
@@ -387,7 +400,7 @@ class EnergyEstimate:
     embodied_grams: float | None = None
     """Of the hardware's making; None where the model knows no time or the settings leave it out."""
     out_of_domain: str = ""
-    """Why the estimate is less certain than its interval says; empty where it is not."""
+    """What was not measured, or is assumed; empty where nothing is."""
     calibration: float = 1.0
     """Measured / estimated as this deployment's own measurements have shown it so far."""
 

@@ -23,7 +23,8 @@ print(*sys.modules, file=sys.stderr)
 ROOMS = {
     "demo": "config data demo exporters extras physics power service testing units",
     "campaign": "campaign config exporters extras faults physics power training",
-    "check": "carbon check config exporters faults formats physics power servers service units",
+    "check": "carbon check config exporters faults formats ledger physics power servers service "
+    "units",
     "serve-transformers": "carbon config data exporters faults formats frontend physics predictor "
     "servers service units",
     "sidecar": "servers",

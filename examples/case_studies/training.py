@@ -6,6 +6,7 @@ Training keeps A100s at half of their peak for months; inference of one batch ke
 seconds, its decode phase mostly waiting for memory.
 """
 
+import numpy as np
 from studies import (
     ABOUT_EMBODIED,
     EMBODIED,
@@ -24,8 +25,8 @@ from studies import (
 
 from llm_carbon_meter.carbon.intensity import WORLD, annual
 from llm_carbon_meter.physics.gpu_specs import GpuSpec
-from llm_carbon_meter.predictor.fitted_physics import TERMS
 from llm_carbon_meter.predictor.gnn import shipped_weights
+from llm_carbon_meter.predictor.step_law import TERMS, constants_of
 from llm_carbon_meter.units import JOULES_PER_KILOWATT_HOUR
 
 UTILISATION = 0.5
@@ -36,9 +37,10 @@ BATCHES = ((1, "1K"), (4, "6K"))
 
 def training_watts(gpu: GpuSpec, utilisation: float) -> float:
     """Board power of a GPU that computes at a share of its peak, by the predictor's constants."""
-    constants = shipped_weights().physics.constants(ENGINE, VERSION, gpu.name)
-    products = constants.rates[0, TERMS.index("products"), 3]
-    return float(constants.static[0] + utilisation * products) * gpu.board_watts
+    physics = shipped_weights().physics
+    law = constants_of(physics, physics.prior(ENGINE, VERSION, gpu.name).mean, np)
+    products = law.rates[TERMS.index("products"), 3]
+    return float(law.static[0] + law.active[0] + utilisation * products) * gpu.board_watts
 
 
 def main() -> None:
@@ -69,14 +71,14 @@ def main() -> None:
         EMBODIED["pcf"]: [(boards - dies) / whole] * len(rows),
     }
     stack(axes, [row[0] for row in rows], parts)
-    axes.legend(loc="lower left")
+    axes.legend(loc="upper right")
     axes.set(title="Mixtral-8x7B: gCO2eq per GPU and second", ylabel="relative to training")
     least = min(watts.values()) * per_watt
     even = [making / least * grid.grams_per_kwh for making in (dies, boards)]
     caption = (
         f"Estimated. Inference: int8 weights on 4 x {deployment.gpu.name}, {ENGINE} {VERSION}, "
         f"{OUTPUT_TOKENS} output tokens, batches of b prompts of p tokens. Training: the same "
-        f"GPU at {UTILISATION:.0%} of its peak, static power and arithmetic alone. Grid: "
+        f"GPU at {UTILISATION:.0%} of its peak: static and active power, and arithmetic. Grid: "
         f"{grid.grams_per_kwh:.0f} gCO2eq/kWh ({grid.source}), PUE 1. {ABOUT_EMBODIED} They would "
         f"equal the operational part of the cheapest phase at {even[0]:.2g} and {even[1]:.2g} "
         "gCO2eq/kWh."

@@ -25,7 +25,6 @@ from llm_carbon_meter.training.data.configurations import PAPER_RADIUS, Configur
 from llm_carbon_meter.training.data.physics_features import column
 from llm_carbon_meter.training.data.priors import TracePrior
 from llm_carbon_meter.training.data.rows import Row
-from llm_carbon_meter.training.data.withheld import why_withheld
 from llm_carbon_meter.training.fit.metrics import errors
 from llm_carbon_meter.training.study import sampling
 from llm_carbon_meter.training.study.recorded import fit_predictor
@@ -67,7 +66,7 @@ def focus(plan: Plan, file: Measurements, gpu: str, end_s: float) -> None:
         engine=plan.engine,
         engine_version=installed_version(plan.engine),
         max_gpus=plan.tensor_parallel,
-        models=_teaching(plan.models),
+        models=plan.models,
         dtypes=("",),
     )
     locked = lock(prior.draw(DRAWN, (), rng), TEST_SHARE, PAPER_RADIUS, rng)
@@ -92,20 +91,6 @@ def focus(plan: Plan, file: Measurements, gpu: str, end_s: float) -> None:
         rows = list(test.values())
         judged = errors(column(rows, "energy_joules"), done.predict(rows), column(rows, "weight"))
         print(f"on {len(rows)} of the test set, locked away before: MAPE {judged.mape:.1f} %")
-
-
-def _teaching(models: Sequence[str]) -> list[str]:
-    """The models of which training takes rows.
-
-    Raises:
-        MeterError: none.
-    """
-    teaching = [name for name in models if not why_withheld({"model": name}, "", "", "")]
-    if not teaching:
-        raise MeterError(
-            f"--models {' '.join(models)}: training leaves all of them out; add others"
-        )
-    return teaching
 
 
 def _measured(

@@ -176,7 +176,7 @@ class OfflineEstimate:
         lines = [f"10 % to 90 %: {figure(low)} to {figure(high)} Wh"] if low < high else []
         lines.append(f"at {figure(grid.grams_per_kwh)} gCO2eq/kWh ({grid.zone}); {overhead}")
         if estimate.out_of_domain:
-            lines.append(f"less certain than that: {estimate.out_of_domain}")
+            lines.append(f"wider, since: {estimate.out_of_domain}")
         return lines
 
     def comparison(self) -> str:

@@ -188,9 +188,10 @@ class BatchEstimator:
 
 def _watt_hours(group: _Group) -> Floats:
     """Shape (requests, 5), as `ENERGY_COLUMNS` names them."""
-    prefill, decode, _ = group.bound.phases(*np.array(group.requests, np.float64).T.copy())
-    total, (low, high) = prefill + decode, group.bound.interval
-    joules = (prefill, decode, total, low * total, high * total)
+    energy = group.bound.phases(*np.array(group.requests, np.float64).T.copy())
+    prefill, decode, factor = energy.prefill_joules, energy.decode_joules, np.exp(energy.width)
+    total = prefill + decode
+    joules = (prefill, decode, total, total / factor, total * factor)
     return np.stack(joules, axis=1) / JOULES_PER_WATT_HOUR
 
 

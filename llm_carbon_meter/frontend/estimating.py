@@ -1,7 +1,6 @@
 """Opens the estimator of a server's own deployment, as the settings say."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import NamedTuple
 
 from llm_carbon_meter.carbon.emissions import embodied_rate
@@ -9,10 +8,10 @@ from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.physics.gpu_specs import GpuSpec, assumed_gpu, gpu_spec
 from llm_carbon_meter.physics.model_specs import ModelSpec
-from llm_carbon_meter.predictor.energy_model import Deployment, EnergyModel
+from llm_carbon_meter.predictor.energy_model import EnergyModel
 from llm_carbon_meter.predictor.estimator import DeploymentEstimator
 from llm_carbon_meter.predictor.live import LiveEstimator
-from llm_carbon_meter.predictor.models import energy_model
+from llm_carbon_meter.predictor.models import energy_model, placed
 from llm_carbon_meter.records import CarbonIntensity, MeterError, SpecError
 
 
@@ -21,8 +20,6 @@ def open_estimator(
     deployment: Mapping[str, str | int],
     model: ModelSpec | None,
     intensity: CarbonIntensity,
-    *,
-    writes: bool,
     faults: Faults,
 ) -> LiveEstimator | None:
     """The estimator of a server; None where it has none.
@@ -32,19 +29,12 @@ def open_estimator(
         deployment: engine, version, GPU and parallelism, as records have them.
         model: shape; None where the architecture is not known.
         intensity: of the grid.
-        writes: whether this process is the one that writes the calibration's file.
         faults: counts what went wrong.
     """
     if model is None or config.estimator == "none":
         return None
     gpu, remark = _gpu(config, deployment, faults)
-    place = Deployment(
-        model,
-        gpu,
-        int(deployment.get("tensor_parallel_size", 1)),
-        str(deployment.get("engine", "")),
-        str(deployment.get("engine_version", "")),
-    )
+    place = placed(model, gpu, deployment)
     rate = embodied_rate(config.embodied, gpu, host=config.embodied_host)
     try:
         estimator = DeploymentEstimator(
@@ -53,8 +43,7 @@ def open_estimator(
     except MeterError as error:
         faults.note("estimator", error, "Requests have no estimate.")
         return None
-    file = Path(config.calibration_file) if config.calibration_file else None
-    return LiveEstimator(estimator, file, writes, faults)
+    return LiveEstimator(estimator)
 
 
 def _energy_model(config: Config, faults: Faults) -> EnergyModel:

@@ -20,7 +20,7 @@ from llm_carbon_meter.frontend.record_making import Surroundings, record_of
 from llm_carbon_meter.frontend.record_store import RecordStore
 from llm_carbon_meter.frontend.request_log import RequestLog, log_line, open_log
 from llm_carbon_meter.physics.model_specs import ModelSpec
-from llm_carbon_meter.predictor.calibration import error_ratios
+from llm_carbon_meter.predictor.drift import error_ratios
 from llm_carbon_meter.predictor.live import LiveEstimator
 from llm_carbon_meter.records import (
     CarbonIntensity,
@@ -84,7 +84,7 @@ class FrontendMeter:
         self._metrics.intensity(self._intensity, 0.0)
         self._log: RequestLog | None = open_log(config, index, faults)
         self._live: LiveEstimator | None = open_estimator(
-            config, deployment, model, self._intensity, writes=first, faults=faults
+            config, deployment, model, self._intensity, faults
         )
         watches = first and self._live is not None
         self._drift = DriftWatch(config, model_name, self._metrics, faults) if watches else None
@@ -152,6 +152,8 @@ class FrontendMeter:
         """An engine says what its GPUs have used so far; at least once per heartbeat."""
         self._heard_s = time.monotonic()
         self._metrics.totals(totals)
+        if totals.factors is not None and self._live is not None:
+            self._live.adopt(totals.factors)
         self._use(totals.intensity)
         if self._drift is not None:
             self._drift.look()
@@ -195,8 +197,6 @@ class FrontendMeter:
         self._metrics.estimate_errors(record, error_ratios(record))
 
     def _learn(self, record: RequestRecord) -> None:
-        if self._live is not None:
-            self._live.learn(record)
         if self._drift is not None:
             self._drift.observe(record)
 
@@ -232,7 +232,5 @@ class FrontendMeter:
         for exchange in self.exchanges.unfinished():
             if exchange.is_final():
                 self.end(exchange, answered=False)
-        if self._live is not None:
-            self._live.save()
         if self._log is not None:
             self._log.close()

@@ -6,7 +6,7 @@ tick in proportion to expected watts x time (division.py), and a step's part amo
 their shares (step_entry.py, attribution.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -20,7 +20,7 @@ from llm_carbon_meter.ledger.open_requests import OpenRequests, Provenance
 from llm_carbon_meter.ledger.open_steps import OpenSteps
 from llm_carbon_meter.ledger.step_columns import StepCounts
 from llm_carbon_meter.ledger.step_entry import StepEntry
-from llm_carbon_meter.physics.step_work import CostModel
+from llm_carbon_meter.physics.step_work import CostModel, Floats
 from llm_carbon_meter.records import (
     Account,
     EnergyReading,
@@ -35,6 +35,7 @@ from llm_carbon_meter.records import (
 
 LOST_AFTER_S: Final = 10.0
 """A GPU silent for this long keeps nobody waiting; what it counts meanwhile is unattributed."""
+TINY_S: Final = 1e-12
 LONGEST_SILENCE_S: Final = 1.0
 """Time that passes in one go beyond this was a pause of ours, in which nobody could be heard."""
 
@@ -45,6 +46,19 @@ class Window(NamedTuple):
     start_s: float
     end_s: float
     watts: float
+
+
+class SeenTick(NamedTuple):
+    """What a GPU did and counted in a tick of which everything is known."""
+
+    sums: Floats
+    """`phases.SUMS` of its steps, shape (steps, sums)."""
+    parts: Floats
+    """How much of each step was inside the tick, shape (steps,)."""
+    seconds: float
+    """In steps, and in gaps so short that clocks stayed up."""
+    joules: float
+    """Counted, less what idle time is expected to draw."""
 
 
 class EnergyLedger:
@@ -64,6 +78,7 @@ class EnergyLedger:
         embodied_grams_per_gpu_s: of the hardware's making; None to leave it out.
         learner: learns what steps cost from the readings; without one the data sheet holds.
         lags: learns how late the counters are; without one ``lag_s`` holds.
+        watch: is shown every tick of which everything is known.
     """
 
     def __init__(
@@ -81,6 +96,7 @@ class EnergyLedger:
         embodied_grams_per_gpu_s: float | None = None,
         learner: CoefficientLearner | None = None,
         lags: LagLearner | None = None,
+        watch: Callable[[SeenTick], None] | None = None,
     ) -> None:
         self._gpus = {name: GpuBook(name, GpuCounter(tick_s, lag_s)) for name in gpus}
         self._model = model
@@ -88,8 +104,8 @@ class EnergyLedger:
         self._provenance = Provenance(engine, source, quality, embodied_grams_per_gpu_s)
         self._idle_by_time = idle_by_time
         self._learner = learner
-        self._lags = lags
-        self._entry = StepEntry(model, policy, learner)
+        self._lags, self._watch = lags, watch
+        self._entry = StepEntry(model, policy, learner, with_sums=watch is not None)
         self._steps = OpenSteps.empty()
         self._requests = OpenRequests()
         self._known_until_s = -np.inf
@@ -224,6 +240,18 @@ class EnergyLedger:
         if self._lags and clear and tick.quality is Quality.COUNTER:
             course = expected_course(tick, part, steps, self._entry.coefficients)
             self._lags.see_tick(gpu.name, tick, course)
+        if self._watch is not None and clear and len(division.busy_s):
+            self._watch(self._seen(tick, division))
+
+    def _seen(self, tick: Tick, division: Division) -> SeenTick:
+        part, steps = division.steps, self._steps
+        idle_watts = self._entry.coefficients.idle_watts
+        return SeenTick(
+            steps.sums[part],
+            division.busy_s / np.maximum(steps.end[part] - steps.start[part], TINY_S),
+            float(division.busy_s.sum()) + division.awake_s,
+            tick.joules - idle_watts * (division.idle_s - division.awake_s),
+        )
 
     def _lowers(self, tick: Tick) -> bool:
         """Whether a tick is worse than the source was at its opening."""

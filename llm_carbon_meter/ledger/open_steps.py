@@ -5,6 +5,7 @@ from typing import Any, NamedTuple, Self
 import numpy as np
 import numpy.typing as npt
 
+from llm_carbon_meter.physics.phases import SUMS
 from llm_carbon_meter.physics.step_work import Floats, Ints
 
 
@@ -20,6 +21,8 @@ class OpenSteps(NamedTuple):
     """As `attribution.step_loads` has them, shape (steps, 2)."""
     allreduce: Floats
     """Share of the step's time."""
+    sums: Floats
+    """`phases.SUMS`, shape (steps, sums); 0 where nobody looks at them."""
     overhead: npt.NDArray[np.bool_]
     counts: Ints
     """Rows of each step."""
@@ -43,6 +46,7 @@ class OpenSteps(NamedTuple):
             np.full(number, idle_watts),
             np.zeros((number, 2)),
             np.zeros(number),
+            np.zeros((number, len(SUMS))),
             np.zeros(number, np.bool_),
             np.zeros(number, np.intp),
             np.zeros(0, np.intp),

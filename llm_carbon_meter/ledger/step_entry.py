@@ -11,7 +11,7 @@ from llm_carbon_meter.ledger.open_requests import OpenRequests
 from llm_carbon_meter.ledger.open_steps import OpenSteps
 from llm_carbon_meter.ledger.step_columns import StepCounts, account_column, occupancy, step_rows
 from llm_carbon_meter.physics.step_coefficients import StepCoefficients, sheet_coefficients
-from llm_carbon_meter.physics.step_work import CostModel, Floats, step_work
+from llm_carbon_meter.physics.step_work import CostModel, Floats, step_sums, step_work
 from llm_carbon_meter.records import StepEvent, StepKind
 
 
@@ -22,13 +22,22 @@ class StepEntry:
         model: physics behind the proportions.
         policy: a key of `attribution.POLICIES`.
         learner: learns from the steps' seconds; without one the data sheet holds.
+        with_sums: whether somebody looks at what the steps are made of.
     """
 
-    def __init__(self, model: CostModel, policy: str, learner: CoefficientLearner | None) -> None:
+    def __init__(
+        self,
+        model: CostModel,
+        policy: str,
+        learner: CoefficientLearner | None,
+        *,
+        with_sums: bool = False,
+    ) -> None:
         self.counts = StepCounts()
         self._model = model
         self._policy = policy
         self._learner = learner
+        self._summed = model.costs if with_sums else None
         self._sheet = sheet_coefficients(model.gpu)
         self._last_done_s = -np.inf
 
@@ -64,6 +73,8 @@ class StepEntry:
         steps.loads[serving] = loads
         steps.watts[serving] = step_watts(loads, coefficients)
         steps.allreduce[serving] = allreduce_shares(rows, durations, self._model)
+        if self._summed is not None:
+            steps.sums[serving] = step_sums(rows, self._summed)
         row_share: Floats = shares(self._policy, rows, work, durations, coefficients)
         ids = list(chain.from_iterable(event.request_ids for event in events))
         row_key = requests.enter(ids, rows, accounts, start, end)

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from llm_carbon_meter.physics.families import (
@@ -106,10 +106,23 @@ class ModelSpec:
     """[D_W,emb, D_W,head] embedding, LM head, router, norms and biases"""
     compute: str = "bfloat16"
     """Type of the linear kernels' products, a key of `GpuSpec.peak`."""
+    block_scaled: bool = False
+    """FP8 weights with a scale for every block."""
+    unpacked_as: str = ""
+    """int8 or nf4 where bitsandbytes unpacks the weights in every step."""
     activation_bytes: float = 2.0
     """[D_A]"""
     kv_bytes: float = 2.0
     """[D_KV]"""
+
+    @property
+    def number_format(self) -> str:
+        """How weights are stored and multiplied, in words: ``bfloat16, weights of 16 bits``."""
+        words = f"{self.compute}, weights of {8 * self.weight_bytes:.0f} bits"
+        if self.num_experts:
+            words += f", experts of {8 * self.expert_weight_bytes:.0f} bits"
+        words += " in blocks" if self.block_scaled else ""
+        return words + (f", {self.unpacked_as} of bitsandbytes" if self.unpacked_as else "")
 
     @property
     def parameters(self) -> int:
@@ -172,6 +185,18 @@ class ModelSpec:
         return embeddings * self.vocab_size * width + self.position_rows * h + projections
 
 
+def in_16_bits(model: ModelSpec) -> ModelSpec:
+    """The same shape with all weights in 16 bits."""
+    return replace(
+        model,
+        weight_bytes=2.0,
+        expert_weight_bytes=2.0,
+        compute="bfloat16",
+        block_scaled=False,
+        unpacked_as="",
+    )
+
+
 def model_spec(
     config: Mapping[str, Any], name: str = "", *, approximate: bool = False
 ) -> ModelSpec:
@@ -211,6 +236,8 @@ def _fields(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
         "expert_weight_bytes": weights.expert_bytes,
         "plain_weight_bytes": weights.plain_bytes,
         "compute": weights.compute,
+        "block_scaled": weights.block_scaled,
+        "unpacked_as": weights.unpacked_as,
         "activation_bytes": weights.plain_bytes,
         "kv_bytes": weights.plain_bytes,
         **family.traits,

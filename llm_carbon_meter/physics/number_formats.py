@@ -32,6 +32,10 @@ class WeightFormat:
     compute: str
     """A key of `GpuSpec.peak`; weight-only formats compute in 16 bits."""
     approximation: str = ""
+    block_scaled: bool = False
+    """FP8 with a scale for every block of weights."""
+    unpacked_as: str = ""
+    """int8 or nf4 where bitsandbytes unpacks the weights with kernels of its own in every step."""
 
 
 def weight_format(quantisation: Mapping[str, Any], dtype: str) -> WeightFormat:
@@ -54,12 +58,14 @@ def weight_format(quantisation: Mapping[str, Any], dtype: str) -> WeightFormat:
         return _uniform(plain, _grouped_bytes(quantisation, zero_points=True), plain.compute)
     if method == "bitsandbytes":
         if quantisation.get("load_in_8bit"):
-            return _uniform(plain, 1.0, "int8")
-        return _uniform(plain, NVFP4_BYTES, plain.compute)  # blocks of 64 with an FP32 scale
+            return replace(_uniform(plain, 1.0, "int8"), unpacked_as="int8")
+        # blocks of 64 with an FP32 scale
+        return replace(_uniform(plain, NVFP4_BYTES, plain.compute), unpacked_as="nf4")
     if "fp4" in method or str(quantisation.get("quant_algo", "")).upper() == "NVFP4":
         return _uniform(plain, NVFP4_BYTES, "fp4")
     if "fp8" in method or method == "modelopt":
-        return _uniform(plain, 1 + _block_scale_bytes(quantisation), "fp8")
+        scales = _block_scale_bytes(quantisation)
+        return replace(_uniform(plain, 1 + scales, "fp8"), block_scaled=scales > 0)
     return replace(plain, approximation=f"{method} weights counted as not quantised")
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_carbon_meter.physics.gpu_specs import GpuSpec
-from llm_carbon_meter.physics.kernels import StepCosts
+from llm_carbon_meter.physics.kernels import StepCosts, context_sum, windowed_sum
+from llm_carbon_meter.physics.phases import SUMS
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.intp]
@@ -104,6 +105,21 @@ def step_work(rows: StepRows, model: CostModel) -> Work | None:
     basis[1] += costs.weight_bytes / gpu.bandwidth_bytes_per_s
     basis[5:] = np.maximum(basis[2] / EFFICIENCIES - basis[1], 0.0)
     return Work(own_s, costs.weight_bytes / gpu.bandwidth_bytes_per_s, basis)
+
+
+def step_sums(rows: StepRows, costs: StepCosts) -> Floats:
+    """`phases.SUMS` of many steps, shape (steps, sums)."""
+    new, cached = rows.new_tokens, rows.cached_tokens
+    columns = np.zeros((6, len(new)))
+    columns[0], columns[1], columns[3] = new, context_sum(new, cached), cached + new
+    columns[5] = rows.sampled
+    if costs.sliding_window:
+        columns[2] = windowed_sum(new, cached, costs.sliding_window)
+        columns[4] = np.minimum(cached + new, costs.sliding_window + new - 1)
+    sums = np.ones((len(SUMS), len(rows.counts)))
+    np.add.reduceat(columns, rows.starts, axis=1, out=sums[1:7])
+    sums[7] = costs.touched_experts(sums[1])
+    return sums.T
 
 
 def _own_weight_bytes(rows: StepRows, costs: StepCosts) -> Floats:

@@ -1,6 +1,6 @@
 """Whether estimates stay true: their error over a sliding window, and when it is too much.
 
-Judged by the requests that teach the calibration: really measured, finished, of trusted quality.
+Judged by requests that were really measured, are finished, and of trusted quality.
 Conditional errors, given the true length and concurrency, are the predictor's; end to end ones hold
 the guess of the answer's length too.
 """
@@ -13,8 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from llm_carbon_meter.predictor.calibration import teachable_joules
-from llm_carbon_meter.records import RequestRecord
+from llm_carbon_meter.records import Outcome, Quality, RequestRecord, Source, Status
 
 Series = tuple[str, str]
 """Stage and basis."""
@@ -26,6 +25,7 @@ WATCHED: Final[Sequence[Series]] = (("calibrated", "conditional"), ("calibrated"
 concurrency. In a sum the luck of single answers' lengths averages out."""
 CLEARS_BELOW: Final = 0.8
 """An alarm ends below this part of the threshold, so that it does not flicker."""
+TRUSTED: Final = frozenset({Quality.COUNTER, Quality.POWER})
 CAPACITY: Final = 8192
 """Requests that a window holds at most, the latest."""
 
@@ -51,9 +51,28 @@ class DriftReport:
     errors: Mapping[Series, Error]
 
 
+def judging_joules(record: RequestRecord) -> float | None:
+    """Measured joules of a finished record; None where it judges no estimate.
+
+    Idle joules that the settings spread over requests are in no estimate.
+    """
+    estimate, energy = record.conditional, record.energy
+    if (
+        estimate is None
+        or estimate.facility
+        or energy is None
+        or energy.source is not Source.MEASURED
+        or energy.status is not Status.FINAL
+        or energy.quality not in TRUSTED
+        or energy.outcome is not Outcome.FINISHED
+    ):
+        return None
+    return energy.accounts.busy if energy.accounts.busy > 0 else None
+
+
 def joules_of(record: RequestRecord) -> tuple[float, Sequence[float]] | None:
     """Measured joules of a record and the estimated ones as in SERIES; None: not judged."""
-    measured = teachable_joules(record)
+    measured = judging_joules(record)
     if measured is None or record.conditional is None or record.estimate is None:
         return None
     estimates = (record.conditional, record.estimate)
@@ -199,3 +218,25 @@ class DriftMonitor:
         if state.drifting != before:
             changed_s, state.begun_s = now_s - state.begun_s, now_s
         return Alarm(series, state.drifting, changed_s)
+
+
+def error_ratios(record: RequestRecord) -> Mapping[tuple[str, str], float]:
+    """(estimated - measured) / measured by stage and basis; empty unless it was really measured.
+
+    ``conditional`` is given the true length and concurrency; clients were told ``end_to_end``.
+    """
+    energy = record.energy
+    if (
+        energy is None
+        or energy.source is not Source.MEASURED
+        or energy.outcome not in (Outcome.FINISHED, Outcome.STOPPED)
+    ):
+        return {}
+    measured = energy.accounts.busy
+    bases = {"conditional": record.conditional, "end_to_end": record.estimate}
+    return {
+        (stage, basis): shown.joules / measured - 1
+        for basis, estimate in bases.items()
+        if estimate is not None and measured > 0
+        for stage, shown in (("raw", estimate), ("calibrated", estimate.calibrated))
+    }

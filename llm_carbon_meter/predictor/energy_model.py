@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from llm_carbon_meter.physics.gpu_specs import GpuSpec
 from llm_carbon_meter.physics.model_specs import ModelSpec
+from llm_carbon_meter.records import DeploymentFactors
 
 Floats = NDArray[np.float64]
 Numbers = float | Floats
@@ -39,6 +40,10 @@ class PhaseEnergy(NamedTuple):
     decode_joules: Any
     gpu_seconds: Any = None
     """Of all GPUs together; None where the model knows no time."""
+    width: Any = 0.0
+    """ln(energy that 90 % of measurements stay below / this), given the lengths; 10 % likewise."""
+    calibration: Any = 1.0
+    """Energy here / as the model had it before the deployment was seen at work."""
 
 
 class BoundModel(Protocol):
@@ -49,9 +54,8 @@ class BoundModel(Protocol):
         """Why the deployment is outside what the model was made for; empty inside."""
         ...
 
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Factors that 10 % and 90 % of measured / estimated stay below, given the lengths."""
+    def adopt(self, factors: DeploymentFactors) -> None:
+        """From now on estimate with what the deployment has shown; nothing where no law is."""
         ...
 
     def phases(

@@ -5,7 +5,13 @@ from math import exp, hypot, log
 from llm_carbon_meter.carbon.emissions import operational_grams
 from llm_carbon_meter.predictor.energy_model import Deployment, EnergyModel
 from llm_carbon_meter.predictor.lengths import LengthForecast
-from llm_carbon_meter.records import CarbonIntensity, EnergyEstimate, EstimateQuery, MeterError
+from llm_carbon_meter.records import (
+    CarbonIntensity,
+    DeploymentFactors,
+    EnergyEstimate,
+    EstimateQuery,
+    MeterError,
+)
 
 
 class DeploymentEstimator:
@@ -13,8 +19,8 @@ class DeploymentEstimator:
 
     Two things are uncertain: how long the answer gets, and the energy of a given length. Either
     gives a distance from the estimate as a factor; both are independent, so that their logarithms
-    add in quadrature:  ln(high / E) = hypot(ln(E(long) / E), ln(E_90% / E)),  low likewise. For
-    E(long) decode grows with its tokens.
+    add in quadrature:  ln(high / E) = hypot(ln(E(long) / E), width),  low likewise. For E(long)
+    decode grows with its tokens.
 
     Args:
         model: predicts the energy.
@@ -46,6 +52,10 @@ class DeploymentEstimator:
         self._pue = 1.0 if model.facility else pue
         self._embodied_rate = embodied_grams_per_gpu_s
 
+    def adopt(self, factors: DeploymentFactors) -> None:
+        """From now on estimate with what the deployment has shown."""
+        self._bound.adopt(factors)
+
     def estimate(self, query: EstimateQuery, lengths: LengthForecast) -> EnergyEstimate:
         """Estimate a request of known prompt and expected output length.
 
@@ -58,10 +68,13 @@ class DeploymentEstimator:
         # A request without an answer (an embedding) is a prefill: one token, its decode left out.
         mean, short, long = map(max, lengths, (1.0, 1.0, 1.0))
         asked = float(query.concurrency), float(query.prompt_tokens), mean
-        prefill, decode, gpu_seconds = self._bound.phases(*asked)
-        point, (low, high) = prefill + decode, self._bound.interval
-        below = _distance(point / (prefill + decode * short / mean), 1.0 / low)
-        above = _distance((prefill + decode * long / mean) / point, high)
+        energy = self._bound.phases(*asked)
+        gpu_seconds, width, calibration = energy.gpu_seconds, energy.width, energy.calibration
+        # The estimate carries the model's own figures, and the factor that clients are told.
+        prefill, decode = energy.prefill_joules / calibration, energy.decode_joules / calibration
+        point = prefill + decode
+        below = hypot(log(point / (prefill + decode * short / mean)), width)
+        above = hypot(log((prefill + decode * long / mean) / point), width)
         sequences = query.num_sequences
         decode_joules = decode * sequences if lengths.mean > 0 else 0.0
         joules = prefill * sequences + decode_joules
@@ -78,12 +91,8 @@ class DeploymentEstimator:
             if gpu_seconds is None or self._embodied_rate is None
             else gpu_seconds * sequences * self._embodied_rate,
             out_of_domain=self._out_of_domain,
+            calibration=calibration,
         )
-
-
-def _distance(one: float, other: float) -> float:
-    """Independent factors as one distance in logarithms; none reaches across its point."""
-    return hypot(log(max(1.0, one)), log(max(1.0, other)))
 
 
 def _check(query: EstimateQuery) -> None:

@@ -1,4 +1,4 @@
-"""The graph that the network sees: kernels as nodes, once for prefill and once for decode.
+"""The graph that the network sees: kernels as nodes, for prefill and for decode.
 
 Node features are the paper's, in log space: type [T], dimensions [S], operations [O], memory bytes
 [M], network bytes [I], roofline throughput [P]; beside them the kernel's roofline time, whether it
@@ -18,7 +18,7 @@ from llm_carbon_meter.physics.kernels import kernel_table
 from llm_carbon_meter.physics.model_specs import ModelSpec
 from llm_carbon_meter.physics.phases import SUMS, cost_matrices, mean_steps
 from llm_carbon_meter.predictor.energy_model import Deployment, Numbers
-from llm_carbon_meter.predictor.fitted_physics import TERMS, term_matrix
+from llm_carbon_meter.predictor.step_law import TERMS, term_matrix
 
 Floats = NDArray[np.float64]
 
@@ -53,6 +53,20 @@ GLOBAL_FEATURES: Final = (
     *("gpus", "hidden", "layers", "quantised", "experts"),
     *("vllm", "transformers", "bandwidth", "board_power", "decode"),
 )
+REFERENCE_LOADS: Final = ((1.0, 512.0, 256.0), (32.0, 512.0, 256.0), (256.0, 512.0, 256.0))
+"""Batch, prompt and output tokens at which the network sees a deployment."""
+REFERENCE_FEATURES: Final = (
+    *(*KINDS, "input", "output"),
+    *(f"{name}_{number}" for number in range(2 * len(REFERENCE_LOADS)) for name in DYNAMIC),
+)
+"""Of a kernel: its type and dimensions, and `DYNAMIC` of both phases at each of those loads."""
+SHARES: Final = [
+    place for place, name in enumerate(REFERENCE_FEATURES) if name.startswith("share_")
+]
+REFERENCE_GLOBALS: Final = (
+    *(f"{name}_{number}" for number in range(2 * len(REFERENCE_LOADS)) for name in STEP_FEATURES),
+    *GLOBAL_FEATURES[len(STEP_FEATURES) : -1],
+)
 TINY_S: Final = 1e-9
 ABOVE_0: Final = np.array((1.0, 1.0, 1.0, TINY_S), np.float32)
 """Added to O, M, I and seconds before their logarithm."""
@@ -62,11 +76,20 @@ class Inputs(NamedTuple):
     """What the predictor is asked, for some batches of one deployment."""
 
     terms: Floats
-    """`fitted_physics.TERMS` of a step in seconds, shape (batches, 2, terms)."""
+    """`step_law.TERMS` of a step in seconds, shape (batches, 2, terms)."""
     basis: Floats
     """`BASIS`, kernels first so that all graphs are one product: (kernels, batches, 2, basis)."""
     described: Floats
     """`STEP_FEATURES`, shape (batches, 2, features)."""
+
+
+class ReferenceGraph(NamedTuple):
+    """A deployment as the network sees it."""
+
+    nodes: Floats
+    """`REFERENCE_FEATURES`, shape (kernels, features)."""
+    described: Floats
+    """`REFERENCE_GLOBALS`, shape (features,)."""
 
 
 @lru_cache(maxsize=64)
@@ -95,7 +118,7 @@ class DeploymentGraph:
 
     deployment: Deployment
     linear: Floats
-    """Per unit of each sum: `fitted_physics.TERMS`, the sum of `GLOBAL_TERMS`, `SIZES`, and for
+    """Per unit of each sum: `step_law.TERMS`, the sum of `GLOBAL_TERMS`, `SIZES`, and for
     each kernel O, M, I and their seconds at the GPU's rates, each time it runs; (sums, columns)."""
     counts: Floats
     """How many times each kernel runs in a step, shape (kernels, 1)."""
@@ -118,7 +141,7 @@ class DeploymentGraph:
             moved / gpu.bandwidth_bytes_per_s,
             costs.network_bytes / gpu.link_bytes_per_s,
         )
-        terms = term_matrix(model, gpu, parallel)
+        terms = term_matrix(model, gpu, parallel, deployment.engine)
         time = terms[: len(GLOBAL_TERMS)].sum(0, keepdims=True)
         sizes = np.array([[float(name == item) for item in SUMS] for name in SIZES])
         of_kernels = np.stack((operations, moved, costs.network_bytes, *seconds), axis=1)
@@ -128,6 +151,16 @@ class DeploymentGraph:
             np.concatenate(rows).T.astype(np.float32, order="C"),
             np.array([[item.count] for item in table], np.float32),
             _constants(deployment),
+        )
+
+    def reference(self) -> ReferenceGraph:
+        """The deployment at `REFERENCE_LOADS`."""
+        inputs = self.inputs(*np.array(REFERENCE_LOADS).T)
+        fixed = static_nodes(self.deployment.model, self.deployment.num_gpus)
+        changing = (inputs.basis @ EXPAND).reshape(len(fixed), -1)
+        return ReferenceGraph(
+            np.concatenate((fixed, changing), axis=1),
+            np.concatenate((inputs.described.reshape(-1), self.constants[0, :-1])),
         )
 
     def inputs(self, batch: Numbers, prompt: Numbers, output: Numbers) -> Inputs:

@@ -5,6 +5,7 @@ from typing import Final, NamedTuple
 
 from llm_carbon_meter.physics.model_specs import ModelSpec
 from llm_carbon_meter.predictor.energy_model import Deployment, Numbers, PhaseEnergy
+from llm_carbon_meter.records import DeploymentFactors
 
 
 class PhaseFlop(NamedTuple):
@@ -87,7 +88,9 @@ class BoundFlop:
     """Per operation."""
     decode_joules: float
     out_of_domain: str
-    interval = (1.0, 1.0)
+
+    def adopt(self, factors: DeploymentFactors) -> None:
+        """The formula has no law that a deployment could correct."""
 
     def phases(
         self, concurrency: Numbers, prompt_tokens: Numbers, output_tokens: Numbers

@@ -1,61 +1,73 @@
-"""The shipped predictor: fitted physics times the network's correction, served in numpy."""
+"""The shipped predictor: a step law whose rates the network corrects, served in numpy.
+
+The network sees the deployment: its kernels as a graph, at some reference loads. A request's own
+lengths and company enter through the law, so that no correction can make a longer request cheaper.
+"""
 
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
-from math import e, exp
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load
 
+from llm_carbon_meter.physics.model_specs import in_16_bits
+from llm_carbon_meter.physics.phases import SUMS, mean_steps
 from llm_carbon_meter.predictor.energy_model import Deployment, Numbers, PhaseEnergy
-from llm_carbon_meter.predictor.features import (
-    EXPAND,
-    DeploymentGraph,
-    Inputs,
-    neighbours,
-    static_nodes,
-)
-from llm_carbon_meter.predictor.fitted_physics import FittedPhysics, seconds_and_energy, throttled
-from llm_carbon_meter.predictor.measured_engines import engine_key
-from llm_carbon_meter.records import MeterError
+from llm_carbon_meter.predictor.features import SHARES, DeploymentGraph, ReferenceGraph, neighbours
+from llm_carbon_meter.predictor.fitted_physics import FORMAT_SPREAD, FittedPhysics, Prior, by_factor
+from llm_carbon_meter.predictor.measured_engines import engine_key, is_measured
+from llm_carbon_meter.predictor.posterior import ENERGY_NOISE, NUDGE
+from llm_carbon_meter.predictor.step_law import FACTORS, Constants, constants_of, spent, term_matrix
+from llm_carbon_meter.records import DeploymentFactors, MeterError
 
 Floats = NDArray[np.float64]
-Array = NDArray[Any]
-"""Single precision inside the network, as it was trained."""
 
 WEIGHTS: Final = "gnn.safetensors"
 CARD: Final = "card.json"
-ZERO: Final = np.zeros((), np.float32)
-"""A third quicker in `np.maximum` than a plain 0."""
+LARGEST: Final = 2.0
+"""Bound of the network's output: it corrects a factor by no more than so many of these units."""
+CORRECTION: Final = by_factor(
+    {
+        **{"weights": 0.22, "products": 0.3, "static": 0.22, "dynamic": 0.22},
+        **dict.fromkeys(("cache", "launches", "steps", "sequence_steps"), 0.45),
+    }
+)
+"""Unit of each factor's logarithm."""
+Z_80: Final = 1.2816
+"""Standard deviations that hold 80 % of a normal distribution."""
 
 
 @dataclass(frozen=True, slots=True)
 class Network:
-    """Weights of `network.PhaseNetwork`."""
+    """Weights of `network.RateNetwork`."""
 
-    neighbour_1: Array
+    neighbour_1: Floats
     """Shape (inputs, width), as all matrices here."""
-    own_1: Array
-    bias_1: Array
-    neighbour_2: Array
-    own_2: Array
-    bias_2: Array
-    linear_1: Array
-    linear_bias_1: Array
-    linear_2: Array
-    linear_bias_2: float
-    largest: float
+    own_1: Floats
+    bias_1: Floats
+    neighbour_2: Floats
+    own_2: Floats
+    bias_2: Floats
+    linear_1: Floats
+    linear_bias_1: Floats
+    linear_2: Floats
+    linear_bias_2: Floats
+    nodes_middle: Floats
+    """By which features are moved before they are divided by their scale."""
+    nodes_scale: Floats
+    described_middle: Floats
+    described_scale: Floats
 
     @classmethod
-    def of(cls, state: Mapping[str, Any], largest: float) -> "Network":
+    def of(cls, state: Mapping[str, Any]) -> "Network":
         """From the state of the torch module."""
-        arrays = {name: np.asarray(value, np.float32) for name, value in state.items()}
+        arrays = {name: np.asarray(value, np.float64) for name, value in state.items()}
         return cls(
             arrays["sage_1.lin_rel.weight"].T,
             arrays["sage_1.lin_root.weight"].T,
@@ -65,10 +77,53 @@ class Network:
             arrays["sage_2.lin_root.bias"],
             arrays["linear_1.weight"].T,
             arrays["linear_1.bias"],
-            arrays["linear_2.weight"][0],
-            float(arrays["linear_2.bias"][0]),
-            largest,
+            arrays["linear_2.weight"].T,
+            arrays["linear_2.bias"],
+            arrays["nodes_middle"],
+            arrays["nodes_scale"],
+            arrays["described_middle"],
+            arrays["described_scale"],
         )
+
+    def corrections(self, graph: ReferenceGraph, linked: Floats) -> Floats:
+        """Logarithms by which the network moves a deployment's `FACTORS`, shape (factors,)."""
+        hidden = (graph.nodes - self.nodes_middle) / self.nodes_scale
+        for neighbour, own, bias in (
+            (self.neighbour_1, self.own_1, self.bias_1),
+            (self.neighbour_2, self.own_2, self.bias_2),
+        ):
+            hidden = np.maximum(linked @ hidden @ neighbour + hidden @ own + bias, 0.0)
+        pooled = graph.nodes[:, SHARES].mean(1) @ hidden
+        around = (graph.described - self.described_middle) / self.described_scale
+        joined = np.concatenate((pooled, around))
+        dense = np.maximum(joined @ self.linear_1 + self.linear_bias_1, 0.0)
+        output = dense @ self.linear_2 + self.linear_bias_2
+        return np.asarray(LARGEST * np.tanh(output / LARGEST) * CORRECTION)
+
+
+@dataclass(frozen=True, slots=True)
+class Gates:
+    """Share of the network's correction that inner cross-validation found best."""
+
+    measured: float
+    """On GPUs and engines that were measured."""
+    elsewhere: float
+
+
+@dataclass(frozen=True, slots=True)
+class Widths:
+    """How much wider measurements spread around the law than the priors of its factors say."""
+
+    measured: float
+    """Multiple of the prior's standard deviation that held-out architectures have."""
+    engine: float
+    """Likewise, of held-out engines."""
+    gpu: float
+
+    def of(self, *, engine: bool, gpu: bool) -> float:
+        """The multiple for a deployment of which these are new."""
+        news = [self.gpu] * gpu + [self.engine] * engine
+        return max(news) if news else self.measured
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,18 +132,41 @@ class Weights:
 
     physics: FittedPhysics
     network: Network
-    gate: float
-    """Share of the network's correction that inner cross-validation found best."""
-    low: float
-    """Logarithm of measured / predicted that 10 % of held-out architectures stay below."""
-    high: float
-    """Likewise, that 90 % stay below."""
-    wider: float
-    """Factor of that interval outside the domain."""
+    gates: Gates
+    widths: Widths
+    formats: frozenset[str]
+    """`ModelSpec.number_format` of all that was measured."""
+    checksum: str = ""
+    """Of the file; empty for weights that are in none."""
+
+    def prior(self, deployment: Deployment) -> Prior:
+        """What is expected of a deployment's factors: kin, and what the network sees in it.
+
+        Where the network's correction is not trusted, it may still be right: the spread says so.
+        """
+        engine, version, gpu = deployment.engine, deployment.engine_version, deployment.gpu.name
+        kin = self.physics.prior(engine, version, gpu)
+        new_engine = not is_measured(engine, version, tuple(self.physics.engines))
+        new_gpu = gpu not in self.physics.gpus
+        gate = self.gates.elsewhere if new_engine or new_gpu else self.gates.measured
+        correction = self._correction(deployment)
+        wider = self.widths.of(engine=new_engine, gpu=new_gpu)
+        untrusted = (self.gates.measured - gate) * correction
+        covariance = wider**2 * kin.covariance + np.outer(untrusted, untrusted)
+        if deployment.model.number_format not in self.formats:
+            covariance = covariance + np.diag(FORMAT_SPREAD**2)
+        return Prior(kin.mean + gate * correction, covariance)
+
+    def _correction(self, deployment: Deployment) -> Floats:
+        """The network's; it sees a number format that it does not know as 16 bits."""
+        if deployment.model.number_format not in self.formats:
+            deployment = replace(deployment, model=in_16_bits(deployment.model))
+        graph = DeploymentGraph.of(deployment).reference()
+        return self.network.corrections(graph, neighbours(deployment.model, deployment.num_gpus))
 
 
 class GnnModel:
-    """`estimator.EnergyModel` of trained weights.
+    """`energy_model.EnergyModel` of trained weights.
 
     Args:
         weights: of the package, unless given.
@@ -98,7 +176,7 @@ class GnnModel:
     facility = False
 
     def __init__(self, weights: Weights | None = None) -> None:
-        self._weights = weights or shipped_weights()
+        self.weights = weights or shipped_weights()
 
     def bind(self, deployment: Deployment) -> "BoundGnn":
         """Prepare everything that depends on the deployment alone.
@@ -106,130 +184,104 @@ class GnnModel:
         Raises:
             SpecError: heads that cannot be divided among the GPUs.
         """
-        return BoundGnn(self._weights, deployment)
+        return BoundGnn(self.weights, deployment)
 
 
 class BoundGnn:
-    """The predictor on one deployment."""
+    """The predictor on one deployment: its step law, with the factors that are expected of it."""
 
     def __init__(self, weights: Weights, deployment: Deployment) -> None:
-        self._weights = weights
-        self._graph = DeploymentGraph.of(deployment)
-        constants = weights.physics.constants(
-            deployment.engine, deployment.engine_version, deployment.gpu.name
-        )
-        self._rates, self._static = constants.rates, float(constants.static[0])
-        self._num_gpus = deployment.num_gpus
+        self._physics = weights.physics
+        self._model, self._num_gpus = deployment.model, deployment.num_gpus
         self._board_watts = deployment.gpu.board_watts * deployment.num_gpus
-        network, model = weights.network, deployment.model
-        linked = neighbours(model, deployment.num_gpus)
-        fixed = static_nodes(model, deployment.num_gpus)
-        kinds = fixed.shape[1]
-        first = linked @ fixed @ network.neighbour_1[:kinds] + fixed @ network.own_1[:kinds]
-        self._linked = linked.astype(np.float32)
-        self._fixed = (first + network.bias_1)[:, None].astype(np.float32)
-        changing = (EXPAND @ matrix[kinds:] for matrix in (network.neighbour_1, network.own_1))
-        self._layer_1 = np.concatenate(tuple(changing)).astype(np.float32)
-        self._layer_2 = np.concatenate((network.neighbour_2, network.own_2))
-        self._linear_1, same = np.split(
-            network.linear_1, [network.linear_1.shape[0] - self._graph.constants.shape[1]]
+        matrix = term_matrix(
+            deployment.model, deployment.gpu, deployment.num_gpus, deployment.engine
         )
-        self._bias_1 = self._graph.constants @ same + network.linear_bias_1
+        self._terms = np.ascontiguousarray(matrix.T)
+        self.prior = weights.prior(deployment)
         self.out_of_domain = _outside(weights, deployment)
-        widening = weights.wider if self.out_of_domain else 1.0
-        self.interval = exp(weights.low * widening), exp(weights.high * widening)
+        self._take(self.prior)
+
+    def adopt(self, factors: DeploymentFactors) -> None:
+        """See `energy_model.BoundModel`."""
+        self._take(Prior(np.array(factors.mean), np.array(factors.covariance)))
+
+    def _take(self, factors: Prior) -> None:
+        nudged = factors.mean + NUDGE * np.eye(len(FACTORS))
+        sets = np.stack((factors.mean, self.prior.mean, *nudged))
+        laws = constants_of(self._physics, sets, np)
+        self._laws = Constants(*(part[:, None] for part in laws))
+        self._covariance = factors.covariance
 
     def phases(
         self, concurrency: Numbers, prompt_tokens: Numbers, output_tokens: Numbers
     ) -> PhaseEnergy:
-        """See `estimator.BoundModel`."""
-        inputs = self._graph.inputs(concurrency, prompt_tokens, output_tokens)
-        parts, residual = self._parts(inputs), self.residual(inputs)
-        if isinstance(concurrency, float):  # plain numbers, ten times as quick as arrays of one
-            (prefill, decode), (first, following) = parts[0].tolist(), residual[0].tolist()
-        else:
-            (prefill, decode), (first, following) = parts.transpose(1, 2, 0), residual.T
-        steps, gate = output_tokens - 1.0, self._weights.gate
-        prefill_s, prefill_energy = seconds_and_energy(self._static, *prefill)
-        step_s, step_energy = seconds_and_energy(self._static, *decode)
-        prefill_energy = prefill_energy * throttled(prefill_s, prefill_energy)
-        step_energy = step_energy * throttled(step_s, step_energy)
-        joules = self._board_watts / concurrency
-        return PhaseEnergy(
-            joules * prefill_energy * e ** (gate * first),
-            joules * steps * step_energy * e ** (gate * following),
-            (prefill_s + steps * step_s) * self._num_gpus / concurrency,
+        """See `energy_model.BoundModel`."""
+        sums = np.array(mean_steps(self._model, concurrency, prompt_tokens, output_tokens))
+        # (sums, phases, batches) -> (batches, phases, terms)
+        terms = np.moveaxis(sums.reshape(2, len(SUMS), -1), 2, 0) @ self._terms
+        step_s, boards = spent(self._laws, terms)  # (laws, batches, phases)
+        steps = np.stack(
+            (np.ones_like(terms[:, 0, 0]), output_tokens - 1.0 + 0 * terms[:, 0, 0]), 1
         )
-
-    def _parts(self, inputs: Inputs) -> Floats:
-        """What `fitted_physics.seconds_and_energy` takes of a step, shape (batches, 2, 4)."""
-        return np.asarray((inputs.terms[..., None, :] @ self._rates)[..., 0, :])
-
-    def residual(self, inputs: Inputs) -> Floats:
-        """The network's correction, a logarithm; `network.PhaseNetwork` is the same in torch."""
-        network, shape = self._weights.network, inputs.basis.shape
-        basis = inputs.basis.reshape(shape[0], -1, shape[-1])
-        hidden = self._sage(basis, self._layer_1, self._fixed)
-        hidden = self._sage(hidden, self._layer_2, network.bias_2)
-        pooled = np.einsum("kg,kgw->gw", basis[..., -1], hidden)
-        joined = np.concatenate((pooled, inputs.described.reshape(len(pooled), -1)), 1)
-        dense = joined.dot(self._linear_1).reshape(-1, *self._bias_1.shape)
-        dense += self._bias_1
-        output = np.maximum(dense, ZERO, out=dense).dot(network.linear_2)
-        output += network.linear_bias_2
-        return np.asarray(network.largest * np.tanh(output / network.largest))
-
-    def _sage(self, nodes: Array, layer: Array, added: Array) -> Array:
-        """Of the mean of the neighbours and the node itself: (kernels, graphs, width)."""
-        kernels, graphs, inputs = nodes.shape
-        both = np.empty((kernels, graphs, 2 * inputs), np.float32)
-        both[..., :inputs] = self._linked.dot(nodes.reshape(kernels, -1)).reshape(nodes.shape)
-        both[..., inputs:] = nodes
-        hidden: Array = both.reshape(-1, 2 * inputs).dot(layer).reshape(kernels, graphs, -1)
-        hidden += added
-        np.maximum(hidden, ZERO, out=hidden)
-        return hidden
+        seconds, boards = (step_s[0] * steps).sum(-1), boards * steps
+        totals = boards.sum(-1)
+        slopes = np.log(totals[2:] / totals[0]) / NUDGE
+        variance = np.einsum("fb,fg,gb->b", slopes, self._covariance, slopes)
+        joules = self._board_watts / concurrency
+        figures = (
+            joules * boards[0, :, 0],
+            joules * boards[0, :, 1],
+            seconds * self._num_gpus / concurrency,
+            Z_80 * np.sqrt(variance + ENERGY_NOISE**2),
+            totals[0] / totals[1],
+        )
+        if isinstance(concurrency, float):
+            return PhaseEnergy(*(float(column[0]) for column in figures))
+        return PhaseEnergy(*figures)
 
 
 def _outside(weights: Weights, deployment: Deployment) -> str:
     """What of a deployment was not among the measurements; empty where all was."""
-    measured = weights.physics.engines
-    engine = engine_key(deployment.engine, deployment.engine_version)
+    engine, version = deployment.engine, deployment.engine_version
+    measured = is_measured(engine, version, tuple(weights.physics.engines))
     reasons = [
         deployment.model.approximation,
         f"GPU {deployment.gpu.name} not measured"
         if deployment.gpu.name not in weights.physics.gpus
         else "",
-        f"engine {engine or 'unknown'} not measured" if engine not in measured else "",
+        f"engine {engine_key(engine, version) or 'unknown'} not measured" if not measured else "",
+        f"{deployment.model.number_format} not measured"
+        if deployment.model.number_format not in weights.formats
+        else "",
     ]
     return "; ".join(filter(None, reasons))
 
 
 def weights_of(tensors: Mapping[str, Any], card: Mapping[str, Any]) -> Weights:
-    """From the tensors of the file and the numbers of its card."""
+    """From the tensors of the file and its card."""
     physics = {
         name.removeprefix("physics."): np.asarray(value, np.float64)
         for name, value in tensors.items()
         if name.startswith("physics.")
     }
-    engines = dict(zip(card["engines"], physics["engines"], strict=True))
+    static, active = physics["power"].tolist()
     fitted = FittedPhysics(
         time=physics["time"],
         energy=physics["energy"],
-        decode_time=float(physics["decode"][0]),
-        decode_energy=float(physics["decode"][1]),
-        static=float(physics["decode"][2]),
-        engines=engines,
-        gpus=dict(zip(card["gpus"], physics["gpus"].tolist(), strict=True)),
+        static=static,
+        active=active,
+        engines=dict(zip(card["engines"], physics["engines"], strict=True)),
+        gpus=dict(zip(card["gpus"], physics["gpus"], strict=True)),
+        kernels=dict(zip(card["kernels"], physics["kernels"], strict=True)),
     )
-    interval = card["interval"]
     return Weights(
         physics=fitted,
-        network=Network.of(tensors, card["largest"]),
-        gate=card["gate"],
-        low=interval["low"],
-        high=interval["high"],
-        wider=interval["wider_outside"],
+        network=Network.of(tensors),
+        gates=Gates(**card["gates"]),
+        widths=Widths(**card["widths"]),
+        formats=frozenset(card["formats"]),
+        checksum=card["sha256"],
     )
 
 

@@ -1,21 +1,38 @@
-"""The estimator of a running server: it learns how long answers are, and how far it is off."""
+"""Estimates that learn while a server runs: what its API servers ask, what its meter teaches.
 
-from dataclasses import replace
+The meter's process sees steps and ticks and learns the deployment's factors. Every API server
+estimates with what it last heard of them, and learns how long answers are.
+"""
+
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
 
 from llm_carbon_meter.data.azure_trace import conversation_quantiles
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.formats.kept_state import KeptState
-from llm_carbon_meter.predictor.calibration import Calibration, State, identity, learnable_log_ratio
+from llm_carbon_meter.formats.kept_state import Identity, KeptState
+from llm_carbon_meter.predictor.energy_model import Deployment
 from llm_carbon_meter.predictor.estimator import DeploymentEstimator
+from llm_carbon_meter.predictor.fitted_physics import Prior
+from llm_carbon_meter.predictor.gnn import Weights
 from llm_carbon_meter.predictor.lengths import OutputLengths, exact_length
+from llm_carbon_meter.predictor.posterior import FactorPosterior, Steps
+from llm_carbon_meter.predictor.step_law import FACTORS, term_matrix
 from llm_carbon_meter.records import (
     CarbonIntensity,
+    DeploymentFactors,
     EnergyEstimate,
     EstimateQuery,
     RequestEnergy,
-    RequestRecord,
 )
+
+Floats = NDArray[np.float64]
+
+MOST_STEPS: Final = 128
+"""Of a tick that are looked at; of more, every n-th stands for n."""
 
 
 class LiveEstimator:
@@ -23,21 +40,11 @@ class LiveEstimator:
 
     Args:
         estimator: of this deployment.
-        file: keeps the calibration over a restart; None to keep none.
-        writes: whether this API server is the one that writes it; all read it.
-        faults: counts of what went wrong.
     """
 
-    def __init__(
-        self, estimator: DeploymentEstimator, file: Path | None, writes: bool, faults: Faults
-    ) -> None:
+    def __init__(self, estimator: DeploymentEstimator) -> None:
         self._estimator = estimator
-        holds_for = identity(estimator.deployment, estimator.method)
-        self._file = KeptState(file, State, holds_for, faults, "calibration")
-        self._writes = writes
         self._lengths = OutputLengths(conversation_quantiles().output_tokens)
-        self._calibration = self._file.load(Calibration) or Calibration()
-        self._learnt = False
 
     @property
     def intensity(self) -> CarbonIntensity:
@@ -47,6 +54,10 @@ class LiveEstimator:
     @intensity.setter
     def intensity(self, now: CarbonIntensity) -> None:
         self._estimator.intensity = now
+
+    def adopt(self, factors: DeploymentFactors) -> None:
+        """Estimate with what the meter has learnt so far."""
+        self._estimator.adopt(factors)
 
     def estimate(self, query: EstimateQuery) -> EnergyEstimate:
         """Estimate a request that has not run.
@@ -58,9 +69,7 @@ class LiveEstimator:
             lengths = self._lengths.forecast(query.max_tokens)
         else:
             lengths = exact_length(query.output_tokens)
-        estimate = self._estimator.estimate(query, lengths)
-        factor = self._calibration.factor
-        return estimate if factor == 1.0 else replace(estimate, calibration=factor)
+        return self._estimator.estimate(query, lengths)
 
     def conditional(self, energy: RequestEnergy) -> EnergyEstimate:
         """What would have been estimated, had its length and concurrency been known.
@@ -81,17 +90,102 @@ class LiveEstimator:
         """An answer ended by itself or at its limit."""
         self._lengths.observe(output_tokens)
 
-    def learn(self, record: RequestRecord) -> None:
-        """Learn from a finished record, of this API server or another one."""
-        log_ratio = learnable_log_ratio(record)
-        if log_ratio is None:
-            return
-        self._calibration.observe(log_ratio)
-        self._learnt = True
+
+@dataclass(frozen=True, slots=True)
+class FactorState:
+    """What is kept over a restart.
+
+    Raises:
+        ValueError: these are the factors of no deployment.
+    """
+
+    factors: DeploymentFactors
+
+    def __post_init__(self) -> None:
+        size, covariance = len(FACTORS), np.array(self.factors.covariance)
+        if len(self.factors.mean) != size or covariance.shape != (size, size):
+            raise ValueError(f"{len(self.factors.mean)} factors, expected {size}")
+        sane = np.isfinite(self.factors.mean).all() and np.isfinite(covariance).all()
+        if not sane or np.linalg.eigvalsh(covariance)[0] <= 0:
+            raise ValueError("its covariance is none")
+
+
+def identity(deployment: Deployment, checksum: str) -> Identity:
+    """What learnt factors hold for: another model, GPU, engine version or prior needs its own."""
+    return {
+        "weights": checksum,
+        "model": deployment.model.name,
+        "weight_bytes": str(deployment.model.weight_bytes),
+        "gpu": deployment.gpu.name,
+        "num_gpus": deployment.num_gpus,
+        "engine": deployment.engine,
+        "engine_version": deployment.engine_version,
+    }
+
+
+class LiveLearner:
+    """Learns the factors of one deployment in its meter's process, and keeps them in a file.
+
+    Args:
+        weights: whose prior it begins with.
+        deployment: whose steps it sees.
+        file: None keeps nothing.
+        faults: counts what went wrong with the file.
+
+    Raises:
+        SpecError: heads that cannot be divided among the GPUs.
+    """
+
+    def __init__(
+        self, weights: Weights, deployment: Deployment, file: Path | None, faults: Faults
+    ) -> None:
+        holds_for = identity(deployment, weights.checksum)
+        self._file = KeptState(file, FactorState, holds_for, faults, "calibration")
+        prior = weights.prior(deployment)
+        kept = self._file.load(lambda state: state.factors)
+        seen = Prior(np.array(kept.mean), np.array(kept.covariance)) if kept else None
+        self._posterior = FactorPosterior(weights.physics, prior, seen)
+        self._ticks = kept.ticks if kept else 0
+        self._saved_ticks = self._ticks
+        self._board_watts = deployment.gpu.board_watts
+        matrix = term_matrix(
+            deployment.model, deployment.gpu, deployment.num_gpus, deployment.engine
+        )
+        self._terms = np.ascontiguousarray(matrix.T)
+
+    def see_tick(self, sums: Floats, parts: Floats, seconds: float, joules: float) -> None:
+        """What one GPU did and counted.
+
+        Args:
+            sums: `phases.SUMS` of its steps, shape (steps, sums).
+            parts: how much of each step is meant, shape (steps,).
+            seconds: that the steps took, short gaps between them included.
+            joules: counted in them.
+        """
+        every = -(-len(parts) // MOST_STEPS)
+        few = parts[::every]
+        steps = Steps(sums[::every] @ self._terms, few * (parts.sum() / few.sum()))
+        boards = joules / self._board_watts
+        self._posterior.observe(steps, boards if boards > 0 else None, seconds)
+        self._ticks += 1
+
+    @property
+    def factors(self) -> DeploymentFactors | None:
+        """As known now; None before anything was seen."""
+        if not self._ticks:
+            return None
+        mean, covariance = self._posterior.factors.mean, self._posterior.factors.covariance
+        rows = tuple(tuple(row) for row in covariance.tolist())
+        return DeploymentFactors(tuple(mean.tolist()), rows, self._ticks)
+
+    def save_at_times(self) -> None:
+        """Write the file if a while has passed."""
         if self._file.is_due:
             self.save()
 
     def save(self) -> None:
-        """Write the calibration file, where there is one of ours and something was learnt."""
-        if self._writes and self._learnt:
-            self._file.save(self._calibration.state)
+        """Write the file if something was learnt: of several engines, the last one's."""
+        factors = self.factors
+        if factors is not None and self._ticks > self._saved_ticks:
+            self._saved_ticks = self._ticks
+            self._file.save(FactorState(factors))

@@ -1,7 +1,8 @@
-"""Which measured engines stand for one that was not measured."""
+"""Which measured engines stand for another one, and what is known of engines before."""
 
 import re
 from collections.abc import Mapping, Sequence
+from math import log
 from typing import Final
 
 ALIASES: Final = {"transformers": "hf_transformers", "hf": "hf_transformers"}
@@ -12,9 +13,19 @@ KIN: Final = {
     "hf_transformers_fastchat": "hf_transformers 4.30",
 }
 FAR: Final = 12.0
-"""Minor releases; over so many an engine becomes another one."""
-LARGEST_COMMON: Final = 0.5
-"""Even then it is as much like its kin as like all engines together."""
+"""Minor releases; over so many an engine may have become another one."""
+NEAR: Final = 0.3
+"""How unlike its nearest kin a version is at least, of what it can be."""
+
+VLLM_HOST: Final = ((0, 8), 1.0), ((0, 6), 1.7), ((0,), 1.7 * 2.7)
+"""Time of vLLM's host code from each release on, against today's. Version 0.6.0 has 2.7 times the
+throughput of 0.5.3 on an 8B model, by less host code (blog.vllm.ai/2024/09/05/perf-update); the
+engine that is the default from 0.8 has up to 1.7 times (blog.vllm.ai/2025/01/27/v1-alpha-release).
+"""
+EAGER: Final = {"launches": log(4.0), "sequence_steps": log(0.3), "cache": log(3.0)}
+"""transformers launches every operation by itself, some four for each kernel here, without CUDA
+graphs; it copies the cache to append to it; its loop does little for a sequence."""
+UNKNOWN: Final = {"launches": log(2.0), "steps": log(2.0), "sequence_steps": log(1.5)}
 
 
 def engine_key(engine: str, version: str) -> str:
@@ -22,35 +33,49 @@ def engine_key(engine: str, version: str) -> str:
     return f"{_plain(engine)} {version}".strip()
 
 
-def nearest_engines(engine: str, version: str, known: Sequence[str]) -> Mapping[str, float]:
-    """Weights, adding up to 1, of the known engines that stand for one.
+def expected_factors(engine: str, version: str) -> Mapping[str, float]:
+    """Logarithms of `step_law.FACTORS` that are expected of an engine before it is measured.
 
-    A version between two known ones is interpolated, a newer one is like the newest, an older one
-    like the oldest; the further from all of them, the more all engines together count. Without a
-    version it is the newest, without kin the mean of all.
+    Chosen from what the engines say of themselves, with the public measurements in sight.
+    """
+    name, release = _kin(engine_key(engine, version))
+    if name == "vllm":
+        host = next(times for since, times in VLLM_HOST if not release or release >= since)
+        return dict.fromkeys(("launches", "steps", "sequence_steps"), log(host))
+    return EAGER if name == "hf_transformers" else UNKNOWN
+
+
+def nearest_engines(engine: str, version: str, measured: Sequence[str]) -> Mapping[str, float]:
+    """Weights, adding up to 1, of the measured engines that stand for one; none without kin.
+
+    A version between two measured ones is interpolated, a newer one is like the newest, an older
+    one like the oldest. Without a version it is the newest.
     """
     key = engine_key(engine, version)
-    if key in known:
-        return {key: 1.0}
-    name, wanted = _kin(key)
-    kin = sorted(
-        (release, candidate)
-        for candidate in known
-        for other, release in [_kin(candidate)]
-        if other == name
-    )
-    common = _common(wanted, [release for release, _ in kin]) if kin else 1.0
-    weights = dict.fromkeys(known, common / len(known))
-    for candidate, share in _between(wanted, kin).items():
-        weights[candidate] += (1 - common) * share
-    return {candidate: weight for candidate, weight in weights.items() if weight}
+    return {key: 1.0} if key in measured else _between(_kin(key)[1], _kin_of(key, measured))
 
 
-def _common(wanted: tuple[int, ...], measured: Sequence[tuple[int, ...]]) -> float:
-    """The part that all engines together have, by the distance to the nearest version."""
-    if not wanted:
-        return 0.0
-    return min(LARGEST_COMMON, min(_releases(wanted, version) for version in measured) / FAR)
+def is_measured(engine: str, version: str, measured: Sequence[str]) -> bool:
+    """Whether an engine was measured, in this version or, where none is given, in some."""
+    key = engine_key(engine, version)
+    return key in measured or (not version and bool(_kin_of(key, measured)))
+
+
+def unlikeness(engine: str, version: str, measured: Sequence[str]) -> float:
+    """How unlike an engine may be to those that stand for it: 0 measured, to 1 unknown."""
+    key = engine_key(engine, version)
+    kin = _kin_of(key, measured)
+    if key in measured or not kin:
+        return float(key not in measured)
+    wanted = _kin(key)[1] or kin[-1][0]
+    return min(1.0, NEAR + min(_releases(wanted, release) for release, _ in kin) / FAR)
+
+
+def _kin_of(key: str, measured: Sequence[str]) -> Sequence[tuple[tuple[int, ...], str]]:
+    """The measured versions of an engine or of the one it is like, the oldest first."""
+    name, _ = _kin(key)
+    others = ((_kin(candidate), candidate) for candidate in measured)
+    return sorted((release, candidate) for (other, release), candidate in others if other == name)
 
 
 def _releases(one: tuple[int, ...], other: tuple[int, ...]) -> float:

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping
 from typing import Final
 
-from llm_carbon_meter.predictor.energy_model import EnergyModel
+from llm_carbon_meter.physics.gpu_specs import GpuSpec
+from llm_carbon_meter.physics.model_specs import ModelSpec
+from llm_carbon_meter.predictor.energy_model import Deployment, EnergyModel
 from llm_carbon_meter.predictor.flop import FlopModel
 from llm_carbon_meter.predictor.gnn import GnnModel
 from llm_carbon_meter.records import MeterError
@@ -12,6 +14,23 @@ ENERGY_MODELS: Final[Mapping[str, Callable[[], EnergyModel]]] = {
     "gnn": GnnModel,
     "flop": FlopModel,
 }
+
+
+def placed(model: ModelSpec, gpu: GpuSpec, where: Mapping[str, str | int]) -> Deployment:
+    """A deployment of a server's own model.
+
+    Args:
+        model: its shape.
+        gpu: that it runs on.
+        where: engine, version and parallelism, as records have them.
+    """
+    return Deployment(
+        model,
+        gpu,
+        int(where.get("tensor_parallel_size", 1)),
+        str(where.get("engine", "")),
+        str(where.get("engine_version", "")),
+    )
 
 
 def energy_model(name: str) -> EnergyModel:

@@ -157,7 +157,7 @@ def test_models_are_there_by_their_names() -> None:
 class LinearModel:
     """A joule a prompt token, ten an output token, shared by all; uncertain by a factor."""
 
-    interval: tuple[float, float] = (1.0, 1.0)
+    width: float = 0.0
     out_of_domain: str = ""
     name: str = "linear"
     facility: bool = False
@@ -169,7 +169,8 @@ class LinearModel:
         self, concurrency: Numbers, prompt_tokens: Numbers, output_tokens: Numbers
     ) -> PhaseEnergy:
         assert min(concurrency, prompt_tokens, output_tokens) >= 1
-        return PhaseEnergy(prompt_tokens / concurrency, 10 * output_tokens / concurrency)
+        joules = prompt_tokens / concurrency, 10 * output_tokens / concurrency
+        return PhaseEnergy(*joules, width=self.width)
 
 
 def test_both_uncertainties_add_in_quadrature() -> None:
@@ -178,7 +179,7 @@ def test_both_uncertainties_add_in_quadrature() -> None:
     spread, known = LengthForecast(100.0, 50.0, 400.0), exact_length(100)
 
     def logs(uncertainty: float, lengths: LengthForecast) -> tuple[float, float]:
-        model = LinearModel((1 / uncertainty, uncertainty))
+        model = LinearModel(log(uncertainty))
         estimator = DeploymentEstimator(model, H100, GRID)
         found = estimator.estimate(query, lengths)
         return log(found.joules / found.low_joules), log(found.high_joules / found.joules)
@@ -205,7 +206,7 @@ def test_company_and_overhead_count_where_the_model_says_so() -> None:
 
 def test_an_embedding_is_a_prefill() -> None:
     """Without an answer there is no decode, and the interval is that of the prefill."""
-    estimate = DeploymentEstimator(LinearModel((0.9, 1.2)), H100, GRID).estimate(
+    estimate = DeploymentEstimator(LinearModel(log(1.2)), H100, GRID).estimate(
         EstimateQuery(10, 0), exact_length(0)
     )
     assert (estimate.prefill_joules, estimate.decode_joules) == (10.0, 0.0)

@@ -1,6 +1,7 @@
 """The shipped predictor: what it says, and that it is the network that was trained."""
 
 import json
+from dataclasses import replace
 from importlib import resources
 from typing import Any
 
@@ -14,9 +15,11 @@ from torch_geometric.utils import dense_to_sparse
 from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.predictor.energy_model import Deployment
-from llm_carbon_meter.predictor.features import EXPAND, Inputs, neighbours, static_nodes
+from llm_carbon_meter.predictor.features import DeploymentGraph, neighbours
+from llm_carbon_meter.predictor.fitted_physics import Prior, by_factor
 from llm_carbon_meter.predictor.gnn import (
     CARD,
+    CORRECTION,
     WEIGHTS,
     BoundGnn,
     GnnModel,
@@ -24,7 +27,7 @@ from llm_carbon_meter.predictor.gnn import (
     shipped_weights,
 )
 from llm_carbon_meter.records import MeterError, SpecError
-from llm_carbon_meter.training.fit.network import PhaseNetwork
+from llm_carbon_meter.training.fit.network import RateNetwork
 
 CASES = [
     ("Llama-3.1-8B", 1),
@@ -51,58 +54,48 @@ def folder() -> Any:
     return resources.files("llm_carbon_meter.predictor.weights")
 
 
-def network() -> PhaseNetwork:
+def network() -> RateNetwork:
     """The shipped weights in the module that is trained."""
-    module = PhaseNetwork()
+    module = RateNetwork().double()
     tensors = load(folder().joinpath(WEIGHTS).read_bytes())
     names = module.state_dict()
     module.load_state_dict({name: torch.from_numpy(tensors[name]) for name in names})
     return module.eval()
 
 
-def padded(
-    model: str, gpus: int, served: BoundGnn, inputs: Inputs, missing: int
-) -> list[torch.Tensor]:
+def padded(model: str, gpus: int, missing: int) -> list[torch.Tensor]:
     """Inputs of the module, with some kernels that are none."""
-    spec, constants = built_in_model(model), served._graph.constants
-    fixed, linked = static_nodes(spec, gpus), neighbours(spec, gpus)
-    changing = (inputs.basis @ EXPAND).transpose(1, 2, 0, 3)
-    same = np.broadcast_to(fixed, (*changing.shape[:3], fixed.shape[1]))
-    nodes = np.concatenate((same, changing), -1)
-    nodes = np.pad(nodes, ((0, 0), (0, 0), (0, missing), (0, 0)))
-    batches = len(nodes)
-    links = np.broadcast_to(np.pad(linked, (0, missing)), (batches, nodes.shape[2], nodes.shape[2]))
-    mask = np.zeros((batches, nodes.shape[2]))
-    mask[:, : len(fixed)] = 1
-    same = np.broadcast_to(constants, (batches, *constants.shape))
-    arrays = (nodes, links, mask, np.concatenate((inputs.described, same), -1))
-    return [torch.from_numpy(np.array(one)).float() for one in arrays]
+    spec = built_in_model(model)
+    graph = DeploymentGraph.of(Deployment(spec, gpu_spec("H100"), gpus, "vllm")).reference()
+    nodes = np.pad(graph.nodes, ((0, missing), (0, 0)))
+    mask = np.concatenate((np.ones(len(graph.nodes)), np.zeros(missing)))
+    arrays = (nodes, np.pad(neighbours(spec, gpus), (0, missing)), mask, graph.described)
+    return [torch.from_numpy(array[None]) for array in arrays]
 
 
 @pytest.mark.parametrize(("model", "gpus"), CASES)
 def test_numpy_serves_what_torch_geometric_trained(model: str, gpus: int) -> None:
-    """The same correction to 1e-5, padding or not."""
-    served = bound(model, gpus)
-    inputs = served._graph.inputs(BATCH, PROMPT, OUTPUT)
+    """The same corrections to 1e-5, padding or not."""
+    spec = built_in_model(model)
+    graph = DeploymentGraph.of(Deployment(spec, gpu_spec("H100"), gpus, "vllm")).reference()
+    served = shipped_weights().network.corrections(graph, neighbours(spec, gpus))
+    assert abs(served).max() > 1e-3
     with torch.no_grad():
         for missing in (0, 5):
-            trained = network()(*padded(model, gpus, served, inputs, missing)).numpy()
-            np.testing.assert_allclose(served.residual(inputs), trained, atol=1e-5)
+            trained = network()(*padded(model, gpus, missing))[0].numpy() * CORRECTION
+            np.testing.assert_allclose(served, trained, atol=1e-5)
 
 
 def test_the_layers_are_graphsage() -> None:
     """Dense and sparse layers of torch-geometric agree: a mean over neighbours, and the node."""
-    served = bound()
-    inputs = served._graph.inputs(BATCH, PROMPT, OUTPUT)
-    nodes, linked, mask, _ = padded("Llama-3.1-8B", 1, served, inputs, 0)
+    nodes, linked, mask, _ = padded("Llama-3.1-8B", 1, 0)
     dense = network().sage_1
-    sparse = SAGEConv(nodes.shape[-1], dense.out_channels)
+    sparse = SAGEConv(nodes.shape[-1], dense.out_channels).double()
     sparse.lin_l.weight, sparse.lin_r.weight = dense.lin_rel.weight, dense.lin_root.weight
     sparse.lin_l.bias = dense.lin_root.bias
     edges, _ = dense_to_sparse(linked[0].T)
     with torch.no_grad():
-        expected = sparse(nodes[0, 1], edges)
-        torch.testing.assert_close(dense(nodes[:1, 1], linked[:1], mask[:1])[0], expected)
+        torch.testing.assert_close(dense(nodes, linked, mask)[0], sparse(nodes[0], edges))
 
 
 @pytest.mark.parametrize(("model", "gpus"), CASES)
@@ -113,7 +106,7 @@ def test_every_request_is_answered_by_itself(model: str, gpus: int) -> None:
     total = together.prefill_joules + together.decode_joules
     assert np.isfinite(total).all()
     assert (together.prefill_joules > 0).all()
-    assert served.interval[0] < 1 < served.interval[1]
+    assert (together.width > 0).all()
     for row, asked in enumerate(zip(BATCH.tolist(), PROMPT.tolist(), OUTPUT.tolist(), strict=True)):
         alone = served.phases(*asked)
         in_array = served.phases(*(np.array([one]) for one in asked))
@@ -148,8 +141,9 @@ def test_outside_its_domain_it_says_so_and_widens() -> None:
     assert "T4" in bound(gpu="T4").out_of_domain
     assert "sglang 1" in bound(engine="sglang", engine_version="1").out_of_domain
     assert "recurrent" in bound("Nemotron-Nano-9B-v2").out_of_domain
-    inside, outside = (one.interval for one in (bound(), bound(gpu="H200")))
-    assert outside[1] / outside[0] > inside[1] / inside[0]
+    assert bound(engine_version="").out_of_domain == ""
+    widths = [one.phases(8.0, 500.0, 200.0).width for one in (bound(), bound(gpu="H200"))]
+    assert widths[1] > 1.2 * widths[0]
 
 
 def test_heads_that_cannot_be_divided() -> None:
@@ -161,7 +155,7 @@ def test_heads_that_cannot_be_divided() -> None:
 def test_the_weights_are_those_of_the_card() -> None:
     """One changed byte, or another card, is refused by name."""
     data, card = folder().joinpath(WEIGHTS).read_bytes(), folder().joinpath(CARD).read_text("utf-8")
-    assert read_weights(data, card).gate == shipped_weights().gate
+    assert read_weights(data, card).gates == shipped_weights().gates
     damaged = data[:-1] + bytes([data[-1] ^ 1])
     with pytest.raises(MeterError, match=r"gnn\.safetensors.*checksum"):
         read_weights(damaged, card)
@@ -172,9 +166,28 @@ def test_the_weights_are_those_of_the_card() -> None:
         read_weights(data, "{")
 
 
-def test_the_network_is_switched_on() -> None:
-    """Inner cross-validation found its correction worth having, and it does correct."""
-    assert shipped_weights().gate > 0
-    served = bound("Llama-3.1-70B", 4)
-    residual = served.residual(served._graph.inputs(BATCH, PROMPT, OUTPUT))
-    assert abs(residual).max() > 0.01
+def test_the_network_is_switched_on_where_it_earns_it() -> None:
+    """Inner cross-validation decides by itself for what was measured and for the rest."""
+    weights = shipped_weights()
+    assert weights.gates.measured > 0
+    place = Deployment(built_in_model("Llama-3.1-70B"), gpu_spec("H100"), 4, "vllm", "0.11.1")
+    kin = weights.physics.prior("vllm", "0.11.1", "H100").mean
+    assert abs(weights.prior(place).mean - kin).max() > 0.01
+    elsewhere = replace(place, engine_version="0.32.0")
+    moved = weights.prior(elsewhere).mean - weights.physics.prior("vllm", "0.32.0", "H100").mean
+    assert (abs(moved).max() > 0) == (weights.gates.elsewhere > 0)
+
+
+def test_what_a_deployment_shows_moves_its_estimates() -> None:
+    """Twice the static power costs more, and the estimate says by how much it was corrected."""
+    served = bound()
+    before = served.phases(4.0, 500.0, 200.0)
+    assert before.calibration == pytest.approx(1.0)
+    dearer = served.prior.mean + by_factor({"static": np.log(2.0)})
+    served.adopt(Prior(dearer, served.prior.covariance / 100))
+    after = served.phases(4.0, 500.0, 200.0)
+    total = after.prefill_joules + after.decode_joules
+    raw = before.prefill_joules + before.decode_joules
+    assert after.calibration == pytest.approx(total / raw)
+    assert after.calibration > 1.1
+    assert after.width < before.width

@@ -3,7 +3,6 @@
 vLLM has them apart: vllm/engine_hooks.py has the engine's, vllm/frontend_hooks.py the API servers'.
 """
 
-from collections.abc import Mapping
 from contextlib import ExitStack
 
 from llm_carbon_meter.faults import Faults
@@ -17,9 +16,8 @@ class LocalMeter:
     """A meter's process and the API server that hears it.
 
     Args:
-        setup: of the process; has the settings and the model.
+        setup: of the process; has the settings, the model and the deployment.
         model_name: as clients know it.
-        deployment: engine, version, GPU, number formats and parallelism.
         held: gives how many requests share the engine's batches or are about to.
         tracing: whether the server makes spans.
         faults: counts of what went wrong in this process.
@@ -32,7 +30,6 @@ class LocalMeter:
         self,
         setup: Setup,
         model_name: str,
-        deployment: Mapping[str, str | int],
         *,
         held: Held,
         tracing: bool,
@@ -45,7 +42,7 @@ class LocalMeter:
                 setup.config,
                 model_name,
                 setup.model,
-                deployment,
+                setup.deployment,
                 num_engines=1,
                 index=0,
                 count=1,

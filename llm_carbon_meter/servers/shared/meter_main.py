@@ -18,6 +18,7 @@ from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.meter import EngineMeter, cost_model, open_power, physics_gpu
 from llm_carbon_meter.physics.gpu_specs import assumed_gpu
 from llm_carbon_meter.power.nvml.devices import visible_devices
+from llm_carbon_meter.predictor.models import placed
 from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.servers.shared.channel import Publisher, engine_name
 from llm_carbon_meter.servers.shared.meter_process import Setup
@@ -78,6 +79,7 @@ def _meter(setup: Setup, decoder: StepDecoder, publisher: Publisher, faults: Fau
         faults,
         os.getppid(),
         outside=setup.outside,
+        deployment=placed(setup.model, gpu, setup.deployment) if setup.model else None,
     )
 
 

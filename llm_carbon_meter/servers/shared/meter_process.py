@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain, islice
 from multiprocessing import Pipe
 from typing import Any, Final
@@ -52,6 +52,8 @@ class Setup:
     tensor_parallel: int
     start_s: float
     """Monotonic time from which modelled joules count."""
+    deployment: Mapping[str, str | int] = dataclasses.field(default_factory=dict)
+    """Engine, version and parallelism, as records have them."""
     outside: bool = False
     """The engine's steps are made up by a proxy that does not see them."""
 

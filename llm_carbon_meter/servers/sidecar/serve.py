@@ -61,27 +61,28 @@ def serve(upstream: str, listen: str, model: str, gpus: str) -> int:
 def _setup(
     config: Config, devices: Sequence[str], model: str, begun_s: float, faults: Faults
 ) -> Setup:
+    name = _gpu_name(config, devices)
     return Setup(
         config=config,
         engine=0,
         gpus=devices,
         first_gpu=0,
         num_gpus=len(devices),
-        gpu_name=_gpu_name(config, devices),
+        gpu_name=name,
         model=_spec(model, len(devices), faults),
         tensor_parallel=len(devices),
         start_s=begun_s,
+        deployment={
+            "engine": "unknown",
+            "gpu": name,
+            "tensor_parallel_size": len(devices),
+        },
         outside=True,
     )
 
 
 def _meter(setup: Setup, name: str, capture: OutsideCapture, faults: Faults) -> LocalMeter:
-    deployment: dict[str, str | int] = {
-        "engine": "unknown",
-        "gpu": setup.gpu_name,
-        "tensor_parallel_size": setup.tensor_parallel,
-    }
-    return LocalMeter(setup, name, deployment, held=capture.held, tracing=False, faults=faults)
+    return LocalMeter(setup, name, held=capture.held, tracing=False, faults=faults)
 
 
 def _serve(app: Any, place: socket.socket) -> None:

@@ -107,11 +107,11 @@ class ServedModel:
             model=spec,
             tensor_parallel=1,
             start_s=begun_s,
+            deployment=deployment(model, gpus),
         )
         self.meter = LocalMeter(
             setup,
             name,
-            deployment(model, gpus),
             held=self.held,
             tracing=True,
             faults=self.faults,

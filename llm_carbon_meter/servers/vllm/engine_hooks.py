@@ -106,6 +106,7 @@ class EngineHooks:
             model=self._model(vllm_config),
             tensor_parallel=int(parallel.tensor_parallel_size),
             start_s=begun_s,
+            deployment=deployment(vllm_config),
         )
         return _Early(MeterProcess(setup, self.faults), begun_s)
 

@@ -20,7 +20,6 @@ from llm_carbon_meter.records import ConfigError, SpecError
 from llm_carbon_meter.training.data.campaign_columns import OCCASION, PREFILL
 from llm_carbon_meter.training.data.files import Refused
 from llm_carbon_meter.training.data.rows import Row, Table, architecture_group
-from llm_carbon_meter.training.data.withheld import why_withheld
 
 Raw = Mapping[str, str]
 
@@ -81,7 +80,7 @@ def _why_not(raw: Raw) -> str | None:
         gpu_spec(raw["gpu"])
     except SpecError as error:
         return str(error)
-    return why_withheld(raw, raw["gpu"], raw["engine"], raw["engine_version"])
+    return None
 
 
 def _row(same: Sequence[Raw]) -> Row:

@@ -65,11 +65,7 @@ def _kept(dataset: DataSet, raws: Iterable[Raw]) -> tuple[Sequence[Raw], Counter
 
 
 def _why_not(dataset: DataSet, raw: Raw) -> str | None:
-    return (
-        why_withheld(raw, raw["gpu"], *dataset.engine_of(raw))
-        or dataset.why_not(raw)
-        or _why_no_shape(raw["model"])
-    )
+    return why_withheld(raw, raw["gpu"]) or dataset.why_not(raw) or _why_no_shape(raw["model"])
 
 
 def _why_no_shape(model: str) -> str | None:

@@ -52,15 +52,15 @@ def require(folder: Path, paths: Iterable[str]) -> None:
 
 
 def accepted_text(folder: Path, path: str, accepted: Manifest) -> str | Refused:
-    """A file's decompressed content, or why it is not accepted."""
-    compressed = (folder / path).read_bytes()
-    digest = hashlib.sha256(compressed).hexdigest()
+    """A file's content, decompressed where it ends in ``.gz``, or why it is not accepted."""
+    content = (folder / path).read_bytes()
+    digest = hashlib.sha256(content).hexdigest()
     if path not in accepted:
         return Refused(path, "whole file: not in the manifest", 1)
     if digest != accepted[path]:
         reason = f"whole file: sha256 {digest[:12]}… is not {accepted[path][:12]}… of the manifest"
         return Refused(path, reason, 1)
-    return gzip.decompress(compressed).decode("utf-8")
+    return (gzip.decompress(content) if path.endswith(".gz") else content).decode("utf-8")
 
 
 def csv_records(text: str) -> Sequence[Mapping[str, str]]:

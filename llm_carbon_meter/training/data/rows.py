@@ -28,7 +28,9 @@ class Flag(StrEnum):
     GPU_VARIANT_UNSTATED = "gpu_variant_unstated"
 
 
-NOT_TRAINED_ON = frozenset({Flag.MULTIMODAL, Flag.QUANTISED})
+NOT_TRAINED_ON = frozenset({Flag.MULTIMODAL})
+NOT_JUDGED = frozenset({Flag.QUANTISED})
+"""All of one model: held out, nothing of them could be trained on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,10 @@ class Table:
     def for_training(self) -> Sequence[Row]:
         """Without the rows that no training uses by default."""
         return [row for row in self.rows if not row.flags & NOT_TRAINED_ON]
+
+    def for_evaluation(self) -> Sequence[Row]:
+        """Those of them that can be held out."""
+        return [row for row in self.for_training() if not row.flags & NOT_JUDGED]
 
 
 def architecture_group(spec: ModelSpec) -> str:

@@ -9,6 +9,7 @@ from statistics import fmean, stdev
 from llm_carbon_meter.physics.model_list import built_in_config, built_in_model
 from llm_carbon_meter.physics.model_specs import ModelSpec, model_spec
 from llm_carbon_meter.training.data.rows import Flag, Row, architecture_group
+from llm_carbon_meter.units import JOULES_PER_WATT_HOUR
 
 Raw = Mapping[str, str]
 Rows = Callable[["DataSet", Sequence[Raw], float], Iterator[Row]]
@@ -16,6 +17,7 @@ Rows = Callable[["DataSet", Sequence[Raw], float], Iterator[Row]]
 GPU_NAMES = {
     "NVIDIA A100 80GB PCIe": "A100-PCIe",
     "NVIDIA A100-SXM4-40GB": "A100-40GB",
+    "NVIDIA H100 80GB HBM3": "H100",
     "a100-80gb": "A100",
 }
 
@@ -41,6 +43,8 @@ QUANTISATION_CONFIGS = {
     "int8": {"quant_method": "bitsandbytes", "load_in_8bit": True},
     "nf4": {"quant_method": "bitsandbytes", "load_in_4bit": True},
 }
+QWEN_FP8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
+"""Of Qwen's own FP8 checkpoints; those of Llama have a scale for a channel or a tensor."""
 QUANTISATION_FLAGS = {
     "fp8": Flag.LOW_PRECISION,
     "mxfp4": Flag.LOW_PRECISION,
@@ -136,6 +140,8 @@ def _spec_as_served(model: str, quantisation: str) -> ModelSpec:
     config = dict(built_in_config(model))
     if quantisation in QUANTISATION_CONFIGS:
         config["quantization_config"] = QUANTISATION_CONFIGS[quantisation]
+        if quantisation == "fp8" and model.startswith("Qwen/"):
+            config["quantization_config"] = QWEN_FP8
     return model_spec(config, built_in_model(model).name)
 
 
@@ -306,6 +312,26 @@ def _why_not_splitwise(raw: Raw) -> str | None:
     return None
 
 
+def _released(dataset: DataSet, raws: Sequence[Raw], prompt_scale: float) -> Iterator[Row]:
+    """Rows of three of the other sets, in the columns of a batch estimate; neither power nor time.
+
+    They keep the name of the set that they are from: one laboratory, one rig.
+    """
+    for raw in raws:
+        assumed = raw["prompt_assumed"] == "1"
+        scale = prompt_scale if assumed else 1.0
+        row = _row(
+            dataset,
+            raw,
+            concurrency=float(raw["concurrency"]),
+            prompt_tokens=float(raw["prompt_tokens"]) * scale,
+            prompt_tokens_assumed=assumed,
+            output_tokens=float(raw["output_tokens"]),
+            energy_joules=float(raw["energy_wh"]) * JOULES_PER_WATT_HOUR,
+        )
+        yield replace(row, source=raw["source"])
+
+
 DATA_SETS = (
     DataSet("joulebench", "joulebench/joulebench.csv.gz", _joulebench, _why_not_joulebench),
     DataSet(
@@ -334,4 +360,5 @@ DATA_SETS = (
         _why_not_splitwise,
         engine="unknown",
     ),
+    DataSet("released", "released/rows.csv", _released),
 )

@@ -51,6 +51,8 @@ def configuration(row: Row) -> tuple[object, ...]:
     return (
         row.model,
         row.gpu,
+        row.num_gpus,
+        row.quantisation,
         row.engine,
         row.engine_version,
         row.concurrency,

@@ -19,6 +19,7 @@ from llm_carbon_meter.predictor.features import (
     EXPAND,
     NODE_FEATURES,
     DeploymentGraph,
+    ReferenceGraph,
     neighbours,
     static_nodes,
 )
@@ -45,6 +46,12 @@ class Examples:
     """Shape (n, kernels)."""
     described: Floats
     """Shape (n, 2, features)."""
+    reference_nodes: Floats
+    """Of the deployment, shape (n, kernels, features)."""
+    reference_described: Floats
+    """Shape (n, features)."""
+    deployments: npt.NDArray[np.str_]
+    """A name for each deployment."""
     board_joules: Floats
     """Per request and second of board power: what physics counts in, shape (n,)."""
     joules: Floats
@@ -91,13 +98,19 @@ def deployment_of(row: Row) -> Deployment:
     return Deployment(row.spec, gpu_spec(row.gpu), gpus, row.engine, row.engine_version)
 
 
+def deployment_name(row: Row) -> str:
+    """What rows of one deployment have in common."""
+    formats = f"{row.quantisation} {row.spec.weight_bytes:g}"
+    return f"{row.spec.name} {formats} {row.num_gpus} x {row.gpu} {engine_name(row)}"
+
+
 def examples(rows: Sequence[Row]) -> Examples:
     """Arrays of some rows, in their order."""
     return Examples(*(np.stack(column) for column in zip(*map(_example, rows), strict=True)))
 
 
 def _example(row: Row) -> tuple[Any, ...]:
-    graph, linked, fixed, mask = _prepared(
+    graph, linked, fixed, mask, reference = _prepared(
         row.spec, row.gpu, placement(row).tensor_parallel, row.engine
     )
     batch = row.concurrency / placement(row).replicas
@@ -118,6 +131,8 @@ def _example(row: Row) -> tuple[Any, ...]:
         linked,
         mask,
         np.concatenate((inputs.described[0], graph.constants), 1),
+        *reference,
+        deployment_name(row),
         gpu_spec(row.gpu).board_watts * row.num_gpus / row.concurrency,
         row.energy_joules,
         row.output_tokens,
@@ -131,9 +146,11 @@ def _example(row: Row) -> tuple[Any, ...]:
 @cache
 def _prepared(
     model: ModelSpec, gpu: str, parallel: int, engine: str
-) -> tuple[DeploymentGraph, Floats, Floats, Floats]:
+) -> tuple[DeploymentGraph, Floats, Floats, Floats, ReferenceGraph]:
     graph = DeploymentGraph.of(Deployment(model, gpu_spec(gpu), parallel, engine))
     linked, fixed = neighbours(model, parallel), static_nodes(model, parallel)
     missing = MAX_KERNELS - len(fixed)
     mask = np.concatenate((np.ones(len(fixed)), np.zeros(missing)))
-    return graph, np.pad(linked, (0, missing)), fixed, mask
+    nodes, described = graph.reference()
+    padded = ReferenceGraph(np.pad(nodes, ((0, missing), (0, 0))), described)
+    return graph, np.pad(linked, (0, missing)), fixed, mask, padded

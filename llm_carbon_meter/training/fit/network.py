@@ -1,7 +1,6 @@
-"""The network in torch-geometric, as it is trained. `gnn.py` serves its weights in numpy.
+"""The network in torch-geometric, as it is trained: two GraphSAGE and two linear layers.
 
-Two GraphSAGE layers and two linear layers, as the LLMCO2 paper has; prefill and decode stay apart
-all the way to an output of their own. Each output is the logarithm of what physics leaves over.
+It sees a deployment and corrects the rates of its step law; `gnn.py` serves its weights in numpy.
 """
 
 from typing import Final
@@ -10,55 +9,61 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.nn import DenseSAGEConv
 
-from llm_carbon_meter.predictor.features import GLOBAL_FEATURES, NODE_FEATURES
+from llm_carbon_meter.predictor.features import REFERENCE_FEATURES, REFERENCE_GLOBALS, SHARES
+from llm_carbon_meter.predictor.gnn import LARGEST
+from llm_carbon_meter.predictor.step_law import FACTORS
 
 WIDTH: Final = 32
 DROPOUT: Final = 0.1
-LARGEST: Final = 1.5
-"""Bound of the logarithm: the network corrects by no more than this."""
+LEAST_SCALE: Final = 1e-3
+"""A feature that never varies says nothing."""
 
 
-class PhaseNetwork(nn.Module):
-    """Residual of each phase.
+class RateNetwork(nn.Module):
+    """How far a deployment's `FACTORS` are from the fitted ones, in units of `gnn.CORRECTION`."""
 
-    Args:
-        width: of every hidden layer.
-        dropout: on the pooled graph and between the linear layers.
-        largest: bound of the output; inf for a network that stands alone.
-    """
+    nodes_middle: Tensor
+    nodes_scale: Tensor
+    described_middle: Tensor
+    described_scale: Tensor
 
-    def __init__(
-        self, width: int = WIDTH, dropout: float = DROPOUT, largest: float = LARGEST
-    ) -> None:
+    def __init__(self, width: int = WIDTH, dropout: float = DROPOUT) -> None:
         super().__init__()
-        self.sage_1 = DenseSAGEConv(len(NODE_FEATURES), width)
+        self.sage_1 = DenseSAGEConv(len(REFERENCE_FEATURES), width)
         self.sage_2 = DenseSAGEConv(width, width)
-        self.linear_1 = nn.Linear(width + len(GLOBAL_FEATURES), width)
-        self.linear_2 = nn.Linear(width, 1)
+        self.linear_1 = nn.Linear(width + len(REFERENCE_GLOBALS), width)
+        self.linear_2 = nn.Linear(width, len(FACTORS))
         self.dropout = nn.Dropout(dropout)
-        self.largest = largest
+        for name, size in (
+            ("nodes", len(REFERENCE_FEATURES)),
+            ("described", len(REFERENCE_GLOBALS)),
+        ):
+            self.register_buffer(f"{name}_middle", torch.zeros(size))
+            self.register_buffer(f"{name}_scale", torch.ones(size))
         nn.init.zeros_(self.linear_2.weight)
         nn.init.zeros_(self.linear_2.bias)
 
+    def standardise(self, nodes: Tensor, mask: Tensor, described: Tensor) -> None:
+        """From now on see features as distances from the mean of these, in deviations."""
+        for name, seen in (("nodes", nodes[mask > 0]), ("described", described)):
+            setattr(self, f"{name}_middle", seen.mean(0))
+            setattr(self, f"{name}_scale", seen.std(0) + LEAST_SCALE)
+
     def forward(self, nodes: Tensor, linked: Tensor, mask: Tensor, described: Tensor) -> Tensor:
-        """Residuals, shape (batches, phases).
+        """Corrections, shape (deployments, factors).
 
         Args:
-            nodes: `NODE_FEATURES`, padded, shape (batches, phases, kernels, features).
-            linked: neighbours of each node, shape (batches, kernels, kernels).
-            mask: whether a kernel is one, shape (batches, kernels).
-            described: `GLOBAL_FEATURES`, shape (batches, phases, features).
+            nodes: `REFERENCE_FEATURES`, padded, shape (deployments, kernels, features).
+            linked: neighbours of each node, shape (deployments, kernels, kernels).
+            mask: whether a kernel is one, shape (deployments, kernels).
+            described: `REFERENCE_GLOBALS`, shape (deployments, features).
         """
-        batches, phases, kernels, _ = nodes.shape
-        links = linked[:, None].expand(-1, phases, -1, -1).reshape(-1, kernels, kernels)
-        masks = mask[:, None].expand(-1, phases, -1).reshape(-1, kernels)
-        x = nodes.flatten(0, 1)
-        hidden = torch.relu(self.sage_1(x, links, masks))
-        hidden = torch.relu(self.sage_2(hidden, links, masks))
-        # A kernel counts by its share of the phase's roofline time.
-        pooled = (hidden * x[..., -1:]).sum(1).reshape(batches, phases, -1)
-        joined = torch.cat((self.dropout(pooled), described), -1)
-        output = self.linear_2(self.dropout(torch.relu(self.linear_1(joined))))[..., 0]
-        if self.largest == float("inf"):
-            return Tensor(output)
-        return Tensor(self.largest * torch.tanh(output / self.largest))
+        seen = (nodes - self.nodes_middle) / self.nodes_scale * mask[..., None]
+        hidden = torch.relu(self.sage_1(seen, linked, mask))
+        hidden = torch.relu(self.sage_2(hidden, linked, mask))
+        # A kernel counts by its share of the roofline time.
+        pooled = (hidden * nodes[..., SHARES].mean(-1, keepdim=True)).sum(1)
+        around = (described - self.described_middle) / self.described_scale
+        joined = torch.cat((self.dropout(pooled), around), -1)
+        output = self.linear_2(self.dropout(torch.relu(self.linear_1(joined))))
+        return Tensor(LARGEST * torch.tanh(output / LARGEST))

@@ -4,43 +4,55 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import torch
 from safetensors.numpy import save
 from tqdm import tqdm
 
-from llm_carbon_meter.predictor.gnn import CARD, WEIGHTS
+from llm_carbon_meter.predictor.gnn import CARD, WEIGHTS, Z_80
+from llm_carbon_meter.predictor.posterior import ENERGY_NOISE
+from llm_carbon_meter.predictor.step_law import FACTORS
 from llm_carbon_meter.training.data.campaigns import checksums, read_campaigns
 from llm_carbon_meter.training.data.dataset import read_table, summary
 from llm_carbon_meter.training.data.files import manifest
 from llm_carbon_meter.training.data.rows import Row, Table
-from llm_carbon_meter.training.data.splits import (
-    ARCHITECTURE_FOLDS,
-    leave_engine_out,
-    leave_gpu_out,
-)
+from llm_carbon_meter.training.data.splits import ARCHITECTURE_FOLDS
 from llm_carbon_meter.training.fit.examples import Examples, examples, merge_repeats
-from llm_carbon_meter.training.fit.metrics import errors, weighted_quantile
+from llm_carbon_meter.training.fit.kernel_rates import KernelRates, kernel_rates
+from llm_carbon_meter.training.fit.metrics import errors
 from llm_carbon_meter.training.fit.train import (
+    GATES,
     Trained,
     choose_gate,
     fit,
-    fit_physics,
+    gate_errors,
     group_folds,
-    phase_joules,
+    prior_variance,
 )
 
 Floats = npt.NDArray[np.float64]
 
-LOW, HIGH = 0.1, 0.9
+HELD: Final = 0.8
+"""Share of measurements that the stated interval holds."""
+LARGEST_MULTIPLE: Final = 10.0
 LIMITS: Final = (
     "Gross energy of the GPUs alone. Trained on mean energies of whole requests under steady load; "
-    "how a request's energy divides into prefill and decode follows from the physics and was not "
-    "measured. Prompt lengths of the ML.ENERGY sets are assumed. Without B200, T4, L4; Gemma and "
-    "Mixtral only by their shape."
+    "how a request's energy divides into prefill and decode follows from the step law and was not "
+    "measured. Prompt lengths of the ML.ENERGY sets are assumed. Kernels of H200, B200, GB200 and "
+    "L40S were measured, whole requests there were not; nor were any on T4 and L4."
 )
+
+
+class HeldOut(NamedTuple):
+    """Predictions of rows that no fit has seen."""
+
+    joules: Floats
+    """Per request, shape (n,)."""
+    variance: Floats
+    """Of ln(joules), by the priors alone."""
 
 
 def train(data: Path, output: Path, seed: int = 0, campaigns: Sequence[Path] = ()) -> str:
@@ -58,65 +70,104 @@ def train(data: Path, output: Path, seed: int = 0, campaigns: Sequence[Path] = (
     Raises:
         ConfigError: a file is missing.
     """
-    public, own = read_table(data), read_campaigns(campaigns)
+    torch.set_num_threads(1)  # products are small: more threads wait for each other
+    public, own, rates = read_table(data), read_campaigns(campaigns), kernel_rates(data)
     table = Table([*public.rows, *own.rows], [*public.refused, *own.refused])
     rows = merge_repeats(table.for_training())
     measured, groups = examples(rows), [row.architecture for row in rows]
-    with tqdm(total=ARCHITECTURE_FOLDS + 2, desc="training", unit="fit") as progress:
-        gate = choose_gate(measured, groups, seed)
+    kinds = {"engine": measured.engines.tolist(), "gpu": measured.gpus.tolist()}
+    with tqdm(total=6, desc="training", unit="part") as progress:
+        gate = choose_gate(measured, groups, seed, rates)
         progress.update()
-        held_out = np.zeros(len(rows))
-        for inside, outside in group_folds(groups, measured.weights, ARCHITECTURE_FOLDS):
-            held_out[outside] = fit(measured.of(inside), gate, seed).predict(measured.of(outside))
+        strange = [gate_errors(measured, kind, seed, rates) for kind in kinds.values()]
+        elsewhere = GATES[int(np.sum(strange, axis=0).argmin())]
+        progress.update()
+        held_out = hold_out(measured, groups, ARCHITECTURE_FOLDS, gate, rates)
+        widths = {"measured": _multiple(measured, held_out)}
+        progress.update()
+        for name, kind in kinds.items():
+            apart = hold_out(measured, kind, len(set(kind)), elsewhere, rates)
+            widths[name] = _multiple(measured, apart)
             progress.update()
-        final = fit(measured, gate, seed)
+        final = fit(measured, gate, seed, rates)
         progress.update()
     sources = {**manifest(), **checksums(campaigns)}
-    card = {"data": dict(sorted(sources.items())), **_card(rows, measured, final, held_out)}
+    card = {
+        "data": dict(sorted(sources.items())),
+        **_card(rows, measured, final, held_out),
+        "gates": {"measured": gate, "elsewhere": elsewhere},
+        "widths": widths,
+    }
     write(final, card, output)
     return summary(table) + "\n\n" + json.dumps(card["held_out_architectures"], indent=2)
 
 
-def _card(rows: Sequence[Row], known: Examples, final: Trained, held_out: Floats) -> dict[str, Any]:
-    residual = np.log(known.joules / held_out)
-    low, high = quantiles(residual, known.weights)
-    within = (residual >= low) & (residual <= high)
-    judged = errors(known.joules, held_out, known.weights)
+def hold_out(
+    data: Examples, groups: Sequence[str], folds: int, gate: float, rates: KernelRates
+) -> HeldOut:
+    """Predict each row by a fit that has not seen its group.
+
+    Args:
+        data: the examples.
+        groups: of each, held out as a whole.
+        folds: of groups.
+        gate: the network's share.
+        rates: of measured kernels.
+    """
+    predicted, variance = np.zeros(len(data)), np.zeros(len(data))
+    for inside, outside in group_folds(groups, data.weights, folds):
+        trained, rest = fit(data.of(inside), gate, rates=rates), data.of(outside)
+        predicted[outside] = trained.predict(rest)
+        variance[outside] = prior_variance(rest, trained.physics, trained.factors(rest))
+    return HeldOut(predicted, variance)
+
+
+def _multiple(data: Examples, held_out: HeldOut) -> float:
+    residual = np.log(data.joules / held_out.joules)
+    return round(multiple(residual, held_out.variance, data.weights), 3)
+
+
+def multiple(residual: Floats, variance: Floats, weights: Floats) -> float:
+    """By what the prior's standard deviation is multiplied so that intervals hold their share.
+
+    Args:
+        residual: ln(measured / predicted) of rows held out, shape (n,).
+        variance: of ln(predicted) by the priors, likewise.
+        weights: of the rows.
+    """
+    low, high = 0.0, LARGEST_MULTIPLE
+    while high - low > 1e-3:
+        middle = (low + high) / 2
+        width = Z_80 * deviation(variance, middle)
+        enough = np.average(np.abs(residual) <= width, weights=weights) >= HELD
+        low, high = (low, middle) if enough else (middle, high)
+    return high
+
+
+def deviation(variance: Floats, wider: float) -> Floats:
+    """Standard deviation of ln(measured / predicted), given that multiple of the prior's."""
+    return np.asarray(np.sqrt(wider**2 * variance + ENERGY_NOISE**2))
+
+
+def _card(
+    rows: Sequence[Row], known: Examples, final: Trained, held_out: HeldOut
+) -> dict[str, Any]:
+    judged = errors(known.joules, held_out.joules, known.weights)
     return {
         "rows": len(rows),
         "architectures": len({row.architecture for row in rows}),
         "gpus": sorted(final.physics.gpus),
         "engines": sorted(final.physics.engines),
+        "kernels": sorted(final.physics.kernels),
+        "formats": sorted({row.spec.number_format for row in rows}),
         "held_out_architectures": {
             "folds": ARCHITECTURE_FOLDS,
             "mape_percent": round(judged.mape, 2),
             "median_percent": round(judged.median_ape, 2),
             "eba10_percent": round(judged.eba10, 2),
-            "coverage_percent": round(100 * float(np.average(within, weights=known.weights)), 1),
         },
-        "interval": {"low": low, "high": high, "wider_outside": _widening(rows, known, high - low)},
-        "gate": final.gate,
-        "largest": final.network.largest,
         "limits": LIMITS,
     }
-
-
-def quantiles(residual: Floats, weights: Floats) -> tuple[float, float]:
-    """The 10 % and 90 % quantiles of weighted residuals."""
-    share = weights / weights.sum()
-    return weighted_quantile(residual, share, LOW), weighted_quantile(residual, share, HIGH)
-
-
-def _widening(rows: Sequence[Row], known: Examples, inside: float) -> float:
-    """How much wider errors spread on GPUs and engines that the physics has not seen."""
-    spread = []
-    for split in (*leave_gpu_out(rows), *leave_engine_out(rows)):
-        rest = known.of(split.test)
-        physics = fit_physics(known.of(split.train))
-        predicted = phase_joules(rest, physics).sum(-1)
-        low, high = quantiles(np.log(rest.joules / predicted), rest.weights)
-        spread.append(max(high, 0.0) - min(low, 0.0))
-    return max(1.0, float(np.median(spread)) / inside)
 
 
 def write(trained: Trained, card: Mapping[str, Any], output: Path) -> None:
@@ -128,11 +179,11 @@ def write(trained: Trained, card: Mapping[str, Any], output: Path) -> None:
     }
     tensors["physics.time"] = physics.time
     tensors["physics.energy"] = physics.energy
-    tensors["physics.decode"] = np.array(
-        [physics.decode_time, physics.decode_energy, physics.static]
-    )
-    tensors["physics.gpus"] = np.array([physics.gpus[name] for name in card["gpus"]])
-    tensors["physics.engines"] = np.stack([physics.engines[name] for name in card["engines"]])
+    tensors["physics.power"] = np.array([physics.static, physics.active])
+    for kind in ("engines", "gpus", "kernels"):
+        factors = getattr(physics, kind)
+        listed = [factors[name] for name in card[kind]]
+        tensors[f"physics.{kind}"] = np.reshape(listed, (len(listed), len(FACTORS)))
     data = save(tensors)
     output.mkdir(parents=True, exist_ok=True)
     (output / WEIGHTS).write_bytes(data)

@@ -1,10 +1,10 @@
-"""Fits the physics, then the network to what it leaves, and decides how far the network is trusted.
+"""Fits the step law, then the network that corrects its rates, and how far that is trusted.
 
-Everything is chosen on the training rows alone: the network's share of the prediction is what inner
+Everything is chosen on the training rows alone: the network's share of the correction is what inner
 cross-validation over architectures finds best.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -14,93 +14,95 @@ import torch
 from torch import Tensor
 
 from llm_carbon_meter.predictor.fitted_physics import (
-    ENGINE_FACTORS,
-    GPU_FACTORS,
+    ENGINE_SPREAD,
+    GPU_SPREAD,
+    KERNEL_SPREAD,
+    FittedPhysics,
+    Prior,
+    by_factor,
+)
+from llm_carbon_meter.predictor.gnn import CORRECTION
+from llm_carbon_meter.predictor.measured_engines import expected_factors
+from llm_carbon_meter.predictor.posterior import NUDGE
+from llm_carbon_meter.predictor.step_law import (
+    COUNTS,
+    FACTORS,
     TERMS,
     Constants,
-    FittedPhysics,
-    board_seconds,
+    Spent,
     constants_of,
-    phase_seconds,
+    spent,
 )
 from llm_carbon_meter.training.data.splits import dealt
 from llm_carbon_meter.training.fit.examples import Examples
-from llm_carbon_meter.training.fit.network import LARGEST, PhaseNetwork
+from llm_carbon_meter.training.fit.kernel_rates import NO_RATES, KernelRates
+from llm_carbon_meter.training.fit.network import RateNetwork
 
 Floats = npt.NDArray[np.float64]
 Places = npt.NDArray[np.intp]
 
 SEED: Final = 0
-PHYSICS_STEPS: Final = 250
+PHYSICS_STEPS: Final = 300
 PHYSICS_RATE: Final = 0.1
-NOISE: Final = 0.13
-"""Expected error of the physics, which sets how much the priors weigh."""
+NOISE: Final = 0.2
+"""Expected error of the law on a row; rows of a deployment err together, so that it is large."""
 TIME_WEIGHT: Final = 0.3
 """Of an error in time against one in energy."""
-EPOCHS: Final = 160
-BATCH: Final = 128
+EPOCHS: Final = 300
 RATE: Final = 3e-3
-DECAY: Final = 1e-3
-SHRINKAGE: Final = 0.1
+DECAY: Final = 1e-2
+SHRINKAGE: Final = 2e-3
 """Weight of the correction's own square: without evidence there is none."""
 GATES: Final = (0.0, 0.25, 0.5, 0.75, 1.0)
 INNER_FOLDS: Final = 3
 
-# Priors of the logarithms: mean and standard deviation. From data sheets and common sense: nine
-# tenths of the bandwidth, half of the peak, a static draw of a quarter of the board power. Those of
-# products are narrow: whole requests hardly tell how fast or how hungry their prefill was, and free
-# ones went beyond the peak and board power.
-TIME_PRIOR: Final = {
-    "weights": (1.3, 0.15),
-    "expert_weights": (1.6, 0.3),
+# Priors of the logarithms: mean and standard deviation, per second at the data sheet's rates or per
+# count. Kernel tables, where there are some, give the means of the terms that they tell.
+TIME_PRIOR: Final[Mapping[str, tuple[float, float]]] = {
+    "weights": (1.1, 0.08),
+    "expert_weights": (1.1, 0.15),
     "packed_weights": (0.5, 1.0),
-    "fp8_weights": (0.3, 1.5),
-    "fp8_expert_weights": (0.3, 1.5),
-    "cache": (1.6, 0.4),
-    "activations": (0.5, 1.0),
-    "products": (1.6, 0.1),
-    "expert_products": (2.0, 0.13),
-    "attention": (3.0, 0.8),
-    "vector": (1.0, 1.0),
+    "fp8_weights": (0.3, 1.0),
+    "fp8_expert_weights": (0.3, 1.0),
+    "cache": (1.2, 0.15),
+    "repeated_cache": (1.2, 0.3),
+    "activations": (1.5, 0.25),
+    "products": (1.2, 0.1),
+    "expert_products": (2.4, 0.3),
+    "attention": (1.8, 0.2),
+    "vector": (1.5, 0.7),
     "network": (1.2, 0.3),
-    "logits": (10.0, 1.0),
+    "logits": (4.0, 0.7),
     "allreduces": (8.0, 1.0),
-    "expert_layers": (20.0, 1.0),
-    "fp8_expert_layers": (50.0, 1.5),
-    "launches": (8.0, 1.0),
-    "steps": (2000.0, 1.0),
-    "sequence_steps": (20.0, 1.0),
+    "expert_layers": (50.0, 0.5),
+    "block_scaled_layers": (50.0, 1.0),
+    "launches": (8.0, 0.5),
+    "int8_layers": (20.0, 1.0),
+    "nf4_layers": (20.0, 1.0),
+    "steps": (1000.0, 0.7),
+    "sequence_steps": (20.0, 0.4),
 }
-ENERGY_PRIOR: Final = {
-    "weights": (0.35, 0.4),
-    "expert_weights": (0.4, 0.5),
+ENERGY_PRIOR: Final[Mapping[str, tuple[float, float]]] = {
+    "weights": (0.6, 0.3),
+    "expert_weights": (0.6, 0.4),
     "packed_weights": (0.3, 1.0),
-    "fp8_weights": (0.1, 1.5),
-    "fp8_expert_weights": (0.1, 1.5),
-    "cache": (0.5, 0.5),
-    "activations": (0.3, 1.0),
-    "products": (1.1, 0.1),
-    "expert_products": (1.1, 0.13),
-    "attention": (1.5, 0.8),
-    "vector": (0.3, 1.0),
+    "fp8_weights": (0.1, 1.0),
+    "fp8_expert_weights": (0.1, 1.0),
+    "cache": (0.6, 0.3),
+    "repeated_cache": (0.6, 0.3),
+    "activations": (0.6, 0.5),
+    "products": (0.8, 0.2),
+    "expert_products": (0.8, 0.25),
+    "attention": (0.8, 0.5),
+    "vector": (0.5, 0.7),
     "network": (0.1, 1.0),
-    "logits": (3.0, 1.0),
+    "logits": (1.0, 0.5),
 }
-NO_ENERGY: Final = 1e-6
-"""Counts take time; what they draw is static."""
-FACTOR_PRIOR: Final = {
-    "weights": 0.2,
-    "products": 0.1,
-    "cache": 0.5,
-    "launches": 0.7,
-    "steps": 0.7,
-    "sequence_steps": 0.7,
-    "static": 0.2,
-    "dynamic": 0.2,
-}
-GPU_PRIOR: Final = 0.15
-STATIC_PRIOR: Final = (0.25, 0.4)
-DECODE_PRIOR: Final = 0.5
+"""Per board watt, beyond static and active power."""
+NO_ENERGY: Final = (1e-6, 1e-3)
+"""Counts take time; what they draw is static or active power."""
+STATIC_PRIOR: Final = (0.2, 0.3)
+ACTIVE_PRIOR: Final = (0.25, 0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,30 +110,51 @@ class Trained:
     """A predictor."""
 
     physics: FittedPhysics
-    network: PhaseNetwork
+    network: RateNetwork
     gate: float
 
     def predict(self, data: Examples) -> Floats:
         """Joules per request, shape (n,)."""
-        return np.exp(log_joules(data, self.physics, residuals(self.network, data) * self.gate))
+        return joules(data, self.physics, self.factors(data))
 
-    def without_network(self, data: Examples) -> Floats:
-        """Joules per request by the physics alone."""
-        return np.exp(log_joules(data, self.physics, np.zeros((len(data), 2))))
-
-
-def log_joules(data: Examples, physics: FittedPhysics, residual: Floats) -> Floats:
-    """Logarithm of joules per request, shape (n,), of residuals (n, 2)."""
-    boards = board_seconds(_constants(physics, data), data.terms) * np.exp(residual)
-    return np.asarray(np.log(boards.sum(-1) * data.board_joules))
+    def factors(self, data: Examples) -> Floats:
+        """Logarithms of each example's factors, shape (n, factors)."""
+        moved = self.gate * corrections(self.network, data) if self.gate else 0.0
+        return np.asarray(prior_factors(data, self.physics) + moved)
 
 
-def _constants(physics: FittedPhysics, data: Examples) -> Constants:
-    """Each example's constants."""
+def joules(data: Examples, physics: FittedPhysics, factors: Floats) -> Floats:
+    """Joules per request, shape (n,), of logarithms of factors, shape (n, factors)."""
+    return np.asarray(phases(data, physics, factors).boards.sum(-1) * data.board_joules)
+
+
+def phases(data: Examples, physics: FittedPhysics, factors: Floats) -> Spent:
+    """Seconds and board-seconds of a batch's prefill and decode, shapes (n, 2)."""
+    return spent(constants_of(physics, factors, np), data.terms)
+
+
+def prior_factors(data: Examples, physics: FittedPhysics) -> Floats:
+    """What engines and GPUs say of each example's factors, shape (n, factors)."""
+    priors, places = priors_of(data, physics)
+    return np.stack([prior.mean for prior in priors])[places]
+
+
+def priors_of(data: Examples, physics: FittedPhysics) -> tuple[Sequence[Prior], Places]:
+    """The priors of all engines on GPUs, and that of each example."""
     where = np.stack((data.engines, data.gpus), axis=1)
     pairs, places = np.unique(where, axis=0, return_inverse=True)
-    constants = [physics.constants(*_split(str(engine)), str(gpu)) for engine, gpu in pairs]
-    return Constants(*(np.stack(column)[places] for column in zip(*constants, strict=True)))
+    priors = [physics.prior(*_split(str(engine)), str(gpu)) for engine, gpu in pairs]
+    return priors, places.reshape(-1)
+
+
+def prior_variance(data: Examples, physics: FittedPhysics, factors: Floats) -> Floats:
+    """Variance of each example's ln(joules) that the spread of its factors gives, shape (n,)."""
+    priors, places = priors_of(data, physics)
+    logs = np.log(joules(data, physics, factors))
+    nudged = [joules(data, physics, factors + step) for step in NUDGE * np.eye(len(FACTORS))]
+    slopes = (np.log(nudged) - logs) / NUDGE
+    covariances = np.stack([prior.covariance for prior in priors])[places]
+    return np.asarray(np.einsum("fn,nfg,gn->n", slopes, covariances, slopes))
 
 
 def _split(engine: str) -> tuple[str, str]:
@@ -139,58 +162,65 @@ def _split(engine: str) -> tuple[str, str]:
     return name, version
 
 
-def residuals(network: PhaseNetwork, data: Examples) -> Floats:
-    """The network's output, shape (n, phases)."""
-    network.eval()
-    with torch.no_grad():
-        return np.asarray(network(*_inputs(data)).double().numpy())
-
-
-def _inputs(data: Examples) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    arrays = (data.nodes, data.linked, data.mask, data.described)
-    nodes, linked, mask, described = (torch.from_numpy(array).float() for array in arrays)
-    return nodes, linked, mask, described
-
-
 # Physics
 
 
-def fit_physics(data: Examples, steps: int = PHYSICS_STEPS) -> FittedPhysics:
+def fit_physics(
+    data: Examples, rates: KernelRates = NO_RATES, steps: int = PHYSICS_STEPS
+) -> FittedPhysics:
     """The most probable constants: errors of energy and time, and the priors."""
     engines, engine = np.unique(data.engines, return_inverse=True)
     gpus, gpu = np.unique(data.gpus, return_inverse=True)
-    deviates = torch.from_numpy(GPU_FACTORS)
-    prior = _prior(len(engines), len(gpus))
-    free = {name: mean.clone().requires_grad_() for name, (mean, _) in prior.items()}
-    optimizer = torch.optim.Adam(list(free.values()), lr=PHYSICS_RATE)
+    priors = _priors(engines.tolist(), gpus.tolist(), rates)
+    spread = {name: torch.from_numpy(deviation) for name, (_, deviation) in priors.items()}
+    mean = {name: torch.from_numpy(middle) for name, (middle, _) in priors.items()}
+    away = {name: torch.zeros_like(middle, requires_grad=True) for name, middle in mean.items()}
+    optimizer = torch.optim.Adam(list(away.values()), lr=PHYSICS_RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PHYSICS_RATE, total_steps=steps)
-    terms, weights = torch.from_numpy(data.terms), torch.from_numpy(data.weights)
-    target = torch.from_numpy(np.log(data.joules / data.board_joules))
-    timed = torch.from_numpy(~np.isnan(data.batch_seconds))
-    seconds = torch.log(torch.from_numpy(data.batch_seconds)[timed])
+    measured = _Measured(data)
     for _ in range(steps):
         optimizer.zero_grad()
-        factors = free["engines"][engine] + free["gpus"][gpu][:, None] * deviates
-        constants = constants_of(_Free(free), factors, torch)
-        energy = torch.log(board_seconds(constants, terms).sum(-1)) - target
-        time = torch.log(phase_seconds(constants, terms).sum(-1)[timed]) - seconds
-        loss = (weights * _huber(energy)).sum() / NOISE**2
-        loss = loss + TIME_WEIGHT * (weights[timed] * _huber(time)).sum() / NOISE**2
-        for name, (mean, deviation) in prior.items():
-            loss = loss + 0.5 * (((free[name] - mean) / deviation) ** 2).sum()
+        free = {name: mean[name] + away[name] * spread[name] for name in mean}
+        factors = free["engines"][engine] + free["gpus"][gpu]
+        loss = measured.loss(constants_of(_Free(free), factors, torch), bend=0.15) / NOISE**2
+        loss = loss + sum(0.5 * (place**2).sum() for place in away.values())
         torch.autograd.backward(loss)
         optimizer.step()
         schedule.step()
-    fitted = {name: value.detach().numpy() for name, value in free.items()}
+    fitted = {name: (mean[name] + away[name] * spread[name]).detach().numpy() for name in mean}
+    static, active = fitted["power"].tolist()
     return FittedPhysics(
         time=fitted["time"],
         energy=fitted["energy"],
-        decode_time=float(fitted["decode"][0]),
-        decode_energy=float(fitted["decode"][1]),
-        static=float(fitted["decode"][2]),
+        static=static,
+        active=active,
         engines=dict(zip(engines.tolist(), fitted["engines"], strict=True)),
-        gpus=dict(zip(gpus.tolist(), fitted["gpus"].tolist(), strict=True)),
+        gpus=dict(zip(gpus.tolist(), fitted["gpus"], strict=True)),
+        kernels={name: _kernel_factors(name, rates) for name in rates.gpus},
     )
+
+
+class _Measured:
+    """What the law is held against."""
+
+    def __init__(self, data: Examples) -> None:
+        self._terms, self._weights = torch.from_numpy(data.terms), torch.from_numpy(data.weights)
+        self._boards = torch.from_numpy(np.log(data.joules / data.board_joules))
+        self._timed = torch.from_numpy(~np.isnan(data.batch_seconds))
+        self._seconds = torch.log(torch.from_numpy(data.batch_seconds))
+
+    @property
+    def weight(self) -> float:
+        """Of all rows."""
+        return float(self._weights.sum())
+
+    def loss(self, constants: Constants, bend: float) -> Tensor:
+        """Weighted sum of the rows' errors in energy and, where it was measured, in time."""
+        seconds, boards = spent(constants, self._terms)
+        energy = _huber(torch.log(boards.sum(-1)) - self._boards, bend)
+        time = _huber((torch.log(seconds.sum(-1)) - self._seconds)[self._timed], bend)
+        weights = self._weights
+        return Tensor((weights * energy).sum() + TIME_WEIGHT * (weights[self._timed] * time).sum())
 
 
 class _Free:
@@ -198,31 +228,36 @@ class _Free:
 
     def __init__(self, free: dict[str, Tensor]) -> None:
         self.time, self.energy = free["time"], free["energy"]
-        self.decode_time, self.decode_energy, self.static = free["decode"].unbind()
+        self.static, self.active = free["power"].unbind()
 
 
-def _prior(engines: int, gpus: int) -> dict[str, tuple[Tensor, Tensor]]:
+def _priors(
+    engines: Sequence[str], gpus: Sequence[str], rates: KernelRates
+) -> dict[str, tuple[Floats, Floats]]:
+    """Mean and standard deviation of everything that is fitted."""
     time = np.array([TIME_PRIOR[term] for term in TERMS])
-    energy = np.array([ENERGY_PRIOR.get(term, (NO_ENERGY, 1.0)) for term in TERMS])
-    factors = np.array([FACTOR_PRIOR[name] for name in ENGINE_FACTORS])
-    decode = np.array([(1.0, DECODE_PRIOR), (1.0, DECODE_PRIOR), STATIC_PRIOR])
+    time[:, 0] = [rates.mean(term) or TIME_PRIOR[term][0] for term in TERMS]
+    energy = np.array([NO_ENERGY if term in COUNTS else ENERGY_PRIOR[term] for term in TERMS])
+    power = np.array([STATIC_PRIOR, ACTIVE_PRIOR])
+    expected = np.array([by_factor(expected_factors(*_split(engine))) for engine in engines])
+    tables = np.array([_kernel_factors(gpu, rates) for gpu in gpus])
+    spreads = [KERNEL_SPREAD if table.any() else GPU_SPREAD for table in tables]
     return {
-        "time": _logarithm(time),
-        "energy": _logarithm(energy),
-        "decode": _logarithm(decode),
-        "engines": (
-            torch.zeros(engines, len(factors), dtype=torch.float64),
-            torch.from_numpy(factors).expand(engines, -1),
-        ),
-        "gpus": (torch.zeros(gpus, dtype=torch.float64), torch.tensor(GPU_PRIOR)),
+        "time": (np.log(time[:, 0]), time[:, 1]),
+        "energy": (np.log(energy[:, 0]), energy[:, 1]),
+        "power": (np.log(power[:, 0]), power[:, 1]),
+        "engines": (expected, np.tile(ENGINE_SPREAD, (len(engines), 1))),
+        "gpus": (tables, np.array(spreads)),
     }
 
 
-def _logarithm(prior: Floats) -> tuple[Tensor, Tensor]:
-    return torch.from_numpy(np.log(prior[:, 0])), torch.from_numpy(prior[:, 1].copy())
+def _kernel_factors(gpu: str, rates: KernelRates) -> Floats:
+    """What a GPU's measured kernels say of its factors; 0 where there are none."""
+    deviations = {term: rates.deviation(gpu, term) for term in ("weights", "products")}
+    return by_factor({term: value for term, value in deviations.items() if value is not None})
 
 
-def _huber(error: Tensor, bend: float = 0.15) -> Tensor:
+def _huber(error: Tensor, bend: float) -> Tensor:
     """Half the square near 0, a straight line beyond."""
     size = error.abs()
     return torch.where(size < bend, size**2 / 2, bend * (size - bend / 2))
@@ -232,80 +267,100 @@ def _huber(error: Tensor, bend: float = 0.15) -> Tensor:
 
 
 def fit_network(
-    data: Examples,
-    base: Floats,
-    seed: int = SEED,
-    largest: float = LARGEST,
-    shrinkage: float = SHRINKAGE,
-    epochs: int = EPOCHS,
-) -> PhaseNetwork:
-    """Train on the logarithm of measured / base.
+    data: Examples, physics: FittedPhysics, seed: int = SEED, epochs: int = EPOCHS
+) -> RateNetwork:
+    """Train the corrections of the deployments' factors, all rows at once.
 
     Args:
         data: the examples.
-        base: joules per request that the network corrects, by phase; shape (n, phases).
-        seed: of weights and order.
-        largest: bound of the correction.
-        shrinkage: weight of the correction's own square.
+        physics: that the network corrects.
+        seed: of the weights.
         epochs: passes over the examples.
     """
     torch.manual_seed(seed)
-    network = PhaseNetwork(largest=largest)
+    network = RateNetwork().double()
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
-    rounds = epochs * -(-len(data) // BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=rounds)
-    inputs, weights = _inputs(data), torch.from_numpy(data.weights).float()
-    start, target = torch.from_numpy(base).float(), torch.from_numpy(np.log(data.joules)).float()
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=epochs)
+    inputs, deployment = _deployments(data)
+    expected = torch.from_numpy(prior_factors(data, physics))
+    fixed, unit = _Fixed(physics), torch.from_numpy(CORRECTION)
+    measured = _Measured(data)
+    network.standardise(inputs[0], inputs[2], inputs[3])
     network.train()
     for _ in range(epochs):
-        for batch in torch.split(torch.randperm(len(data)), BATCH):
-            output = network(*(tensor[batch] for tensor in inputs))
-            error = torch.log((start[batch] * torch.exp(output)).sum(-1)) - target[batch]
-            loss = (weights[batch] * _huber(error, 0.1)).sum() / weights[batch].sum()
-            loss = loss + shrinkage * (output**2).mean()
-            optimizer.zero_grad()
-            torch.autograd.backward(loss)
-            optimizer.step()
-            schedule.step()
+        output = network(*inputs)
+        constants = constants_of(fixed, expected + (output * unit)[deployment], torch)
+        loss = measured.loss(constants, bend=0.1) / measured.weight
+        loss = loss + SHRINKAGE * (output**2).mean()
+        optimizer.zero_grad()
+        torch.autograd.backward(loss)
+        optimizer.step()
+        schedule.step()
     return network
 
 
-def phase_joules(data: Examples, physics: FittedPhysics) -> Floats:
-    """Joules per request and phase by the physics, shape (n, 2)."""
-    boards = board_seconds(_constants(physics, data), data.terms)
-    return np.asarray(boards * data.board_joules[:, None])
+class _Fixed:
+    """Fitted physics as tensors."""
+
+    def __init__(self, physics: FittedPhysics) -> None:
+        self.time, self.energy = torch.from_numpy(physics.time), torch.from_numpy(physics.energy)
+        self.static, self.active = physics.static, physics.active
+
+
+def _deployments(data: Examples) -> tuple[tuple[Tensor, ...], Places]:
+    """The network's inputs of every deployment once, and the deployment of each example."""
+    _, first, deployment = np.unique(data.deployments, return_index=True, return_inverse=True)
+    arrays = (data.reference_nodes, data.linked, data.mask, data.reference_described)
+    return tuple(torch.from_numpy(array[first]) for array in arrays), deployment
+
+
+def corrections(network: RateNetwork, data: Examples) -> Floats:
+    """By how much the network moves the logarithm of each factor, shape (n, factors)."""
+    inputs, deployment = _deployments(data)
+    network.eval()
+    with torch.no_grad():
+        return np.asarray(network(*inputs).numpy()[deployment] * CORRECTION)
 
 
 # Both
 
 
-def fit(data: Examples, gate: float, seed: int = SEED) -> Trained:
+def fit(data: Examples, gate: float, seed: int = SEED, rates: KernelRates = NO_RATES) -> Trained:
     """Physics, and the network on what it leaves, of which a share counts.
 
     Args:
         data: the training examples.
         gate: the network's share.
         seed: of the network.
+        rates: of measured kernels.
     """
-    physics = fit_physics(data)
-    return Trained(physics, fit_network(data, phase_joules(data, physics), seed), gate)
+    physics = fit_physics(data, rates)
+    return Trained(physics, fit_network(data, physics, seed), gate)
 
 
-def choose_gate(data: Examples, groups: Sequence[str], seed: int = SEED) -> float:
-    """The share of the network's correction with the least error on architectures held out.
+def choose_gate(
+    data: Examples, groups: Sequence[str], seed: int = SEED, rates: KernelRates = NO_RATES
+) -> float:
+    """The share of the network's correction with the least error on groups held out.
 
     Args:
         data: the training examples.
-        groups: architecture of each.
+        groups: architecture of each, or what else a test will hold out.
         seed: of the networks.
+        rates: of measured kernels.
     """
+    return GATES[int(gate_errors(data, groups, seed, rates).argmin())]
+
+
+def gate_errors(data: Examples, groups: Sequence[str], seed: int, rates: KernelRates) -> Floats:
+    """Summed errors of the groups held out in turn, shape (gates,); arguments as `choose_gate`."""
     errors = np.zeros(len(GATES))
     for inside, outside in group_folds(groups, data.weights, INNER_FOLDS):
-        whole, rest = fit(data.of(inside), 1.0, seed), data.of(outside)
+        whole, rest = fit(data.of(inside), 1.0, seed, rates), data.of(outside)
         for place, gate in enumerate(GATES):
             error = replace(whole, gate=gate).predict(rest) / rest.joules - 1
             errors[place] += (rest.weights * abs(error)).sum()
-    return GATES[int(errors.argmin())]
+    return errors
 
 
 def group_folds(groups: Sequence[str], weights: Floats, folds: int) -> list[tuple[Places, Places]]:

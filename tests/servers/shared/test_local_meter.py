@@ -34,6 +34,6 @@ def test_whatever_fails_at_the_start_leaves_no_process(
     config = Config(power="modelled", channel_dir=str(tmp_path))
     setup = Setup(config, 0, [], 0, 1, "", None, 1, time.monotonic())
     with pytest.raises(ValueError, match="registered already"):
-        LocalMeter(setup, "toy", {}, held=lambda: 0, tracing=False, faults=Faults())
+        LocalMeter(setup, "toy", held=lambda: 0, tracing=False, faults=Faults())
     (process,) = processes
     assert process.poll() is not None

@@ -41,7 +41,7 @@ def meter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Metering]:
     setup = Setup(config, 0, ["0"], 0, 1, "", model, 1, time.monotonic(), outside=True)
     with metrics_withdrawn():
         capture = OutsideCapture(Faults())
-        local = LocalMeter(setup, "toy", {}, held=capture.held, tracing=False, faults=Faults())
+        local = LocalMeter(setup, "toy", held=capture.held, tracing=False, faults=Faults())
         local.follow(capture)
         yield Metering(capture, local.server)
         local.stop()

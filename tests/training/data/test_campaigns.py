@@ -71,14 +71,14 @@ def test_a_neighbour_of_a_model_has_its_own_shape(tmp_path: Path) -> None:
 
 
 def test_what_teaches_nothing_is_counted_with_its_reason(tmp_path: Path) -> None:
-    """Modelled joules never teach; nor do runs that went wrong, unknown and withheld models."""
+    """Modelled joules never teach; nor do runs that went wrong."""
     path = written(
         tmp_path,
         {},
         {"source": "modelled"},
         {"status": "throttled"},
         {"status": "out_of_memory", "joules": "", "seconds": ""},
-        {"model": "Gemma2-2b"},
+        {"model": "Nobody-7b"},
     )
     table = read_campaigns([path])
     assert len(table.rows) == 1
@@ -88,7 +88,8 @@ def test_what_teaches_nothing_is_counted_with_its_reason(tmp_path: Path) -> None
             "modelled, not measured",
             "status throttled",
             "status out_of_memory",
-            "withheld: Gemma family",
+            "model 'Nobody-7b' is not in data/models.json; nearest is Bloom-7b1; "
+            "give the path of its config.json",
         )
     ]
 

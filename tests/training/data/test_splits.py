@@ -151,3 +151,16 @@ def test_a_third_of_the_concurrencies_is_held_out(
     (split,) = splits([*made, alone])
     assert {made[n].concurrency for n in split.test} == expected
     assert len(made) in split.train
+
+
+def test_other_numbers_of_gpus_and_formats_are_other_configurations() -> None:
+    """Tensor parallelism over 2, 4 and 8 GPUs is not one measurement repeated, nor is int8."""
+    rows = [
+        made_row(),
+        made_row(num_gpus=2),
+        made_row(quantisation="int8"),
+        made_row(gpu="A100"),
+        made_row(),
+    ]
+    assert len(set(map(configuration, rows))) == 4
+    assert configuration(rows[0]) == configuration(rows[-1])

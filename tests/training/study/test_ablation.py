@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from llm_carbon_meter.predictor.features import GLOBAL_FEATURES, NODE_FEATURES
-from llm_carbon_meter.predictor.fitted_physics import TERMS
+from llm_carbon_meter.predictor.step_law import TERMS
 from llm_carbon_meter.training.fit.examples import Examples, examples
-from llm_carbon_meter.training.fit.train import fit_network, residuals
+from llm_carbon_meter.training.study import ablation
 from llm_carbon_meter.training.study.ablation import FORMS, Form, fit_form, visible
+from llm_carbon_meter.training.study.phase_network import fit_phase_network, phase_logarithms
 from tests.support.made.rows import grid
 
 
@@ -54,8 +55,9 @@ def test_without_phases_there_is_one_input(made: Examples) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS.values(), ids=str)
-def test_every_form_learns(made: Examples, form: Form) -> None:
+def test_every_form_learns(made: Examples, form: Form, monkeypatch: pytest.MonkeyPatch) -> None:
     """On its own training rows each is closer than one constant energy."""
+    monkeypatch.setattr(ablation, "EPOCHS", 200)
     predicted = fit_form(form, made, made, seed=0)
     constant = np.log(made.joules).std()
     assert predicted.shape == made.joules.shape
@@ -65,10 +67,10 @@ def test_every_form_learns(made: Examples, form: Form) -> None:
 def test_the_phases_are_not_exchangeable(made: Examples) -> None:
     """Trained to find that law, a network errs far more when the phases' features are swapped."""
     base = made.board_joules[:, None] * _seconds(made)
-    network = fit_network(made, base, largest=3.0, shrinkage=0.0, epochs=300)
+    network = fit_phase_network(made, base, seed=0, epochs=300)
 
     def error(data: Examples) -> float:
-        predicted = (base * np.exp(residuals(network, data))).sum(-1)
+        predicted = (base * np.exp(phase_logarithms(network, data))).sum(-1)
         return float(np.abs(predicted / made.joules - 1).mean())
 
     swapped = replace(

@@ -19,10 +19,9 @@ from llm_carbon_meter.training.study.evaluate.figures import (
     Judged,
     accuracy,
     by_group,
-    calibrated,
-    calibrated_ape,
     coverage,
     difference,
+    own_figures,
     paper_family,
     reduction,
     split_figures,
@@ -32,6 +31,7 @@ from llm_carbon_meter.training.study.evaluate.jobs import (
     CHEAP,
     FULL,
     GATE,
+    OWN,
     QUICK,
     SLOW,
     Job,
@@ -44,6 +44,7 @@ from llm_carbon_meter.training.study.evaluate.jobs import (
 from llm_carbon_meter.training.study.evaluate.names import (
     ENGINES,
     FOLDS,
+    GPUS,
     MODERN,
     OURS,
     PHYSICS,
@@ -53,6 +54,7 @@ from llm_carbon_meter.training.study.evaluate.names import (
 )
 from llm_carbon_meter.training.study.evaluate.plots import banded_medians, draw
 from llm_carbon_meter.training.study.evaluate.report import bounded, readme_section, report
+from llm_carbon_meter.training.study.own_rows import SHOWN, OwnRows
 from tests.support.made.rows import grid, made_row, measured
 from tests.support.made.synthetic import V3, tables, written
 
@@ -72,7 +74,8 @@ def judged(error: Callable[[int], float] = lambda number: 1.1) -> Judged:
     joules = np.array([row.energy_joules for row in made])
     factor = np.array([error(number) for number in range(len(made))])
     folds = np.arange(len(made)) % 2
-    return Judged(made, folds, ["one", "two"], {OURS: joules * factor, PHYSICS: joules * 1.2})
+    predicted = {OURS: joules * factor, PHYSICS: joules * 1.2}
+    return Judged(made, folds, ["one", "two"], predicted, np.full(len(made), 0.01))
 
 
 def found_of(made: list[Row], ours: float = 1.05, others: float = 1.2) -> dict[Job, np.ndarray]:
@@ -84,9 +87,10 @@ def found_of(made: list[Row], ours: float = 1.05, others: float = 1.2) -> dict[J
         if job.what == GATE:
             found[job] = np.array([0.5])
         elif job.what == OURS:
-            found[job] = np.stack(
-                [joules * (others + gate * 2 * (ours - others)) for gate in GATES]
-            )
+            at_gates = [joules * (others + gate * 2 * (ours - others)) for gate in GATES]
+            found[job] = np.stack([*at_gates, np.full(len(joules), 0.01)])
+        elif job.what == OWN:
+            found[job] = np.full((3, len(SHOWN), len(joules)), 5.0)
         else:
             found[job] = joules * others
     return found
@@ -142,7 +146,7 @@ def test_a_job_predicts_its_test_rows(what: str) -> None:
     """Above 0 joules for each; ours at every gate."""
     made = rows()
     found = run(Job(what, FOLDS, 0), made[:40:2], made[1:40:4])
-    assert found.shape == ((len(GATES), 10) if what == OURS else (10,))
+    assert found.shape == ((len(GATES) + 1, 10) if what == OURS else (10,))
     assert (found > 0).all()
 
 
@@ -198,36 +202,36 @@ def test_only_what_the_paper_measured_is_in_its_families() -> None:
     assert set(by_group(judged(), paper_family, (OURS,))) == {"Llama3.1"}
 
 
-def test_calibration_takes_a_constant_error_away() -> None:
-    """After 20 requests that were 40 % off the others are nearly exact; few rows are not judged."""
-    made = judged(lambda number: 1.4)
-    found = calibrated(made, OURS)
-    assert found
-    assert found["raw"]["value"] == pytest.approx(40.0)
-    assert found["calibrated"]["value"] < 3.0
-    few = replace(made, folds=np.where(np.arange(len(made.rows)) < 39, 1, 0))
-    found = calibrated(few, OURS)
-    assert found
-    assert found["too_few_rows"] == ["two"]
-    assert calibrated(few.of(few.folds == 1), OURS) is None
+def test_own_figures_are_of_the_rows_that_were_judged() -> None:
+    """Rows of deployments that are too small have none, and neither has a number without rows."""
+    made = judged()
+    ape = np.full((len(SHOWN), len(made.rows)), np.nan)
+    ape[0], ape[3, :10] = 20.0, 5.0
+    figures = own_figures(made, OwnRows(ape, 2 * ape, ape))["shown"]
+    assert set(figures) == {"0", "3"}
+    assert figures["3"]["rows"] == 10
+    assert figures["3"]["posterior"]["value"] == pytest.approx(5.0)
+    assert figures["3"]["one_factor"]["value"] == pytest.approx(10.0)
 
 
-def test_what_taught_the_calibration_is_not_judged() -> None:
-    """A single odd row is off by all of it whenever it is judged, since it taught nothing then."""
-    log_ratios = np.zeros(40)
-    log_ratios[7] = np.log(2.0)
-    assert calibrated_ape(log_ratios)[7] == pytest.approx(50.0, abs=1e-9)
+def test_a_job_of_own_rows_has_a_figure_for_every_row() -> None:
+    """Errors at every number shown, where the deployment has rows enough."""
+    made = rows()
+    alike = [row for row in made if row.gpu == "A100" and row.model == made[-1].model]
+    result = run(Job(OWN, GPUS, 0), made[:40:2], alike)
+    assert result.shape == (3, len(SHOWN), len(alike))
+    assert (result[0, 0] >= 0).all()
 
 
 def test_intervals_of_one_fold_are_from_the_others() -> None:
     """Alike folds are covered as stated; a fold that errs otherwise is not covered at all."""
     generator = np.random.default_rng(0)
-    noise = np.exp(generator.normal(0, 0.1, 200))
+    noise = np.exp(generator.normal(0, 0.2, 200))
     alike = coverage(judged(lambda number: float(noise[number])), OURS)
     assert 65 < alike["value"] < 95
     assert np.all(np.diff([observed for _, observed in alike["curve"]]) >= 0)
-    apart = coverage(judged(lambda number: (1.5 + number % 2) * float(noise[number])), OURS)
-    assert apart["value"] < 5
+    apart = coverage(judged(lambda number: 1.0 if number % 2 else 3.0), OURS)
+    assert apart["value"] < 55
 
 
 @pytest.mark.parametrize(
@@ -247,10 +251,10 @@ def test_a_goal_is_reached(value: float, target: float, at_least: bool, expected
 
 
 def test_every_goal_has_its_figure() -> None:
-    """Splits, reductions, two parameters, calibration, coverage."""
+    """Splits, reductions, baselines, own configurations, coverage."""
     results, _ = results_of(rows())
     named = [one["goal"] for one in goals(results)]
-    assert len(named) == len(set(named)) == len(MAPE_GOALS) + len(EBA10_GOALS) + 5
+    assert len(named) == len(set(named)) == len(MAPE_GOALS) + len(EBA10_GOALS) + 9
     against = next(one for one in results["goals"] if one["goal"].startswith("never worse"))
     assert against["reached"]
     results["splits"][FOLDS]["minus"]["two parameters"]["value"] = 0.1

@@ -11,6 +11,7 @@ from llm_carbon_meter.training.data.dataset import read_table
 from llm_carbon_meter.training.data.files import Manifest
 from llm_carbon_meter.training.data.rows import Row
 from llm_carbon_meter.training.fit.examples import merge_repeats
+from llm_carbon_meter.training.fit.kernel_rates import kernel_rates
 from llm_carbon_meter.training.fit.train import GATES
 from llm_carbon_meter.training.study.ablation import FORMS
 from llm_carbon_meter.training.study.evaluate.figures import (
@@ -19,8 +20,8 @@ from llm_carbon_meter.training.study.evaluate.figures import (
     Judged,
     accuracy,
     by_group,
-    calibrated,
     coverage,
+    own_figures,
     paper_family,
     reduction,
     size,
@@ -31,6 +32,7 @@ from llm_carbon_meter.training.study.evaluate.jobs import (
     FULL,
     GATE,
     GATE_EVERY_FOLD,
+    OWN,
     PROMPT_SCALES,
     QUICK,
     Effort,
@@ -43,6 +45,7 @@ from llm_carbon_meter.training.study.evaluate.jobs import (
 from llm_carbon_meter.training.study.evaluate.names import (
     ENGINES,
     FOLDS,
+    GPUS,
     OURS,
     PHYSICS,
     RESIDUAL_FORM,
@@ -50,6 +53,7 @@ from llm_carbon_meter.training.study.evaluate.names import (
 )
 from llm_carbon_meter.training.study.evaluate.plots import draw
 from llm_carbon_meter.training.study.evaluate.report import report
+from llm_carbon_meter.training.study.own_rows import OwnRows
 
 Found = Mapping[Job, Floats]
 
@@ -73,12 +77,13 @@ def evaluate(
         MeterError: a split leaks.
     """
     started_s, effort = time.monotonic(), QUICK if quick else FULL
+    rates = kernel_rates(data, accepted)
     tables = {
-        scale: merge_repeats(read_table(data, scale, accepted).for_training())
+        scale: merge_repeats(read_table(data, scale, accepted).for_evaluation())
         for scale in PROMPT_SCALES
     }
     splits = checked_splits(tables[1.0])
-    fitted = run_all(plan(splits, effort), tables)
+    fitted = run_all(plan(splits, effort), tables, rates)
     judged = {name: judge(fitted, splits, tables[1.0], name) for name in splits}
     results = figures(fitted, judged, splits, tables, effort)
     results["seconds"] = round(time.monotonic() - started_s)
@@ -103,13 +108,15 @@ def judge(
         job.what
         for job in found
         if (job.split, job.seed, job.prompt_scale) == (name, seed, prompt_scale)
-        and job.what not in (GATE, OURS)
+        and job.what not in (GATE, OURS, OWN)
     )
     joules: dict[str, list[Floats]] = {what: [] for what in (OURS, PHYSICS, *wanted)}
+    variance = []
     for fold, gate in enumerate(gates_of(found, splits, name)):
         every_gate = found[Job(OURS, name, fold, seed, prompt_scale)]
         joules[OURS].append(every_gate[GATES.index(gate)])
         joules[PHYSICS].append(every_gate[GATES.index(0.0)])
+        variance.append(every_gate[len(GATES)])
         for what in wanted:
             joules[what].append(found[Job(what, name, fold, seed, prompt_scale)])
     return Judged(
@@ -117,6 +124,7 @@ def judge(
         np.repeat(np.arange(len(folds)), [len(split.test) for split in folds]),
         [split.held_out for split in folds],
         {what: np.concatenate(parts) for what, parts in joules.items()},
+        np.concatenate(variance),
     )
 
 
@@ -170,11 +178,19 @@ def figures(
             )
             for scale in PROMPT_SCALES
         },
-        "coverage": coverage(folds, OURS),
+        "coverage": {name: coverage(judged[name], OURS) for name in (FOLDS, ENGINES, GPUS)},
+        "own_rows": {
+            name: own_figures(judged[name], _own(found, splits, name)) for name in (GPUS, ENGINES)
+        },
     }
-    results["calibration"] = calibrated(judged[ENGINES], OURS)
     results["goals"] = goals(results)
     return results
+
+
+def _own(found: Found, splits: Splits, name: str) -> OwnRows:
+    """What own measurements do for the rows of a split, in the order of `judge`."""
+    folds = [found[Job(OWN, name, fold)] for fold in range(len(splits[name]))]
+    return OwnRows(*np.concatenate(folds, axis=-1))
 
 
 def _ablation(folds: Judged) -> Figures:

@@ -7,12 +7,13 @@ other draws of architectures would give.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from llm_carbon_meter.predictor.calibration import Calibration
+from llm_carbon_meter.predictor.gnn import Z_80
 from llm_carbon_meter.training.data.rows import Flag, Row
 from llm_carbon_meter.training.fit.metrics import (
     ROUNDING,
@@ -24,19 +25,17 @@ from llm_carbon_meter.training.fit.metrics import (
     noise_floor,
     paired_bootstrap,
     reduction_bootstrap,
-    weighted_quantile,
 )
+from llm_carbon_meter.training.fit.ship import deviation, multiple
+from llm_carbon_meter.training.study.own_rows import DRAWS, SHOWN, OwnRows
 
 Floats = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 Figures = dict[str, Any]
 
 BOOTSTRAP_SEED: Final = 0
-LEVELS: Final = (0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
-INTERVAL: Final = (0.1, 0.9)
-"""Levels of the bounds that an estimate states."""
-CALIBRATION_REQUESTS: Final = 20
-CALIBRATION_SEEDS: Final = 20
+LEVELS: Final = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95)
+"""Shares that an interval states to hold."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +49,8 @@ class Judged:
     """Name of each fold."""
     joules: Mapping[str, Floats]
     """Predicted per request by each predictor, shape (n,)."""
+    variance: Floats
+    """Of ln(joules) of ours, by the priors of its factors, shape (n,)."""
 
     @property
     def measured(self) -> Floats:
@@ -73,6 +74,7 @@ class Judged:
             self.folds[mask],
             self.held_out,
             {name: joules[mask] for name, joules in self.joules.items()},
+            self.variance[mask],
         )
 
     def ape(self, predictor: str) -> Floats:
@@ -165,88 +167,58 @@ def reduction(judged: Judged, first: str, second: str) -> Figures:
     )
 
 
-def calibrated(judged: Judged, predictor: str) -> Figures | None:
-    """Errors on unseen engines after some of their requests were measured.
-
-    Requests are drawn at random, of all models of the engine; the meter's own correction learns
-    from them; the others are judged. An error is the mean over the draws that judge its row.
-    None where no engine has twice as many rows as are drawn.
-    """
-    enough = [
-        fold
-        for fold in range(len(judged.held_out))
-        if (judged.folds == fold).sum() >= 2 * CALIBRATION_REQUESTS
-    ]
-    if not enough:
-        return None
-    enough_judged = judged.of(np.isin(judged.folds, enough))
-    raw, ape = enough_judged.ape(predictor), np.zeros(len(enough_judged.rows))
-    for fold in enough:
-        places = np.flatnonzero(enough_judged.folds == fold)
-        ratios = np.log(enough_judged.measured / enough_judged.joules[predictor])[places]
-        ape[places] = calibrated_ape(ratios)
+def own_figures(judged: Judged, own: OwnRows) -> Figures:
+    """Errors on deployments that no fit has seen, by how many of their rows they have shown."""
     return {
-        "requests": CALIBRATION_REQUESTS,
-        "draws": CALIBRATION_SEEDS,
-        "raw": _mean(enough_judged, raw),
-        "calibrated": _mean(enough_judged, ape),
-        "engines": {
-            enough_judged.held_out[fold]: {
-                **size(part := enough_judged.of(enough_judged.folds == fold)),
-                "raw": _mean(part, raw[enough_judged.folds == fold])["value"],
-                "calibrated": _mean(part, ape[enough_judged.folds == fold])["value"],
-            }
-            for fold in enough
+        "draws": DRAWS,
+        "shown": {
+            str(shown): _shown(judged, own, place)
+            for place, shown in enumerate(SHOWN)
+            if not np.isnan(own.ape[place]).all()
         },
-        "too_few_rows": [name for fold, name in enumerate(judged.held_out) if fold not in enough],
     }
 
 
-def calibrated_ape(log_ratios: Floats) -> Floats:
-    """Mean absolute error [%] of each row over the draws in which it taught nothing.
-
-    Of ln(measured / predicted), shape (n,), at least twice as many as are drawn: then every row is
-    judged in some draw.
-    """
-    total, judged = np.zeros(len(log_ratios)), np.zeros(len(log_ratios))
-    for seed in range(CALIBRATION_SEEDS):
-        order = np.random.default_rng(seed).permutation(len(log_ratios))
-        correction = Calibration()
-        for ratio in log_ratios[order[:CALIBRATION_REQUESTS]]:
-            correction.observe(float(ratio))
-        rest = order[CALIBRATION_REQUESTS:]
-        total[rest] += 100 * np.abs(correction.factor / np.exp(log_ratios[rest]) - 1)
-        judged[rest] += 1
-    return total / judged
+def _shown(judged: Judged, own: OwnRows, place: int) -> Figures:
+    mask = ~np.isnan(own.ape[place])
+    part = judged.of(mask)
+    return {
+        **size(part),
+        "posterior": _mean(part, own.ape[place][mask]),
+        "one_factor": _mean(part, own.one_factor_ape[place][mask]),
+        "inside": _mean(part, own.inside[place][mask]),
+    }
 
 
 def coverage(judged: Judged, predictor: str) -> Figures:
-    """Intervals of held-out rows: the bounds of a fold are from the other folds' residuals."""
-    low, high = (_quantile_joules(judged, predictor, level) for level in INTERVAL)
-    inside = np.where((low <= judged.measured) & (judged.measured <= high), 100.0, 0.0)
+    """Intervals of held-out rows: how wide a fold's are is from the other folds' residuals."""
+    residual = np.log(judged.measured / judged.joules[predictor])
+    spread, widths = np.zeros(len(residual)), []
+    for fold in set(judged.folds.tolist()):
+        own = judged.folds == fold
+        seen = residual[~own], judged.variance[~own], judged.weights[~own]
+        widths.append(multiple(*seen) if (~own).any() else 1.0)
+        spread[own] = deviation(judged.variance[own], widths[-1])
+    shares = [
+        np.average(np.abs(residual) <= _deviations(level) * spread, weights=judged.weights)
+        for level in LEVELS
+    ]
+    inside = np.where(np.abs(residual) <= Z_80 * spread, 100.0, 0.0)
+    low, high = (judged.joules[predictor] * np.exp(sign * Z_80 * spread) for sign in (-1, 1))
     stated = intervals(judged.measured, low, high, judged.weights)
-    below = {
-        level: judged.measured <= _quantile_joules(judged, predictor, level) for level in LEVELS
-    }
     return {
         **_mean(judged, inside),
         "mean_width": round(stated.mean_width, 1),
+        "multiples": [round(width, 2) for width in widths],
         "curve": [
-            [level, round(float(np.average(mask, weights=judged.weights)), 3)]
-            for level, mask in below.items()
+            [level, round(float(share), 3)] for level, share in zip(LEVELS, shares, strict=True)
         ],
     }
 
 
-def _quantile_joules(judged: Judged, predictor: str, level: float) -> Floats:
-    """Joules that a share of the measurements should stay below, shape (n,)."""
-    residual = np.log(judged.measured / judged.joules[predictor])
-    joules = judged.joules[predictor].copy()
-    for fold in set(judged.folds.tolist()):
-        own = judged.folds == fold
-        share = judged.weights[~own] / judged.weights[~own].sum()
-        joules[own] *= math.exp(weighted_quantile(residual[~own], share, level))
-    return joules
+def _deviations(level: float) -> float:
+    """Standard deviations that hold a share of a normal distribution."""
+    return NormalDist().inv_cdf((1 + level) / 2)
 
 
 def _mean(judged: Judged, values: Floats) -> Figures:

@@ -1,24 +1,39 @@
 """What the predictor is meant to reach, and whether it does."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from llm_carbon_meter.training.study.evaluate.names import FOLDS, MODERN, OURS, RANDOM
+from llm_carbon_meter.training.study.evaluate.names import (
+    ENGINES,
+    FOLDS,
+    GPUS,
+    MODERN,
+    OURS,
+    RANDOM,
+)
+from llm_carbon_meter.training.study.own_rows import STATED
 
 Figures = dict[str, Any]
 
 CLAIMED_REDUCTIONS: Final = {"NNLQP": 45.0, "DeepEn": 51.0}
 """Of LLMCO2's MAPE against theirs, as its paper says [%]."""
 MAPE_GOALS: Final = {
-    MODERN: 5.0,
-    FOLDS: 10.0,
+    MODERN: 6.0,
+    FOLDS: 9.0,
+    GPUS: 20.0,
+    ENGINES: 20.0,
     "leave-family-out": 12.0,
     "batch up": 6.0,
     "batch down": 8.0,
     RANDOM: 4.0,
 }
-EBA10_GOALS: Final = {MODERN: 82.0, FOLDS: 60.0, RANDOM: 92.0}
-CALIBRATED_MAPE: Final = 8.0
+EBA10_GOALS: Final = {MODERN: 82.0, FOLDS: 68.0, RANDOM: 92.0}
+OWN_MAPE: Final = 6.0
+UNSEEN: Final = {FOLDS: "architectures", ENGINES: "engines", GPUS: "GPUs"}
+SIMPLE: Final = (
+    *("LLM-BENCH note", "TDP x roofline", "two parameters", "per deployment", "physics"),
+    *("J per token", "random forest"),
+)
 COVERAGE: Final = (75.0, 85.0)
 
 
@@ -43,24 +58,39 @@ def _reduction_goals(results: Figures) -> Iterator[Figures]:
 
 
 def _other_goals(results: Figures) -> Iterator[Figures]:
-    against = {name: split["minus"]["two parameters"] for name, split in results["splits"].items()}
-    worst = max(against, key=lambda name: against[name]["value"])
-    yield {
-        "goal": f"never worse than two parameters (points; closest: {worst})",
+    splits = results["splits"]
+    yield _never_worse(splits, tuple(splits), ("two parameters",), "two parameters")
+    yield _never_worse(splits, (GPUS, ENGINES), SIMPLE, "any simple baseline on GPUs and engines")
+    for split, own in results["own_rows"].items():
+        if str(STATED) in own["shown"]:
+            words = f"{split}, from {STATED} of the deployment's own configurations: MAPE"
+            yield goal(words, own["shown"][str(STATED)]["posterior"], OWN_MAPE, False)
+    low, high = COVERAGE
+    for split, coverage in results["coverage"].items():
+        yield {
+            "goal": f"coverage of the 80 % interval on unseen {UNSEEN[split]}",
+            "target": f"{low:g}-{high:g} %",
+            **_bounds(coverage),
+            "reached": reached(coverage, low, True) and reached(coverage, high, False),
+        }
+
+
+def _never_worse(
+    splits: Figures, judged: Sequence[str], baselines: Sequence[str], words: str
+) -> Figures:
+    """Ours minus the baseline that comes closest, or is better."""
+    against = {
+        (split, baseline): splits[split]["minus"][baseline]
+        for split in judged
+        for baseline in baselines
+        if baseline in splits[split]["minus"]
+    }
+    split, baseline = worst = max(against, key=lambda pair: against[pair]["value"])
+    return {
+        "goal": f"never worse than {words} (points; closest: {baseline}, {split})",
         "target": "<= 0",
         **_bounds(against[worst]),
         "reached": reached(against[worst], 0.0, False),
-    }
-    if calibration := results["calibration"]:
-        words = f"unseen engine after {calibration['requests']} requests: MAPE"
-        yield goal(words, calibration["calibrated"], CALIBRATED_MAPE, False)
-    low, high = COVERAGE
-    coverage = results["coverage"]
-    yield {
-        "goal": "coverage of the 80 % interval on unseen architectures",
-        "target": f"{low:g}-{high:g} %",
-        **_bounds(coverage),
-        "reached": reached(coverage, low, True) and reached(coverage, high, False),
     }
 
 

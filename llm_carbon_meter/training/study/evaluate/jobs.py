@@ -14,21 +14,32 @@ from tqdm import tqdm
 
 from llm_carbon_meter.training.data.rows import Flag, Row
 from llm_carbon_meter.training.data.splits import (
+    ATTRIBUTES,
     SPLITS,
     Split,
     assert_no_leak,
     leave_architecture_out,
 )
 from llm_carbon_meter.training.fit.examples import examples
-from llm_carbon_meter.training.fit.train import GATES, choose_gate, fit
+from llm_carbon_meter.training.fit.kernel_rates import NO_RATES, KernelRates
+from llm_carbon_meter.training.fit.train import GATES, choose_gate, fit, fit_physics, prior_variance
 from llm_carbon_meter.training.study.ablation import FORMS, fit_form
 from llm_carbon_meter.training.study.baselines import BASELINES
-from llm_carbon_meter.training.study.evaluate.names import FOLDS, MODERN, OURS, RANDOM
+from llm_carbon_meter.training.study.evaluate.names import (
+    ENGINES,
+    FOLDS,
+    GPUS,
+    MODERN,
+    OURS,
+    RANDOM,
+)
+from llm_carbon_meter.training.study.own_rows import from_own_rows
 
 Floats = npt.NDArray[np.float64]
 
 PROCESSES: Final = 2
 GATE: Final = "gate"
+OWN: Final = "own rows"
 CHEAP: Final = tuple(
     name for name in BASELINES if name != "DeepEn" and not name.startswith("NNLQP")
 )
@@ -37,6 +48,8 @@ SLOW: Final[Mapping[str, tuple[str, ...]]] = {
     MODERN: ("DeepEn",),
 }
 """Baselines that take seconds to minutes a fit, and the splits that they are fitted for."""
+HELD_OUT: Final = {GPUS: ATTRIBUTES["gpu"], ENGINES: ATTRIBUTES["engine"]}
+"""What the choice of a gate holds out of the training rows; architectures for other splits."""
 GATE_EVERY_FOLD: Final = (FOLDS,)
 """The split whose gate is chosen on every fold's own training rows; else on the first fold's."""
 SEEDS: Final = (0, 1)
@@ -49,7 +62,7 @@ class Job:
     """One fit."""
 
     what: str
-    """`OURS`, `GATE`, a form of the ablation or a baseline."""
+    """`OURS`, `GATE`, `OWN`, a form of the ablation or a baseline."""
     split: str
     fold: int
     seed: int = 0
@@ -135,6 +148,8 @@ def _ours(splits: Splits, seeds: Sequence[int]) -> Iterator[Job]:
     for name, folds in splits.items():
         for fold in range(len(folds)):
             yield Job(OURS, name, fold)
+            if name in (GPUS, ENGINES):
+                yield Job(OWN, name, fold)
     for fold in range(len(splits[FOLDS])):
         for seed in seeds[1:]:
             yield Job(OURS, FOLDS, fold, seed=seed)
@@ -143,32 +158,44 @@ def _ours(splits: Splits, seeds: Sequence[int]) -> Iterator[Job]:
                 yield Job(OURS, FOLDS, fold, prompt_scale=scale)
 
 
-def run(job: Job, train: Sequence[Row], test: Sequence[Row]) -> Floats:
+def run(
+    job: Job, train: Sequence[Row], test: Sequence[Row], rates: KernelRates = NO_RATES
+) -> Floats:
     """What a job finds.
 
     Returns:
-        Joules of the test rows, shape (n,); of `OURS` at every one of `GATES`, shape (gates, n);
-        of `GATE` the gate alone, shape (1,).
+        Joules of the test rows, shape (n,); of `OURS` at every one of `GATES` and then the variance
+        of their logarithms by the priors, shape (gates + 1, n); of `GATE` the gate alone, shape
+        (1,); of `OWN` see `own_rows.OwnRows.stacked`.
     """
     if job.what in BASELINES:
         return BASELINES[job.what].fit(train, job.seed).predict(test)
     data = examples(train)
     if job.what == GATE:
-        return np.array([choose_gate(data, [row.architecture for row in train], job.seed)])
+        groups = [HELD_OUT.get(job.split, ATTRIBUTES["architecture"])(row) for row in train]
+        return np.array([choose_gate(data, groups, job.seed, rates)])
+    asked = examples(test)
     if job.what in FORMS:
-        return fit_form(FORMS[job.what], data, examples(test), job.seed)
-    whole, asked = fit(data, 1.0, job.seed), examples(test)
-    return np.stack([replace(whole, gate=gate).predict(asked) for gate in GATES])
+        return fit_form(FORMS[job.what], data, asked, job.seed)
+    if job.what == OWN:
+        return from_own_rows(asked, fit_physics(data, rates)).stacked()
+    whole = fit(data, 1.0, job.seed, rates)
+    joules = [replace(whole, gate=gate).predict(asked) for gate in GATES]
+    return np.stack([*joules, prior_variance(asked, whole.physics, whole.factors(asked))])
 
 
 def run_all(
-    jobs: Sequence[Job], tables: Mapping[float, Sequence[Row]], processes: int = PROCESSES
+    jobs: Sequence[Job],
+    tables: Mapping[float, Sequence[Row]],
+    rates: KernelRates = NO_RATES,
+    processes: int = PROCESSES,
 ) -> dict[Job, Floats]:
     """All jobs in some processes of one thread each, with a progress bar.
 
     Args:
         jobs: in the order to start them.
         tables: the rows for each scale of the assumed prompt lengths.
+        rates: of measured kernels.
         processes: at once.
     """
     splits = {scale: checked_splits(rows) for scale, rows in tables.items()}
@@ -181,7 +208,7 @@ def run_all(
             split = splits[job.prompt_scale][job.split][job.fold]
             rows = tables[job.prompt_scale]
             train, test = ([rows[place] for place in side] for side in (split.train, split.test))
-            running[pool.submit(run, job, train, test)] = job
+            running[pool.submit(run, job, train, test, rates)] = job
         try:
             for done in tqdm(as_completed(running), "evaluation", len(running), unit="fit"):
                 results[running[done]] = done.result()

@@ -10,11 +10,13 @@ RESIDUAL_FORM: Final = "+ physics residual"
 FOLDS: Final = "architecture folds"
 MODERN: Final = "leave-architecture-out, modern dense"
 ENGINES: Final = "leave-engine-out"
+GPUS: Final = "leave-GPU-out"
 RANDOM: Final = "random (leaky)"
 RESULTS: Final = "results.json"
 PLOTS: Final = {
     "measured.png": "predicted against measured",
     "errors.png": "error against batch and output length",
-    "coverage.png": "stated against observed quantiles",
+    "coverage.png": "stated against observed share of measurements inside",
+    "own.png": "error against the number of a deployment's own measurements",
 }
 """File -> what it shows."""

@@ -8,6 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_carbon_meter.training.study.evaluate.figures import Figures, Judged
+from llm_carbon_meter.training.study.evaluate.goals import UNSEEN
 from llm_carbon_meter.training.study.evaluate.names import OURS, PLOTS
 
 Floats = npt.NDArray[np.float64]
@@ -24,14 +25,16 @@ def draw(folder: Path, judged: Judged, results: Figures) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    for file, panels in zip(PLOTS, (1, 2, 1), strict=True):
+    for file, panels in zip(PLOTS, (1, 2, 1, 1), strict=True):
         figure, axes = pyplot.subplots(1, panels, figsize=(6 * panels, 5), layout="constrained")
         if file == "measured.png":
             _measured(axes, judged)
         elif file == "errors.png":
             _errors(axes, judged)
-        else:
+        elif file == "coverage.png":
             _coverage(axes, results["coverage"])
+        else:
+            _own_rows(axes, results["own_rows"])
         figure.savefig(folder / file, dpi=DPI)
         pyplot.close(figure)
 
@@ -64,12 +67,25 @@ def _errors(axes: Sequence[Any], judged: Judged) -> None:
     axes[1].legend(fontsize="small", loc="lower left")
 
 
-def _coverage(axes: Any, coverage: Figures) -> None:
-    stated, observed = np.array(coverage["curve"]).T
+def _coverage(axes: Any, coverages: Figures) -> None:
     axes.plot([0, 1], [0, 1], color="black", linewidth=1, label="exact")
-    axes.plot(stated, observed, marker="o", label="architectures that no fit has seen")
-    axes.set(xlabel="stated quantile", ylabel="share of measurements below it")
-    axes.set_title(f"The 80 % interval holds {coverage['value']:.0f} %")
+    for split, coverage in coverages.items():
+        stated, observed = np.array(coverage["curve"]).T
+        axes.plot(stated, observed, marker="o", label=f"unseen {UNSEEN[split]}")
+    axes.set(xlabel="share that the interval states", ylabel="share of measurements inside")
+    axes.set_title("Intervals of what no fit has seen")
+    axes.legend(fontsize="small")
+
+
+def _own_rows(axes: Any, own_rows: Figures) -> None:
+    for split, own in own_rows.items():
+        shown = [int(number) for number in own["shown"]]
+        for name, line in (("posterior", "-"), ("one_factor", ":")):
+            errors = [figures[name]["value"] for figures in own["shown"].values()]
+            label = f"unseen {UNSEEN[split]}, {name.replace('_', ' ')}"
+            axes.plot(shown, errors, line, marker="o", label=label)
+    axes.set(xlabel="own configurations measured", ylabel="MAPE of the others (%)")
+    axes.set(ylim=(0, None), title="Deployments that no fit has seen")
     axes.legend(fontsize="small")
 
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final
 
+from llm_carbon_meter.training.study.evaluate.goals import UNSEEN
 from llm_carbon_meter.training.study.evaluate.names import FOLDS, OURS, PHYSICS, RESIDUAL_FORM
 from llm_carbon_meter.training.study.paper_tables import (
     ABLATION_EBA10,
@@ -31,8 +32,7 @@ COMPARABLE: Final = (
     "and NNLQP are our ports, fitted to our rows."
 )
 FAMILY_NOTE: Final = (
-    "Forms without physics are trained a quarter longer than the predictor, and might "
-    "still gain by more. "
+    "Forms without physics are trained to convergence, a thousand passes. "
     "Bloom is Bloom-176B, of which only the splitwise set has measurements, and Phoenix-7B, made "
     "of BLOOMZ. Qwen2.5 is not Qwen2 and Llama-3.2 and 3.3 are not Llama-3.1: they are not "
     "counted in the paper's columns."
@@ -57,7 +57,7 @@ def report(results: Figures) -> str:
         *paper_tables(results),
         _own_families(results),
         _prompts(results),
-        _calibration(results),
+        _own_rows(results),
         _coverage(results),
         PUBLISHED,
         goals_table(results),
@@ -72,6 +72,7 @@ def readme_section(results: Figures, folder: str, plots: Mapping[str, str]) -> s
         _opening(results),
         splits_table(results),
         goals_table(results),
+        _own_rows(results),
         *paper_tables(results),
         "\n".join(f"![{words}]({folder}/{file})" for file, words in plots.items()),
     ]
@@ -289,33 +290,38 @@ def _prompts(results: Figures) -> str:
     return _table((f"{OURS} on {FOLDS}", "MAPE %", "EBA(10 %)"), rows)
 
 
-def _calibration(results: Figures) -> str:
-    calibration = results["calibration"]
-    if calibration is None:
-        return "No unseen engine has enough rows for a calibration."
+def _own_rows(results: Figures) -> str:
+    """Errors by the number of a deployment's own measurements."""
     head = (
-        f"unseen engine, {calibration['requests']} requests measured",
-        "rows",
-        "MAPE %",
-        "calibrated",
+        *(
+            "unseen",
+            "own configurations",
+            "rows",
+            "MAPE %",
+            "one factor %",
+            "inside 80 % interval %",
+        ),
     )
     rows = [
-        (name, str(engine["rows"]), _one(engine["raw"]), _one(engine["calibrated"]))
-        for name, engine in calibration["engines"].items()
+        (
+            split.removeprefix("leave-").removesuffix("-out"),
+            shown,
+            str(figures["rows"]),
+            bounded(figures["posterior"]),
+            bounded(figures["one_factor"]),
+            _one(figures["inside"]["value"]),
+        )
+        for split, own in results["own_rows"].items()
+        for shown, figures in own["shown"].items()
     ]
-    rows.append(("all", "", bounded(calibration["raw"]), bounded(calibration["calibrated"])))
-    return (
-        f"{_table(head, rows)}\nMean of {calibration['draws']} draws; one factor for all models of "
-        "an engine. "
-        f"Too few rows to judge: {', '.join(calibration['too_few_rows']) or 'none'}."
-    )
+    return _table(head, rows)
 
 
 def _coverage(results: Figures) -> str:
-    coverage = results["coverage"]
-    return (
-        f"The 80 % interval holds {bounded(coverage)} % of the rows of unseen architectures; it is "
-        f"{_one(coverage['mean_width'])} % of the measurement wide."
+    return "\n".join(
+        f"The 80 % interval holds {bounded(coverage)} % of the rows of unseen {UNSEEN[split]}; it "
+        f"is {_one(coverage['mean_width'])} % of the measurement wide."
+        for split, coverage in results["coverage"].items()
     )
 
 

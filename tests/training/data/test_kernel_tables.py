@@ -10,7 +10,7 @@ import pytest
 
 from llm_carbon_meter.records import ConfigError
 from llm_carbon_meter.training.data.files import Refused
-from llm_carbon_meter.training.study.kernel_tables import (
+from llm_carbon_meter.training.data.kernel_tables import (
     FOLDER,
     KernelTable,
     kernel_tables,
