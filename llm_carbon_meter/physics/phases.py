@@ -1,7 +1,7 @@
 """What prefill and decode of a static batch cost, kernel by kernel: the closed forms.
 
 A batch of B equal requests alone on the GPUs, one prefill step and N - 1 decode steps. For steps
-of mixed requests see `kernels.StepCosts`.
+of mixed requests see `step_work.step_sums` and `kernels.StepCosts`.
 """
 
 from collections.abc import Callable, Mapping, Sequence

@@ -108,16 +108,17 @@ def step_work(rows: StepRows, model: CostModel) -> Work | None:
 
 
 def step_sums(rows: StepRows, costs: StepCosts) -> Floats:
-    """`phases.SUMS` of many steps, shape (steps, sums)."""
-    new, cached = rows.new_tokens, rows.cached_tokens
-    columns = np.zeros((6, len(new)))
-    columns[0], columns[1], columns[3] = new, context_sum(new, cached), cached + new
-    columns[5] = rows.sampled
-    if costs.sliding_window:
-        columns[2] = windowed_sum(new, cached, costs.sliding_window)
-        columns[4] = np.minimum(cached + new, costs.sliding_window + new - 1)
-    sums = np.ones((len(SUMS), len(rows.counts)))
-    np.add.reduceat(columns, rows.starts, axis=1, out=sums[1:7])
+    """`phases.SUMS` of steps of mixed requests, shape (steps, sums)."""
+    new, cached, window = rows.new_tokens, rows.cached_tokens, costs.sliding_window
+    sums = np.zeros((len(SUMS), len(rows.counts)))
+    sums[0] = 1.0
+    sums[1] = rows.per_step(new)
+    sums[2] = rows.per_step(context_sum(new, cached))
+    sums[4] = sums[1] + rows.per_step(cached)
+    if window:
+        sums[3] = rows.per_step(windowed_sum(new, cached, window))
+        sums[5] = rows.per_step(np.minimum(cached, window - 1.0)) + sums[1]
+    sums[6] = rows.per_step(rows.sampled)
     sums[7] = costs.touched_experts(sums[1])
     return sums.T
 

@@ -32,7 +32,10 @@ from llm_carbon_meter.records import (
 Floats = NDArray[np.float64]
 
 MOST_STEPS: Final = 128
-"""Of a tick that are looked at; of more, every n-th stands for n."""
+"""Of a lesson that are looked at; of more, every n-th stands for n."""
+LEAST_BUSY_S: Final = 0.5
+"""Work that teaches at once: ticks with less are joined with the next, since single requests on a
+fast GPU would else say nothing."""
 
 
 class LiveEstimator:
@@ -148,6 +151,10 @@ class LiveLearner:
         self._ticks = kept.ticks if kept else 0
         self._saved_ticks = self._ticks
         self._board_watts = deployment.gpu.board_watts
+        self._waiting: list[tuple[Floats, Floats]] = []
+        """Steps that have not taught yet, and how much of each is meant."""
+        self._seconds = self._joules = 0.0
+        """Of them."""
         matrix = term_matrix(
             deployment.model, deployment.gpu, deployment.num_gpus, deployment.engine
         )
@@ -162,21 +169,27 @@ class LiveLearner:
             seconds: that the steps took, short gaps between them included.
             joules: counted in them.
         """
+        self._waiting.append((sums, parts))
+        self._seconds += seconds
+        self._joules += joules
+        self._ticks += 1
+        if self._seconds >= LEAST_BUSY_S:
+            self._learn()
+
+    def _learn(self) -> None:
+        """From all that waits, at once."""
+        sums, parts = (np.concatenate(column) for column in zip(*self._waiting, strict=True))
         every = -(-len(parts) // MOST_STEPS)
         few = parts[::every]
         steps = Steps(sums[::every] @ self._terms, few * (parts.sum() / few.sum()))
-        boards = joules / self._board_watts
-        self._posterior.observe(steps, boards if boards > 0 else None, seconds)
-        self._ticks += 1
+        boards = self._joules / self._board_watts
+        self._posterior.observe(steps, boards if boards > 0 else None, self._seconds)
+        self._waiting, self._seconds, self._joules = [], 0.0, 0.0
 
     @property
     def factors(self) -> DeploymentFactors | None:
         """As known now; None before anything was seen."""
-        if not self._ticks:
-            return None
-        mean, covariance = self._posterior.factors.mean, self._posterior.factors.covariance
-        rows = tuple(tuple(row) for row in covariance.tolist())
-        return DeploymentFactors(tuple(mean.tolist()), rows, self._ticks)
+        return self._posterior.record(self._ticks) if self._ticks else None
 
     def save_at_times(self) -> None:
         """Write the file if a while has passed."""

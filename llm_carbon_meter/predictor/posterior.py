@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from llm_carbon_meter.predictor.fitted_physics import FittedPhysics, Prior
 from llm_carbon_meter.predictor.step_law import FACTORS, Constants, constants_of, spent
+from llm_carbon_meter.records import DeploymentFactors
 
 Floats = NDArray[np.float64]
 
@@ -79,6 +80,11 @@ class FactorPosterior:
     def factors(self) -> Prior:
         """As known now."""
         return Prior(self._mean.copy(), self._covariance.copy())
+
+    def record(self, ticks: int) -> DeploymentFactors:
+        """The same to be sent and kept, of so many ticks."""
+        rows = tuple(tuple(row) for row in self._covariance.tolist())
+        return DeploymentFactors(tuple(self._mean.tolist()), rows, ticks)
 
     def observe(self, steps: Steps, boards: float | None, seconds: float | None) -> None:
         """Learn from some steps that were measured together.

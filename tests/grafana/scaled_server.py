@@ -8,6 +8,7 @@ from typing import Final
 
 from llm_carbon_meter.predictor import models as energy_models
 from llm_carbon_meter.predictor.energy_model import Deployment, EnergyModel, Numbers, PhaseEnergy
+from llm_carbon_meter.records import DeploymentFactors
 from llm_carbon_meter.testing.servers import entry_point
 
 FILE_VARIABLE: Final = "TEST_JOULES_PER_TOKEN_FILE"
@@ -19,14 +20,16 @@ class JoulesPerToken:
     name = "gnn"
     facility = False
     out_of_domain = ""
-    interval = (0.9, 1.1)
 
     def bind(self, deployment: Deployment) -> "JoulesPerToken":
         return self
 
     def phases(self, concurrency: Numbers, prompt: Numbers, output: Numbers) -> PhaseEnergy:
         joules = float(Path(os.environ[FILE_VARIABLE]).read_text()) * output / concurrency
-        return PhaseEnergy(0.1 * joules, 0.9 * joules)
+        return PhaseEnergy(0.1 * joules, 0.9 * joules, width=0.1)
+
+    def adopt(self, factors: DeploymentFactors) -> None:
+        """Nothing corrects it."""
 
 
 def main() -> None:

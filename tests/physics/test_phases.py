@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from llm_carbon_meter.physics.kernels import KernelTotals, step_costs
 from llm_carbon_meter.physics.model_list import built_in_model
-from llm_carbon_meter.physics.phases import phase_totals
+from llm_carbon_meter.physics.phases import mean_steps, phase_totals
+from llm_carbon_meter.physics.step_work import StepRows, step_sums
 from llm_carbon_meter.records import SpecError
 
 PROMPT, OUTPUT = 1020, 129
@@ -155,3 +156,17 @@ def test_batches_without_tokens_are_refused(sizes: tuple[int, int, int]) -> None
         phase_totals(model, 1, *sizes)
     with pytest.raises(SpecError, match="32 heads of Llama"):
         phase_totals(model, 3, 1, 10, 5)
+
+
+@pytest.mark.parametrize("model", ["Llama-3.1-8B", "Mistral-7B-v0.1", "Qwen3-30B-A3B"])
+def test_steps_of_equal_requests_sum_to_the_mean_step(model: str) -> None:
+    """One prefill and N - 1 decodes of B requests, by rows and in closed form."""
+    spec, batch, prompt, output = built_in_model(model), 3, 5000, 7
+    new = np.array([prompt] * batch + [1] * batch * (output - 1), np.float64)
+    cached = np.array([0] * batch + [prompt + step for step in range(output - 1)] * batch, float)
+    cached[batch:] = np.sort(cached[batch:])
+    rows = StepRows(np.full(output, batch), new, cached, np.ones(len(new)))
+    prefill, *decodes = step_sums(rows, step_costs(spec))
+    expected = np.array(mean_steps(spec, float(batch), float(prompt), float(output)))
+    assert prefill == pytest.approx(expected[0])
+    assert np.mean(decodes, axis=0) == pytest.approx(expected[1])

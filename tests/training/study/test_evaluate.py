@@ -54,6 +54,7 @@ from llm_carbon_meter.training.study.evaluate.names import (
 )
 from llm_carbon_meter.training.study.evaluate.plots import banded_medians, draw
 from llm_carbon_meter.training.study.evaluate.report import bounded, readme_section, report
+from llm_carbon_meter.training.study.live_requests import Live
 from llm_carbon_meter.training.study.own_rows import SHOWN, OwnRows
 from tests.support.made.rows import grid, made_row, measured
 from tests.support.made.synthetic import V3, tables, written
@@ -101,7 +102,8 @@ def results_of(made: list[Row]) -> tuple[dict, dict[str, Judged]]:
     splits, found = checked_splits(made), found_of(made)
     judged = {name: judge(found, splits, made, name) for name in splits}
     tables = {1 / 3: made, 1.0: made, 3.0: made}
-    return {**figures(found, judged, splits, tables, FULL), "seconds": 1}, judged
+    played = {GPUS: [Live("H200", name, 0, np.full((3, 8, 20), 0.05)) for name in MODELS]}
+    return {**figures(found, judged, splits, tables, FULL, played), "seconds": 1}, judged
 
 
 def test_a_training_architecture_among_the_test_rows_is_an_error() -> None:
@@ -251,10 +253,10 @@ def test_a_goal_is_reached(value: float, target: float, at_least: bool, expected
 
 
 def test_every_goal_has_its_figure() -> None:
-    """Splits, reductions, baselines, own configurations, coverage."""
+    """Splits, reductions, baselines, own configurations, live requests, coverage."""
     results, _ = results_of(rows())
     named = [one["goal"] for one in goals(results)]
-    assert len(named) == len(set(named)) == len(MAPE_GOALS) + len(EBA10_GOALS) + 9
+    assert len(named) == len(set(named)) == len(MAPE_GOALS) + len(EBA10_GOALS) + 10
     against = next(one for one in results["goals"] if one["goal"].startswith("never worse"))
     assert against["reached"]
     results["splits"][FOLDS]["minus"]["two parameters"]["value"] = 0.1
@@ -286,6 +288,7 @@ def test_results_become_text_and_plots(tmp_path: Path) -> None:
         "Table 4",
         "Table 5",
         "no data",
+        "The live requests are simulated",
         "see What to measure next",
     ):
         assert name in text

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from llm_carbon_meter.predictor.gnn import shipped_weights
 from llm_carbon_meter.training.data.dataset import read_table
 from llm_carbon_meter.training.data.files import Manifest
 from llm_carbon_meter.training.data.rows import Row
@@ -21,6 +22,7 @@ from llm_carbon_meter.training.study.evaluate.figures import (
     accuracy,
     by_group,
     coverage,
+    live_figures,
     own_figures,
     paper_family,
     reduction,
@@ -53,6 +55,8 @@ from llm_carbon_meter.training.study.evaluate.names import (
 )
 from llm_carbon_meter.training.study.evaluate.plots import draw
 from llm_carbon_meter.training.study.evaluate.report import report
+from llm_carbon_meter.training.study.kernel_curves import has_kernels
+from llm_carbon_meter.training.study.live_requests import MODELS, Live, live_errors
 from llm_carbon_meter.training.study.own_rows import OwnRows
 
 Found = Mapping[Job, Floats]
@@ -85,7 +89,8 @@ def evaluate(
     splits = checked_splits(tables[1.0])
     fitted = run_all(plan(splits, effort), tables, rates)
     judged = {name: judge(fitted, splits, tables[1.0], name) for name in splits}
-    results = figures(fitted, judged, splits, tables, effort)
+    played = live_worlds(data, effort, accepted)
+    results = figures(fitted, judged, splits, tables, effort, played)
     results["seconds"] = round(time.monotonic() - started_s)
     output.mkdir(parents=True, exist_ok=True)
     text = json.dumps(results, indent=1, allow_nan=False) + "\n"
@@ -144,10 +149,10 @@ def figures(
     splits: Splits,
     tables: Mapping[float, Sequence[Row]],
     effort: Effort,
+    played: Mapping[str, Sequence[Live]],
 ) -> Figures:
     """All of results.json, but the time it took."""
     folds = judged[FOLDS]
-    predictors = [name for name in folds.joules if name not in FORMS]
     results: Figures = {
         "rows": len(tables[1.0]),
         "architectures": len({row.architecture for row in tables[1.0]}),
@@ -162,6 +167,26 @@ def figures(
             }
             for name, judgement in judged.items()
         },
+        "coverage": {name: coverage(judged[name], OURS) for name in (FOLDS, ENGINES, GPUS)},
+        "own_rows": {
+            name: own_figures(judged[name], _own(found, splits, name)) for name in (GPUS, ENGINES)
+        },
+        "live": {name: live_figures(worlds) for name, worlds in played.items() if worlds},
+        **_of_folds(found, splits, tables, effort, folds),
+    }
+    return {**results, "goals": goals(results)}
+
+
+def _of_folds(
+    found: Found,
+    splits: Splits,
+    tables: Mapping[float, Sequence[Row]],
+    effort: Effort,
+    folds: Judged,
+) -> Figures:
+    """What is told of the architecture folds alone."""
+    predictors = [name for name in folds.joules if name not in FORMS]
+    return {
         "seeds": {
             str(seed): accuracy(judge(found, splits, tables[1.0], FOLDS, seed), OURS)["mape"]
             for seed in effort.seeds
@@ -178,13 +203,20 @@ def figures(
             )
             for scale in PROMPT_SCALES
         },
-        "coverage": {name: coverage(judged[name], OURS) for name in (FOLDS, ENGINES, GPUS)},
-        "own_rows": {
-            name: own_figures(judged[name], _own(found, splits, name)) for name in (GPUS, ENGINES)
-        },
     }
-    results["goals"] = goals(results)
-    return results
+
+
+def live_worlds(
+    data: Path, effort: Effort, accepted: Manifest | None = None
+) -> Mapping[str, Sequence[Live]]:
+    """Live requests on the GPUs whose kernel tables are there, apart by what was never measured."""
+    weights = shipped_weights()
+    played: dict[str, list[Live]] = {ENGINES: [], GPUS: []}
+    for gpu in MODELS:
+        if has_kernels(gpu, accepted):
+            unseen = ENGINES if gpu in weights.physics.gpus else GPUS
+            played[unseen] += live_errors(data, weights, gpu, effort.worlds, accepted)
+    return played
 
 
 def _own(found: Found, splits: Splits, name: str) -> OwnRows:

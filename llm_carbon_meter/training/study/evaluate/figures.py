@@ -27,6 +27,8 @@ from llm_carbon_meter.training.fit.metrics import (
     reduction_bootstrap,
 )
 from llm_carbon_meter.training.fit.ship import deviation, multiple
+from llm_carbon_meter.training.study.live_requests import SHOWN as REQUESTS
+from llm_carbon_meter.training.study.live_requests import STATED, WAYS, Live
 from llm_carbon_meter.training.study.own_rows import DRAWS, SHOWN, OwnRows
 
 Floats = npt.NDArray[np.float64]
@@ -139,10 +141,11 @@ def by_group(
 def paper_family(row: Row) -> str | None:
     """The family of the paper's tables that a row belongs to.
 
-    Qwen2.5 is not Qwen2, nor are Llama-3.2 and Llama-3.3 Llama-3.1.
+    Qwen2.5 is not Qwen2, nor are Llama-3.2 and Llama-3.3 Llama-3.1, nor Gemma 3 any of the others.
     """
-    if row.family == "bloom":
-        return "Bloom"
+    named = {"bloom": "Bloom", "gemma": "Gemma", "gemma2": "Gemma2", "mixtral": "Mixtral"}
+    if row.family in named:
+        return named[row.family]
     return "Llama3.1" if "Llama-3.1" in row.model else None
 
 
@@ -187,6 +190,30 @@ def _shown(judged: Judged, own: OwnRows, place: int) -> Figures:
         "posterior": _mean(part, own.ape[place][mask]),
         "one_factor": _mean(part, own.one_factor_ape[place][mask]),
         "inside": _mean(part, own.inside[place][mask]),
+    }
+
+
+def live_figures(worlds: Sequence[Live]) -> Figures:
+    """Errors in some worlds by the requests that they have shown; intervals of GPUs and models."""
+    apes = np.stack([world.apes for world in worlds])
+    places = [f"{world.gpu}, {world.model}" for world in worlds]
+    stated = apes[:, 0, REQUESTS.index(STATED)]
+    return {
+        "worlds": len(worlds),
+        "loads": worlds[0].errors.shape[-1],
+        "shown": {
+            str(shown): {
+                way: _interval(
+                    bootstrap(apes[:, row, column], places, np.ones(len(worlds)), BOOTSTRAP_SEED)
+                )
+                for row, way in enumerate(WAYS)
+            }
+            for column, shown in enumerate(REQUESTS)
+        },
+        "stated": {
+            place: round(float(stated[[place == other for other in places]].mean()), 2)
+            for place in dict.fromkeys(places)
+        },
     }
 
 

@@ -33,6 +33,7 @@ from llm_carbon_meter.training.study.evaluate.names import (
     OURS,
     RANDOM,
 )
+from llm_carbon_meter.training.study.live_requests import SEEDS as WORLDS
 from llm_carbon_meter.training.study.own_rows import from_own_rows
 
 Floats = npt.NDArray[np.float64]
@@ -76,10 +77,14 @@ class Effort:
     slow_baselines: bool = True
     gate_every_fold: bool = True
     seeds: tuple[int, ...] = SEEDS
+    worlds: Sequence[int] = WORLDS
+    """Seeds of the worlds of each GPU and model in which live requests are played."""
 
 
 FULL: Final = Effort()
-QUICK: Final = Effort(slow_baselines=False, gate_every_fold=False, seeds=SEEDS[:1])
+QUICK: Final = Effort(
+    slow_baselines=False, gate_every_fold=False, seeds=SEEDS[:1], worlds=WORLDS[:1]
+)
 
 Splits = Mapping[str, Sequence[Split]]
 

@@ -18,5 +18,6 @@ PLOTS: Final = {
     "errors.png": "error against batch and output length",
     "coverage.png": "stated against observed share of measurements inside",
     "own.png": "error against the number of a deployment's own measurements",
+    "live.png": "error against the number of live requests, in worlds made of measured kernels",
 }
 """File -> what it shows."""

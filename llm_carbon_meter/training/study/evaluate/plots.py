@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_carbon_meter.training.study.evaluate.figures import Figures, Judged
-from llm_carbon_meter.training.study.evaluate.goals import UNSEEN
+from llm_carbon_meter.training.study.evaluate.goals import LIVE_MAPE, UNSEEN
 from llm_carbon_meter.training.study.evaluate.names import OURS, PLOTS
+from llm_carbon_meter.training.study.live_requests import SHOWN, STATED, WAYS
 
 Floats = npt.NDArray[np.float64]
 
@@ -25,7 +26,7 @@ def draw(folder: Path, judged: Judged, results: Figures) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    for file, panels in zip(PLOTS, (1, 2, 1, 1), strict=True):
+    for file, panels in zip(PLOTS, (1, 2, 1, 1, 1), strict=True):
         figure, axes = pyplot.subplots(1, panels, figsize=(6 * panels, 5), layout="constrained")
         if file == "measured.png":
             _measured(axes, judged)
@@ -33,8 +34,10 @@ def draw(folder: Path, judged: Judged, results: Figures) -> None:
             _errors(axes, judged)
         elif file == "coverage.png":
             _coverage(axes, results["coverage"])
-        else:
+        elif file == "own.png":
             _own_rows(axes, results["own_rows"])
+        else:
+            _live(axes, results["live"])
         figure.savefig(folder / file, dpi=DPI)
         pyplot.close(figure)
 
@@ -87,6 +90,23 @@ def _own_rows(axes: Any, own_rows: Figures) -> None:
     axes.set(xlabel="own configurations measured", ylabel="MAPE of the others (%)")
     axes.set(ylim=(0, None), title="Deployments that no fit has seen")
     axes.legend(fontsize="small")
+
+
+def _live(axes: Any, live: Figures) -> None:
+    """Nothing but the goal where no kernel tables are."""
+    for split, worlds in live.items():
+        shown = [int(number) for number in worlds["shown"]]
+        for way, line in zip(WAYS, ("-", ":", "--"), strict=True):
+            errors = [figures[way]["value"] for figures in worlds["shown"].values()]
+            label = f"unseen {UNSEEN[split]}, {way.replace('_', ' ')}"
+            axes.plot(shown, errors, line, marker="o", label=label)
+    axes.axhline(LIVE_MAPE, color="black", linewidth=1, label=f"goal after {STATED} requests")
+    axes.set_xscale("symlog", linthresh=1)
+    axes.set_xticks(SHOWN, labels=[str(number) for number in SHOWN])
+    axes.set(xlabel="live requests", ylabel="MAPE of loads that are judged (%)")
+    axes.set(xlim=(-0.2, None), ylim=(0, None))
+    axes.set_title("Worlds made of measured kernels")
+    axes.legend(fontsize="small", loc="lower left")
 
 
 def banded_medians(values: Floats, errors: Floats) -> tuple[Floats, Floats]:
