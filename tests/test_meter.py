@@ -16,6 +16,8 @@ from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.physics.step_work import CostModel
 from llm_carbon_meter.power.modelled import ModelledMeter
 from llm_carbon_meter.power.power_meter import PowerMeter
+from llm_carbon_meter.predictor.energy_model import Deployment
+from llm_carbon_meter.predictor.live import LiveLearner
 from llm_carbon_meter.records import (
     Account,
     EnergyReading,
@@ -209,3 +211,76 @@ def test_step_coefficients_are_kept_for_the_next_meter(
 
     assert first_watts(1) == pytest.approx(448, rel=0.02)
     assert first_watts(0) == pytest.approx(300, rel=0.03)
+
+
+LLAMA = built_in_model("Llama-3.1-8B")
+PLACE = Deployment(LLAMA, gpu_spec("H100"), 1, "vllm", "0.32.0")
+
+
+def seconds_of(
+    power: PowerMeter, number: int, *, outside: bool = False, **settings: str
+) -> tuple[EngineTotals, Faults]:
+    """The last totals of a meter that saw decode steps of a second each."""
+    published: Published = []
+    columns = ["a"], [Account.DECODE], [1], [10], [1]
+    steps = [StepEvent(second, second, second + 1, *columns) for second in range(number)]
+    turns = Engine(*(EventBatch([step], [], step.done_s, False) for step in steps))
+    model, faults = CostModel(gpu_spec("H100"), step_costs(LLAMA)), Faults()
+    meter = EngineMeter(
+        Config(**settings),
+        power,
+        turns,
+        model,
+        0,
+        published.extend,
+        faults,
+        os.getpid(),
+        outside=outside,
+        deployment=PLACE,
+    )
+    for second in range(number):
+        meter._readings.extend(Counter(power.gpus).at(second))
+        meter._published_s -= TOTALS_S
+        meter._turn()
+    *_, totals = (message for message in published if isinstance(message, EngineTotals))
+    if meter._factors is not None:
+        meter._factors.save()
+    return totals, faults
+
+
+def test_what_steps_cost_corrects_the_estimates(tmp_path: Path) -> None:
+    """Factors go out with the totals, and a new meter goes on with those that its file has."""
+    file = str(tmp_path / "calibration.json")
+    first, faults = seconds_of(Counter(["gpu"]), 20, calibration_file=file)
+    assert first.factors is not None
+    assert first.factors.ticks >= 18
+    again, _ = seconds_of(Counter(["gpu"]), 5, calibration_file=file)
+    assert again.factors is not None
+    assert again.factors.ticks > first.factors.ticks
+    assert not faults.counts
+
+
+def test_made_up_and_modelled_steps_correct_nothing() -> None:
+    """Nor is anything learnt where the formula estimates."""
+    modelled = ModelledMeter(gpu_spec("H100"), 1, 0.0)
+    for totals, _ in (
+        seconds_of(Counter(["gpu"]), 3, outside=True),
+        seconds_of(modelled, 3),
+        seconds_of(Counter(["gpu"]), 3, estimator="flop"),
+    ):
+        assert totals.factors is None
+
+
+def test_a_fault_of_the_learner_takes_nothing_from_the_book(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is counted, and joules are booked all the same."""
+
+    def fail(*_: object) -> None:
+        raise ValueError("no such tick")
+
+    monkeypatch.setattr(LiveLearner, "see_tick", fail)
+    totals, faults = seconds_of(Counter(["gpu"]), 5)
+    assert faults.counts["estimator"] >= 3
+    assert totals.accounted_ratio == pytest.approx(1.0)
+    assert totals.gpus[0].account_joules[Account.DECODE] > 800

@@ -10,6 +10,8 @@ from llm_carbon_meter.predictor.flop import FlopModel
 from llm_carbon_meter.predictor.gnn import GnnModel
 from llm_carbon_meter.records import MeterError
 
+UNKNOWN: Final = "unknown"
+"""Engine of a server behind a proxy; measurements of an engine that is not stated are not of it."""
 ENERGY_MODELS: Final[Mapping[str, Callable[[], EnergyModel]]] = {
     "gnn": GnnModel,
     "flop": FlopModel,
@@ -24,11 +26,12 @@ def placed(model: ModelSpec, gpu: GpuSpec, where: Mapping[str, str | int]) -> De
         gpu: that it runs on.
         where: engine, version and parallelism, as records have them.
     """
+    engine = str(where.get("engine", ""))
     return Deployment(
         model,
         gpu,
         int(where.get("tensor_parallel_size", 1)),
-        str(where.get("engine", "")),
+        "" if engine == UNKNOWN else engine,
         str(where.get("engine_version", "")),
     )
 

@@ -134,6 +134,12 @@ def test_the_estimate_is_for_the_engine_s_own_deployment(bound: list[Deployment]
     assert not frontend.faults.counts
 
 
+def test_an_engine_behind_a_proxy_is_not_one_that_was_measured(bound: list[Deployment]) -> None:
+    """Public measurements of an engine that is not stated say nothing of it."""
+    Frontend({"engine": "unknown", "gpu": "NVIDIA A100-SXM4-80GB"})
+    assert bound[0].engine == ""
+
+
 def test_a_model_that_fails_takes_no_measurement_with_it(
     bound: list[Deployment], monkeypatch: pytest.MonkeyPatch
 ) -> None:
