@@ -199,14 +199,26 @@ class EngineMeter:
         taught = teaches(power, model) and not outside
         self._coefficients = _coefficients(config, model, faults) if taught else None
         self._factors = _factors(config, deployment, faults) if taught else None
-        lag_s = config.counter_lag_s if isinstance(config.counter_lag_s, float) else None
         self._embodied_rate = embodied_rate(config.embodied, model.gpu, host=config.embodied_host)
-        self._ledger = EnergyLedger(
+        self._ledger = self._open_ledger(config, model, outside=outside)
+        self._grid, self._pue = open_grid(config, faults), config.pue
+        self._readings: deque[EnergyReading] = deque()
+        self._sampler = PowerSampler(power, 1 / config.sample_hz, self._readings.extend, faults)
+        self._watch = _watch(power, engine_pid, faults)
+        self._published_s = time.monotonic()
+        self._load = EngineLoad(engine, {})
+        self._load_s = self._published_s
+        self._service = Service("llm-carbon-meter", self._turn, self._failed, source.wake)
+
+    def _open_ledger(self, config: Config, model: CostModel, *, outside: bool) -> EnergyLedger:
+        lag_s = config.counter_lag_s if isinstance(config.counter_lag_s, float) else None
+        power = self._power
+        return EnergyLedger(
             power.gpus,
             model,
             power.source,
             worst(power.quality, Quality.OUTSIDE) if outside else power.quality,
-            engine=engine,
+            engine=self._engine,
             policy=config.policy,
             idle_by_time=config.idle == "by_time",
             lag_s=lag_s,
@@ -216,14 +228,6 @@ class EngineMeter:
             lags=self._coefficients.lags if self._coefficients and lag_s is None else None,
             watch=self._see if self._factors else None,
         )
-        self._grid, self._pue = open_grid(config, faults), config.pue
-        self._readings: deque[EnergyReading] = deque()
-        self._sampler = PowerSampler(power, 1 / config.sample_hz, self._readings.extend, faults)
-        self._watch = _watch(power, engine_pid, faults)
-        self._published_s = time.monotonic()
-        self._load = EngineLoad(engine, {})
-        self._load_s = self._published_s
-        self._service = Service("llm-carbon-meter", self._turn, self._failed, source.wake)
 
     def _see(self, tick: SeenTick) -> None:
         """Estimates learn from a tick; a fault of theirs takes nothing from the book."""

@@ -145,10 +145,10 @@ class LiveLearner:
         holds_for = identity(deployment, weights.checksum)
         self._file = KeptState(file, FactorState, holds_for, faults, "calibration")
         prior = weights.prior(deployment)
-        kept = self._file.load(lambda state: state.factors)
-        seen = Prior(np.array(kept.mean), np.array(kept.covariance)) if kept else None
+        before = self._file.load(lambda state: state.factors)
+        seen = Prior(np.array(before.mean), np.array(before.covariance)) if before else None
         self._posterior = FactorPosterior(weights.physics, prior, seen)
-        self._ticks = kept.ticks if kept else 0
+        self._ticks = before.ticks if before else 0
         self._saved_ticks = self._ticks
         self._board_watts = deployment.gpu.board_watts
         self._waiting: list[tuple[Floats, Floats]] = []

@@ -83,20 +83,19 @@ def train(data: Path, output: Path, seed: int = 0, campaigns: Sequence[Path] = (
         elsewhere = GATES[int(np.sum(strange, axis=0).argmin())]
         progress.update()
         held_out = hold_out(measured, groups, ARCHITECTURE_FOLDS, gate, rates)
-        widths = {"measured": _multiple(measured, held_out)}
         progress.update()
+        apart = {}
         for name, kind in kinds.items():
-            apart = hold_out(measured, kind, len(set(kind)), elsewhere, rates)
-            widths[name] = _multiple(measured, apart)
+            apart[name] = hold_out(measured, kind, len(set(kind)), elsewhere, rates)
             progress.update()
         final = fit(measured, gate, seed, rates)
         progress.update()
-    sources = {**manifest(), **checksums(campaigns)}
+    judged = {"measured": held_out, **apart}
     card = {
-        "data": dict(sorted(sources.items())),
+        "data": dict(sorted({**manifest(), **checksums(campaigns)}.items())),
         **_card(rows, measured, final, held_out),
         "gates": {"measured": gate, "elsewhere": elsewhere},
-        "widths": widths,
+        "widths": {name: _multiple(measured, apart_rows) for name, apart_rows in judged.items()},
     }
     write(final, card, output)
     return summary(table) + "\n\n" + json.dumps(card["held_out_architectures"], indent=2)
@@ -149,10 +148,8 @@ def deviation(variance: Floats, wider: float) -> Floats:
     return np.asarray(np.sqrt(wider**2 * variance + ENERGY_NOISE**2))
 
 
-def _card(
-    rows: Sequence[Row], known: Examples, final: Trained, held_out: HeldOut
-) -> dict[str, Any]:
-    judged = errors(known.joules, held_out.joules, known.weights)
+def _card(rows: Sequence[Row], data: Examples, final: Trained, held_out: HeldOut) -> dict[str, Any]:
+    judged = errors(data.joules, held_out.joules, data.weights)
     return {
         "rows": len(rows),
         "architectures": len({row.architecture for row in rows}),

@@ -70,12 +70,12 @@ def _judge(
     for place in shown:
         posterior.observe(_steps(data, place), _boards(data, place), None)
     factor = float(np.mean([_error(data, physics, prior, place) for place in shown] or [0.0]))
-    known, columns = posterior.factors, []
+    now, columns = posterior.factors, []
     for place in rest:
-        law, measured = expected(physics, known.mean, _steps(data, place)), _boards(data, place)
+        law, measured = expected(physics, now.mean, _steps(data, place)), _boards(data, place)
         error = np.log(measured) - law.boards
         alone = _error(data, physics, prior, place) - factor
-        variance = law.boards_slopes @ known.covariance @ law.boards_slopes
+        variance = law.boards_slopes @ now.covariance @ law.boards_slopes
         inside = abs(error) <= Z_80 * np.sqrt(variance + ENERGY_NOISE**2)
         columns.append((_percent(error), _percent(alone), 100.0 * inside))
     return np.array(columns).T
