@@ -5,6 +5,7 @@ estimates with what it last heard of them, and learns how long answers are.
 """
 
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import Final
 
@@ -168,7 +169,12 @@ class LiveLearner:
             parts: how much of each step is meant, shape (steps,).
             seconds: that the steps took, short gaps between them included.
             joules: counted in them.
+
+        Raises:
+            ValueError: seconds or joules are no numbers.
         """
+        if not isfinite(seconds + joules):
+            raise ValueError(f"a tick of {seconds} s and {joules} J")
         self._waiting.append((sums, parts))
         self._seconds += seconds
         self._joules += joules

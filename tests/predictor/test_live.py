@@ -70,6 +70,17 @@ def test_a_tick_of_many_steps_is_looked_at_in_part() -> None:
     assert many.factors == same.factors != few.factors
 
 
+@pytest.mark.parametrize(("seconds", "joules"), [(np.nan, 1.0), (1.0, np.inf)])
+def test_a_tick_without_numbers_is_refused(seconds: float, joules: float) -> None:
+    """It would spoil all that comes after it."""
+    one = learner()
+    with pytest.raises(ValueError, match="a tick of"):
+        one.see_tick(decode_steps(3), np.ones(3), seconds, joules)
+    teach(one, ticks=1)
+    assert one.factors is not None
+    assert np.isfinite(one.factors.mean).all()
+
+
 def test_what_was_learnt_survives_a_restart(tmp_path: Path) -> None:
     """The same deployment goes on with the same factors, and counts on."""
     file = tmp_path / "calibration.json"
