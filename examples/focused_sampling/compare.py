@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--budget", type=int, default=PLAN.budget)
     parser.add_argument("--processes", type=int, default=PROCESSES)
     options = parser.parse_args()
-    rows = merge_repeats(read_table(data_folder(options.data)).for_training())
+    rows = merge_repeats(read_table(data_folder(options.data)).for_evaluation())
     plan = replace(PLAN, budget=options.budget)
     curves = compare(rows, plan, range(options.seeds), options.processes)
     caption = caption_of(curves, len(rows))

@@ -62,7 +62,7 @@ def test_the_table_has_a_line_for_every_training(script: ModuleType) -> None:
 
 def test_the_committed_comparison_is_of_the_public_rows(public_data: Path) -> None:
     """As many as there are; otherwise it has to be run again."""
-    rows = merge_repeats(read_table(public_data).for_training())
+    rows = merge_repeats(read_table(public_data).for_evaluation())
     text = (FOLDER / "compare.txt").read_text("utf-8")
     assert f"Pool: {len(rows)} public measurements." in " ".join(text.split())
     assert (FOLDER / "compare.png").stat().st_size > 10_000
