@@ -59,7 +59,7 @@ def main() -> None:
         panels[1][column].set(xlabel="GPUs")
     panels[0][0].set(ylabel="operational mg per GPU")
     panels[1][0].set(ylabel="mg of all GPUs")
-    panels[1][0].legend(fontsize="x-small", loc="lower left")
+    panels[0][-1].legend(*panels[1][0].get_legend_handles_labels(), fontsize="x-small")
     caption = (
         f"Estimated. One batch of b requests with prompts of p and answers of {OUTPUT_TOKENS} "
         f"tokens, float16, tensor parallel on A100-40GB, {ENGINE} {VERSION}; mgCO2eq of the whole "

@@ -59,7 +59,7 @@ def main() -> None:
         stack(axes, [str(row[1]) for row in own], parts)
         axes.set(title=f"{country}, {grid.grams_per_kwh:.0f} g/kWh", xlabel="requests at once")
     panels[0].set(ylabel="mgCO2eq per request")
-    panels[-1].legend(fontsize="small", loc="upper right")
+    panels[0].legend(fontsize="x-small", loc="upper right")
     sources = "; ".join(dict.fromkeys(grid.source for grid in grids.values()))
     caption = (
         f"Estimated, per request of {PROMPT_TOKENS} prompt and {OUTPUT_TOKENS} output tokens on "

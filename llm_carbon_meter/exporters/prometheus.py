@@ -117,7 +117,7 @@ class PrometheusExporter:
         )
         self._watts = self._gauge("gpu_power_watts", "Power of a GPU now", "gpu", "source")
         self._lag = self._gauge(
-            "counter_lag_seconds",
+            "gpu_energy_lag_seconds",
             "How late a GPU's counter shows what was drawn: learnt, set, or known of its type",
             "gpu",
         )

@@ -88,7 +88,7 @@ class FrontendMeter:
         )
         watches = first and self._live is not None
         self._drift = DriftWatch(config, model_name, self._metrics, faults) if watches else None
-        self._sinks: Sequence[Sink] = (self._count, self._learn, self._keep, share, self._write)
+        self._sinks: Sequence[Sink] = (self._count, self._judge, self._keep, share, self._write)
 
     @property
     def provisional_wait_s(self) -> float:
@@ -152,11 +152,11 @@ class FrontendMeter:
         """An engine says what its GPUs have used so far; at least once per heartbeat."""
         self._heard_s = time.monotonic()
         self._metrics.totals(totals)
-        if totals.factors is not None and self._live is not None:
-            self._live.adopt(totals.factors)
         self._use(totals.intensity)
         if self._drift is not None:
             self._drift.look()
+        if totals.factors is not None and self._live is not None:
+            self._live.adopt(totals.factors)
 
     def receive_load(self, load: EngineLoad) -> None:
         """An engine says whose requests it holds."""
@@ -174,7 +174,7 @@ class FrontendMeter:
     def receive_record(self, record: RequestRecord) -> None:
         """Another API server finished an exchange."""
         self._keep(record)
-        self._learn(record)
+        self._judge(record)
 
     def end(self, exchange: Exchange, answered: bool) -> None:
         """The HTTP side of an exchange is over."""
@@ -196,7 +196,7 @@ class FrontendMeter:
         self._metrics.record(record)
         self._metrics.estimate_errors(record, error_ratios(record))
 
-    def _learn(self, record: RequestRecord) -> None:
+    def _judge(self, record: RequestRecord) -> None:
         if self._drift is not None:
             self._drift.observe(record)
 

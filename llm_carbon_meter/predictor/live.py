@@ -48,6 +48,7 @@ class LiveEstimator:
 
     def __init__(self, estimator: DeploymentEstimator) -> None:
         self._estimator = estimator
+        self._adopted: DeploymentFactors | None = None
         self._lengths = OutputLengths(conversation_quantiles().output_tokens)
 
     @property
@@ -60,8 +61,10 @@ class LiveEstimator:
         self._estimator.intensity = now
 
     def adopt(self, factors: DeploymentFactors) -> None:
-        """Estimate with what the meter has learnt so far."""
-        self._estimator.adopt(factors)
+        """Estimate with what the meter has learnt so far; totals repeat it until it changes."""
+        if factors != self._adopted:
+            self._adopted = factors
+            self._estimator.adopt(factors)
 
     def estimate(self, query: EstimateQuery) -> EnergyEstimate:
         """Estimate a request that has not run.

@@ -86,7 +86,7 @@ def test_three_lags_are_in_check_and_in_the_metrics(stub: Any, tmp_path: Path) -
     told = [finding for finding in findings if finding.topic.strip() == "counter"]
     for name, finding, lag_ms in zip(GPUS, told, (0.0, 120.0, 90.0), strict=True):
         labels = {"model_name": "m", "engine": "0", "gpu": name}
-        shown_s = registry.get_sample_value("llm_carbon_meter_counter_lag_seconds", labels)
+        shown_s = registry.get_sample_value("llm_carbon_meter_gpu_energy_lag_seconds", labels)
         assert shown_s == pytest.approx((lag_ms + SHOWN_MS) / 1000, abs=0.006)
         assert finding.figures["learnt_lag_s"] == pytest.approx(shown_s)
         assert "a meter learnt its lag" in finding.text

@@ -46,7 +46,7 @@ SPINE = {
     "sampler_gap_seconds",
     "sampler_read_seconds",
     "allreduce_modelled_joules",
-    "counter_lag_seconds",
+    "gpu_energy_lag_seconds",
     "errors",
     "estimate_error_ratio",
 }
@@ -225,8 +225,8 @@ def test_the_lag_of_a_counter_is_shown_where_it_is_known() -> None:
     exporter, registry = exporter_of()
     unknown = GpuTotals("GPU-b", 0.0, (0.0,) * 7, (0.0,) * 7, None)
     exporter.totals(replace(TOTALS, gpus=(*TOTALS.gpus, unknown)))
-    assert value(registry, "counter_lag_seconds", gpu="GPU-a") == 0.04
-    assert value(registry, "counter_lag_seconds", gpu="GPU-b") is None
+    assert value(registry, "gpu_energy_lag_seconds", gpu="GPU-a") == 0.04
+    assert value(registry, "gpu_energy_lag_seconds", gpu="GPU-b") is None
 
 
 def test_only_the_owner_exports_the_totals() -> None:
