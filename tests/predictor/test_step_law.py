@@ -4,7 +4,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 
 from llm_carbon_meter.estimate.one_request import make_deployment
 from llm_carbon_meter.physics.gpu_specs import GpuSpec, gpu_spec
@@ -113,6 +112,7 @@ def random_law(seed: int, deployments: int = 5) -> tuple[np.ndarray, np.ndarray]
 
 def test_the_law_is_the_same_in_torch_and_numpy() -> None:
     """What is fitted is what is served."""
+    torch = pytest.importorskip("torch")
     physics, (factors, terms) = shipped_weights().physics, random_law(0)
 
     class Tensors:
