@@ -247,6 +247,10 @@ class RequestEnergy:
     """Requests in its steps, averaged: the batch it shared."""
     first_step_s: float
     last_step_s: float
+    decode_steps: int = 0
+    """Of its steps, those after its first token."""
+    decode_tokens: int = 0
+    """Computed in these, rejected drafts included."""
 
     @property
     def joules(self) -> float:
@@ -380,6 +384,14 @@ class EstimateQuery:
     """Requests that share the batch, this one included; a mean where it is known afterwards."""
     output_tokens: int | None = None
     """Exactly, where it is known."""
+    cached_tokens: float = 0.0
+    """Of the prompt, in the prefix cache: as it was, or as expected."""
+    verified: float = 1.0
+    """Tokens that a decode step computes for a request: one, and drafts."""
+    accepted: float = 1.0
+    """Tokens of the answer that a decode step adds."""
+    remark: str = ""
+    """What of the request the estimate leaves out; joins its ``out_of_domain``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,6 +413,8 @@ class EnergyEstimate:
     """Of the hardware's making; None where the model knows no time or the settings leave it out."""
     out_of_domain: str = ""
     """What was not measured, or is assumed; empty where nothing is."""
+    cached_tokens: float = 0.0
+    """Of the prompt, expected in the prefix cache."""
     calibration: float = 1.0
     """Measured / estimated as this deployment's own measurements have shown it so far."""
 

@@ -122,6 +122,7 @@ def estimate_json(estimate: EnergyEstimate) -> dict[str, Any]:
         "method": estimate.method,
         **_estimate_figures(estimate),
         "output_tokens": estimate.output_tokens,
+        "cached_tokens": estimate.cached_tokens,
         "facility": estimate.facility,
         "out_of_domain": estimate.out_of_domain,
         "calibration": estimate.calibration,

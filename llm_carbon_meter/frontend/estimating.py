@@ -21,6 +21,7 @@ def open_estimator(
     model: ModelSpec | None,
     intensity: CarbonIntensity,
     faults: Faults,
+    cache_block_tokens: int = 0,
 ) -> LiveEstimator | None:
     """The estimator of a server; None where it has none.
 
@@ -30,6 +31,7 @@ def open_estimator(
         model: shape; None where the architecture is not known.
         intensity: of the grid.
         faults: counts what went wrong.
+        cache_block_tokens: of the engines' prefix cache; 0 where they have none.
     """
     if model is None or config.estimator == "none":
         return None
@@ -43,7 +45,7 @@ def open_estimator(
     except MeterError as error:
         faults.note("estimator", error, "Requests have no estimate.")
         return None
-    return LiveEstimator(estimator)
+    return LiveEstimator(estimator, cache_block_tokens)
 
 
 def _energy_model(config: Config, faults: Faults) -> EnergyModel:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from llm_carbon_meter.frontend.sums import sum_energies, sum_estimates
+from llm_carbon_meter.predictor.live import Asked
 from llm_carbon_meter.records import (
     EnergyEstimate,
     Features,
@@ -34,6 +35,8 @@ class Member:
     internal_id: str
     external_id: str
     estimate: EnergyEstimate | None
+    asked: Asked | None = None
+    """What it was estimated for."""
     energy: RequestEnergy | None = None
     """The last that was heard: provisional, then final."""
 
@@ -116,14 +119,9 @@ class Exchange:
             ids += [member.external_id, response_id(member.external_id)]
         return tuple(dict.fromkeys(ids))
 
-    def ended_lengths(self) -> list[int]:
-        """Output tokens of the answers that ended by themselves or at their limit."""
-        energies = [member.energy for member in self.members.values() if member.energy]
-        return [
-            energy.output_tokens
-            for energy in energies
-            if energy.output_tokens and (energy.outcome is Outcome.FINISHED or self.answered)
-        ]
+    def ended_whole(self, energy: RequestEnergy) -> bool:
+        """Whether the answer of a member ended by itself or at its limit."""
+        return energy.outcome is Outcome.FINISHED or self.answered
 
 
 current_exchange: ContextVar[Exchange | None] = ContextVar("llm_carbon_exchange", default=None)

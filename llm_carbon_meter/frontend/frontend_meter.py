@@ -22,12 +22,12 @@ from llm_carbon_meter.frontend.request_log import RequestLog, log_line, open_log
 from llm_carbon_meter.physics.model_specs import ModelSpec
 from llm_carbon_meter.predictor.drift import error_ratios
 from llm_carbon_meter.predictor.live import LiveEstimator
+from llm_carbon_meter.predictor.served import Prompt
 from llm_carbon_meter.records import (
     CarbonIntensity,
     EnergyEstimate,
     EngineLoad,
     EngineTotals,
-    EstimateQuery,
     Features,
     RequestEnergy,
     RequestRecord,
@@ -53,6 +53,7 @@ class FrontendMeter:
         share: gives a record to the other API servers.
         faults: counts of what went wrong in this process.
         registry: of Prometheus.
+        cache_block_tokens: of the engines' prefix cache; 0 where they have none.
     """
 
     def __init__(
@@ -67,6 +68,7 @@ class FrontendMeter:
         share: Sink,
         faults: Faults,
         registry: CollectorRegistry = REGISTRY,
+        cache_block_tokens: int = 0,
     ) -> None:
         first = index == 0
         self.config = config
@@ -84,7 +86,7 @@ class FrontendMeter:
         self._metrics.intensity(self._intensity, 0.0)
         self._log: RequestLog | None = open_log(config, index, faults)
         self._live: LiveEstimator | None = open_estimator(
-            config, deployment, model, self._intensity, faults
+            config, deployment, model, self._intensity, faults, cache_block_tokens
         )
         watches = first and self._live is not None
         self._drift = DriftWatch(config, model_name, self._metrics, faults) if watches else None
@@ -105,36 +107,53 @@ class FrontendMeter:
 
     # Before
 
-    def estimate(self, query: EstimateQuery) -> EnergyEstimate | None:
-        """Estimate a request; None where nothing can be said about this model.
+    def estimate(
+        self,
+        prompt: Prompt,
+        max_tokens: int | None,
+        *,
+        concurrency: int,
+        num_sequences: int = 1,
+        output_tokens: int | None = None,
+    ) -> EnergyEstimate | None:
+        """Estimate a request that is not sent; None where nothing can be said about this model.
+
+        Arguments as of `LiveEstimator.ask`.
 
         Raises:
-            MeterError: the query makes no sense.
+            MeterError: the request makes no sense.
         """
-        return self._live.estimate(query) if self._live else None
+        if self._live is None:
+            return None
+        asked = self._live.ask(
+            prompt,
+            max_tokens,
+            concurrency,
+            num_sequences=num_sequences,
+            output_tokens=output_tokens,
+        )
+        return self._live.estimate(asked.query)
 
     def begin(
         self,
         exchange: Exchange,
         internal_id: str,
         external_id: str,
-        prompt_tokens: int,
+        prompt: Prompt,
         max_tokens: int | None,
     ) -> None:
         """An engine request is about to be sent to an engine."""
         concurrency = self.concurrency.with_more(1)
-        query = EstimateQuery(prompt_tokens, max_tokens, concurrency=concurrency)
         features = Features(time.time(), max_tokens, 1, concurrency)
-        estimate = self._estimate_or_none(query) if prompt_tokens else None
-        self.exchanges.begin(exchange, Member(internal_id, external_id, estimate), features)
-
-    def _estimate_or_none(self, query: EstimateQuery) -> EnergyEstimate | None:
-        """What it will use is measured all the same."""
-        try:
-            return self.estimate(query)
-        except Exception as error:  # noqa: BLE001 - boundary: an energy model may be anybody's
-            self._faults.note("estimate", error, "Requests have no estimate.")
-            return None
+        member = Member(internal_id, external_id, None)
+        if prompt.num_tokens and self._live is not None:
+            try:
+                member.asked = self._live.ask(prompt, max_tokens, concurrency, comes=True)
+                member.estimate = self._live.estimate(member.asked.query)
+            except Exception as error:  # noqa: BLE001 - boundary: an energy model may be anybody's
+                # What it will use is measured all the same.
+                self._faults.note("estimate", error, "Requests have no estimate.")
+        self.exchanges.begin(exchange, member, features)
 
     # After
 
@@ -187,8 +206,10 @@ class FrontendMeter:
         for sink in self._sinks:
             sink(record)
         if self._live is not None:
-            for output_tokens in exchange.ended_lengths():
-                self._live.learn_length(output_tokens)
+            for member in exchange.members.values():
+                if member.asked is not None and member.energy is not None:
+                    whole = exchange.ended_whole(member.energy)
+                    self._live.learn(member.asked, member.energy, whole=whole)
 
     # Sinks of finished records
 

@@ -60,7 +60,13 @@ def record_of(
 def _conditional(exchange: Exchange, live: LiveEstimator) -> EnergyEstimate | None:
     """The estimate once nothing is unknown any more; None before."""
     members = exchange.members.values()
-    energies = [member.energy for member in members if member.estimate and member.energy]
-    if not exchange.is_final() or len(energies) < len(members):
+    if not exchange.is_final() or any(member.estimate is None for member in members):
         return None
-    return sum_estimates([live.conditional(energy) for energy in energies])
+    served = [(member.energy, member.asked) for member in members]
+    return sum_estimates(
+        [
+            live.conditional(energy, asked.query.remark)
+            for energy, asked in served
+            if energy and asked
+        ]
+    )

@@ -16,7 +16,14 @@ def sum_estimates(estimates: Sequence[EnergyEstimate]) -> EnergyEstimate:
     """Estimates of several engine requests as one."""
     if len(estimates) == 1:
         return estimates[0]
-    fields = ("prefill_joules", "decode_joules", "low_joules", "high_joules", "output_tokens")
+    fields = (
+        "prefill_joules",
+        "decode_joules",
+        "low_joules",
+        "high_joules",
+        "output_tokens",
+        "cached_tokens",
+    )
     totals = {name: sum(getattr(estimate, name) for estimate in estimates) for name in fields}
     joules = sum(estimate.joules for estimate in estimates)
     # The calibration may have moved from one to the next.
@@ -26,6 +33,7 @@ def sum_estimates(estimates: Sequence[EnergyEstimate]) -> EnergyEstimate:
         **totals,
         operational_grams=sum(estimate.operational_grams for estimate in estimates),
         embodied_grams=_sum_known(estimate.embodied_grams for estimate in estimates),
+        out_of_domain="; ".join(dict.fromkeys(estimate.out_of_domain for estimate in estimates)),
         calibration=calibrated / joules,
     )
 
@@ -41,6 +49,8 @@ def sum_energies(energies: Sequence[RequestEnergy]) -> RequestEnergy:
         "cached_tokens",
         "output_tokens",
         "num_steps",
+        "decode_steps",
+        "decode_tokens",
     )
     steps = sum(energy.num_steps for energy in energies)
     running = sum(energy.mean_running * energy.num_steps for energy in energies)

@@ -15,6 +15,7 @@ from llm_carbon_meter.ledger.division import Division, RowShares
 from llm_carbon_meter.physics.step_work import Floats, Ints, StepRows
 from llm_carbon_meter.records import (
     REQUEST_ACCOUNTS,
+    Account,
     AccountJoules,
     Quality,
     RequestEnd,
@@ -76,6 +77,8 @@ class OpenRequests:
         self.gpu_s = np.zeros(0)
         """Its shares of the steps' seconds."""
         self.num_steps = np.zeros(0)
+        self.decode_steps = np.zeros(0)
+        self.decode_tokens = np.zeros(0)
         self.running = np.zeros(0)
         """Sum over its steps of the requests in them."""
         self.opened_s = np.zeros(0)
@@ -106,6 +109,7 @@ class OpenRequests:
             slot = self._slots[request_id] = self._free.pop()
             self.joules[slot * COLUMNS : (slot + 1) * COLUMNS] = 0.0
             self.num_steps[slot] = self.running[slot] = 0.0
+            self.decode_steps[slot] = self.decode_tokens[slot] = 0.0
             self.grams[slot] = self.gpu_s[slot] = 0.0
             self.opened_s[slot], self.closed_s[slot] = at_s, np.inf
             self.last_step_s[slot] = -np.inf
@@ -116,7 +120,8 @@ class OpenRequests:
         old, new = len(self.num_steps), max(2 * len(self.num_steps), 64)
         self._free.extend(range(new - 1, old - 1, -1))
         self.joules = np.resize(self.joules, new * COLUMNS)
-        for name in ("grams", "gpu_s", "num_steps", "running", "last_step_s", "worst"):
+        sums = ("grams", "gpu_s", "num_steps", "decode_steps", "decode_tokens", "running")
+        for name in (*sums, "last_step_s", "worst"):
             setattr(self, name, np.resize(getattr(self, name), new))
         # A free slot was opened at the end of time: it takes no part in anything.
         grown = np.full(new - old, np.inf)
@@ -146,6 +151,9 @@ class OpenRequests:
         slot = np.array(slots, np.intp)
         num_slots = len(self.num_steps)
         self.num_steps += np.bincount(slot, minlength=num_slots)
+        decode = accounts == Account.DECODE
+        self.decode_steps += np.bincount(slot, decode, num_slots)
+        self.decode_tokens += np.bincount(slot, rows.new_tokens * decode, num_slots)
         running = rows.per_row(rows.counts.astype(np.float64))
         self.running += np.bincount(slot, running, num_slots)
         self.last_step_s[slot] = rows.per_row(end_s)
@@ -185,6 +193,8 @@ class OpenRequests:
             mean_running=float(self.running[slot]) / steps if steps else 0.0,
             first_step_s=float(self.opened_s[slot]),
             last_step_s=float(self.last_step_s[slot]) if steps else end.monotonic_s,
+            decode_steps=int(self.decode_steps[slot]),
+            decode_tokens=int(self.decode_tokens[slot]),
         )
 
     def free(self, slot: int) -> None:

@@ -4,6 +4,7 @@ A new energy model is a class with `EnergyModel.bind` in a file of its own, and 
 """
 
 from dataclasses import dataclass
+from math import inf
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 
 from llm_carbon_meter.physics.gpu_specs import GpuSpec
 from llm_carbon_meter.physics.model_specs import ModelSpec
+from llm_carbon_meter.physics.phases import PLAIN, Serving
 from llm_carbon_meter.records import DeploymentFactors
 
 Floats = NDArray[np.float64]
@@ -30,6 +32,8 @@ class Deployment:
     engine: str = ""
     """vllm, transformers, tensorrt-llm, …; empty where unknown."""
     engine_version: str = ""
+    max_num_batched_tokens: float = inf
+    """That the engine takes in a step; infinite where nobody knows."""
 
 
 class PhaseEnergy(NamedTuple):
@@ -59,14 +63,20 @@ class BoundModel(Protocol):
         ...
 
     def phases(
-        self, concurrency: Numbers, prompt_tokens: Numbers, output_tokens: Numbers
+        self,
+        concurrency: Numbers,
+        prompt_tokens: Numbers,
+        output_tokens: Numbers,
+        serving: Serving = PLAIN,
     ) -> PhaseEnergy:
         """Energy of requests that each share the GPUs with ``concurrency`` like themselves.
 
         Args:
             concurrency: requests at once, itself included, at least 1.
             prompt_tokens: at least 1.
-            output_tokens: at least 1, an expectation or a whole number.
+            output_tokens: an expectation or a whole number; below 1 there is no decode, and at 0
+                (an embedding) nothing is sampled.
+            serving: what the prefix cache holds, and drafts; its budget is the deployment's.
         """
         ...
 

@@ -3,6 +3,7 @@
 from math import exp, hypot, log
 
 from llm_carbon_meter.carbon.emissions import operational_grams
+from llm_carbon_meter.physics.phases import Serving
 from llm_carbon_meter.predictor.energy_model import Deployment, EnergyModel
 from llm_carbon_meter.predictor.lengths import LengthForecast
 from llm_carbon_meter.records import (
@@ -59,29 +60,31 @@ class DeploymentEstimator:
     def estimate(self, query: EstimateQuery, lengths: LengthForecast) -> EnergyEstimate:
         """Estimate a request of known prompt and expected output length.
 
-        Each of ``num_sequences`` answers is charged its own prefill.
+        Each of ``num_sequences`` answers is charged its own prefill, beyond what the prefix cache
+        holds for it.
 
         Raises:
             MeterError: the query makes no sense.
         """
         _check(query)
-        # A request without an answer (an embedding) is a prefill: one token, its decode left out.
-        mean, short, long = map(max, lengths, (1.0, 1.0, 1.0))
+        # A request without an answer (an embedding) is a prefill that samples nothing.
+        mean = max(lengths.mean, 1.0) if lengths.mean > 0 else 0.0
         asked = float(query.concurrency), float(query.prompt_tokens), mean
-        energy = self._bound.phases(*asked)
+        serving = Serving(float(query.cached_tokens), query.verified, query.accepted)
+        energy = self._bound.phases(*asked, serving)
         gpu_seconds, width, calibration = energy.gpu_seconds, energy.width, energy.calibration
         # The estimate carries the model's own figures, and the factor that clients are told.
         prefill, decode = energy.prefill_joules / calibration, energy.decode_joules / calibration
         point = prefill + decode
-        below = hypot(log(point / (prefill + decode * short / mean)), width)
-        above = hypot(log((prefill + decode * long / mean) / point), width)
+        per_token = decode / mean if mean else 0.0
+        below = hypot(log(point / (prefill + per_token * max(lengths.low, 1.0))), width)
+        above = hypot(log((prefill + per_token * max(lengths.high, 1.0)) / point), width)
         sequences = query.num_sequences
-        decode_joules = decode * sequences if lengths.mean > 0 else 0.0
-        joules = prefill * sequences + decode_joules
+        joules = point * sequences
         return EnergyEstimate(
             method=self.method,
             prefill_joules=prefill * sequences,
-            decode_joules=decode_joules,
+            decode_joules=decode * sequences,
             low_joules=joules * exp(-below),
             high_joules=joules * exp(above),
             output_tokens=lengths.mean * sequences,
@@ -90,9 +93,13 @@ class DeploymentEstimator:
             embodied_grams=None
             if gpu_seconds is None or self._embodied_rate is None
             else gpu_seconds * sequences * self._embodied_rate,
-            out_of_domain=self._out_of_domain,
+            cached_tokens=query.cached_tokens * sequences,
+            out_of_domain=self._remarks(query.remark),
             calibration=calibration,
         )
+
+    def _remarks(self, remark: str) -> str:
+        return "; ".join(filter(None, (self._out_of_domain, remark)))
 
 
 def _check(query: EstimateQuery) -> None:
@@ -100,4 +107,9 @@ def _check(query: EstimateQuery) -> None:
         raise MeterError(
             f"prompt_tokens is {query.prompt_tokens}, n is {query.num_sequences} and concurrency "
             f"is {query.concurrency}; each must be at least 1"
+        )
+    if not 0 <= query.cached_tokens < query.prompt_tokens:
+        raise MeterError(
+            f"cached_tokens is {query.cached_tokens} of {query.prompt_tokens} prompt tokens; "
+            "at least the last one is computed"
         )

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from llm_carbon_meter.physics.model_specs import ModelSpec
+from llm_carbon_meter.physics.phases import PLAIN, Serving
 from llm_carbon_meter.predictor.energy_model import Deployment, Numbers, PhaseEnergy
 from llm_carbon_meter.records import DeploymentFactors
 
@@ -93,8 +94,16 @@ class BoundFlop:
         """The formula has no law that a deployment could correct."""
 
     def phases(
-        self, concurrency: Numbers, prompt_tokens: Numbers, output_tokens: Numbers
+        self,
+        concurrency: Numbers,
+        prompt_tokens: Numbers,
+        output_tokens: Numbers,
+        serving: Serving = PLAIN,
     ) -> PhaseEnergy:
-        """See `estimator.BoundModel`."""
+        """See `energy_model.BoundModel`; cached tokens take no operations, drafts do."""
         flop = _flop(self.per_token, self.per_context, prompt_tokens, output_tokens)
-        return PhaseEnergy(flop.prefill * self.prefill_joules, flop.decode * self.decode_joules)
+        kept = _flop(self.per_token, self.per_context, serving.cached, 0.0)
+        drafted = flop.decode * (serving.verified / serving.accepted)
+        return PhaseEnergy(
+            (flop.prefill - kept.prefill) * self.prefill_joules, drafted * self.decode_joules
+        )

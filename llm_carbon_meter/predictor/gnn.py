@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import load
 
 from llm_carbon_meter.physics.model_specs import in_16_bits
-from llm_carbon_meter.physics.phases import SUMS, mean_steps
+from llm_carbon_meter.physics.phases import PLAIN, SUMS, Serving, mean_steps, num_steps
 from llm_carbon_meter.predictor.energy_model import Deployment, Numbers, PhaseEnergy
 from llm_carbon_meter.predictor.features import SHARES, DeploymentGraph, ReferenceGraph, neighbours
 from llm_carbon_meter.predictor.fitted_physics import FORMAT_SPREAD, FittedPhysics, Prior, by_factor
@@ -193,6 +193,7 @@ class BoundGnn:
     def __init__(self, weights: Weights, deployment: Deployment) -> None:
         self._physics = weights.physics
         self._model, self._num_gpus = deployment.model, deployment.num_gpus
+        self._budget = deployment.max_num_batched_tokens
         self._board_watts = deployment.gpu.board_watts * deployment.num_gpus
         matrix = term_matrix(
             deployment.model, deployment.gpu, deployment.num_gpus, deployment.engine
@@ -214,16 +215,19 @@ class BoundGnn:
         self._covariance = factors.covariance
 
     def phases(
-        self, concurrency: Numbers, prompt_tokens: Numbers, output_tokens: Numbers
+        self,
+        concurrency: Numbers,
+        prompt_tokens: Numbers,
+        output_tokens: Numbers,
+        serving: Serving = PLAIN,
     ) -> PhaseEnergy:
         """See `energy_model.BoundModel`."""
-        sums = np.array(mean_steps(self._model, concurrency, prompt_tokens, output_tokens))
+        batch = (concurrency, prompt_tokens, output_tokens, serving._replace(budget=self._budget))
+        sums = np.array(mean_steps(self._model, *batch))
         # (sums, phases, batches) -> (batches, phases, terms)
         terms = np.moveaxis(sums.reshape(2, len(SUMS), -1), 2, 0) @ self._terms
         step_s, boards = spent(self._laws, terms)  # (laws, batches, phases)
-        steps = np.stack(
-            (np.ones_like(terms[:, 0, 0]), output_tokens - 1.0 + 0 * terms[:, 0, 0]), 1
-        )
+        steps = np.stack(np.broadcast_arrays(*num_steps(*batch), terms[:, 0, 0])[:2], 1)
         seconds, boards = (step_s[0] * steps).sum(-1), boards * steps
         totals = boards.sum(-1)
         slopes = np.log(totals[2:] / totals[0]) / NUDGE

@@ -38,8 +38,17 @@ class OutputLengths:
         self._sorted = np.sort(self._prior)
         self._unseen = 0
 
-    def observe(self, output_tokens: int) -> None:
-        """Remember the length of an answer that ended by itself or at its limit."""
+    def observe(self, output_tokens: int, *, cut: bool = False) -> None:
+        """Remember the length of an answer.
+
+        Args:
+            output_tokens: that it had when it ended.
+            cut: it ended at its limit. It would have been longer: like the middle one of the
+                longer answers that are known.
+        """
+        if cut:
+            longer = self._sorted[np.searchsorted(self._sorted, output_tokens, "right") :]
+            output_tokens = int(longer[len(longer) // 2]) if len(longer) else output_tokens
         self._served.append(output_tokens)
         self._unseen += 1
         if self._unseen >= REFRESH:

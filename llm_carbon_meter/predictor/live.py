@@ -1,7 +1,8 @@
 """Estimates that learn while a server runs: what its API servers ask, what its meter teaches.
 
 The meter's process sees steps and ticks and learns the deployment's factors. Every API server
-estimates with what it last heard of them, and learns how long answers are.
+estimates with what it last heard of them, and learns how long answers are, how much of a prompt is
+in the prefix cache and how many drafts are accepted.
 """
 
 from dataclasses import dataclass
@@ -21,6 +22,7 @@ from llm_carbon_meter.predictor.fitted_physics import Prior
 from llm_carbon_meter.predictor.gnn import Weights
 from llm_carbon_meter.predictor.lengths import OutputLengths, exact_length
 from llm_carbon_meter.predictor.posterior import FactorPosterior, Steps
+from llm_carbon_meter.predictor.served import Prompt, PromptCache, ServedDrafts, drafts_of
 from llm_carbon_meter.predictor.step_law import FACTORS, term_matrix
 from llm_carbon_meter.records import (
     CarbonIntensity,
@@ -39,15 +41,27 @@ LEAST_BUSY_S: Final = 0.5
 fast GPU would else say nothing."""
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What an engine request was estimated for, until it ends."""
+
+    query: EstimateQuery
+    matched_tokens: int
+    """At the beginning of its prompt, that were sent before."""
+
+
 class LiveEstimator:
     """Estimates before and, given what is known then, after a request.
 
     Args:
         estimator: of this deployment.
+        block_tokens: of the engine's prefix cache; 0 where it has none.
     """
 
-    def __init__(self, estimator: DeploymentEstimator) -> None:
+    def __init__(self, estimator: DeploymentEstimator, block_tokens: int = 0) -> None:
         self._estimator = estimator
+        self._cache = PromptCache(block_tokens)
+        self._drafts = ServedDrafts()
         self._adopted: DeploymentFactors | None = None
         self._lengths = OutputLengths(conversation_quantiles().output_tokens)
 
@@ -66,6 +80,40 @@ class LiveEstimator:
             self._adopted = factors
             self._estimator.adopt(factors)
 
+    def ask(
+        self,
+        prompt: Prompt,
+        max_tokens: int | None,
+        concurrency: int,
+        *,
+        num_sequences: int = 1,
+        output_tokens: int | None = None,
+        comes: bool = False,
+    ) -> Asked:
+        """What is known of a request, and what is expected of it by what was served here.
+
+        Args:
+            prompt: of each of its answers.
+            max_tokens: of each; None where only the context length bounds it.
+            concurrency: requests that share the batch, its own included.
+            num_sequences: answers.
+            output_tokens: of each, where they are known.
+            comes: whether it is sent to the engine now.
+        """
+        matched, drafts = self._cache.match(prompt, remember=comes), self._drafts.expected
+        query = EstimateQuery(
+            prompt.num_tokens,
+            max_tokens,
+            num_sequences,
+            concurrency,
+            output_tokens,
+            self._cache.expected(prompt, matched, num_sequences),
+            drafts.verified,
+            drafts.accepted,
+            prompt.remark,
+        )
+        return Asked(query, matched)
+
     def estimate(self, query: EstimateQuery) -> EnergyEstimate:
         """Estimate a request that has not run.
 
@@ -78,24 +126,40 @@ class LiveEstimator:
             lengths = exact_length(query.output_tokens)
         return self._estimator.estimate(query, lengths)
 
-    def conditional(self, energy: RequestEnergy) -> EnergyEstimate:
-        """What would have been estimated, had its length and concurrency been known.
+    def conditional(self, energy: RequestEnergy, remark: str = "") -> EnergyEstimate:
+        """What would have been estimated, had all been known of how it was served.
 
         Raises:
             MeterError: the request had no prompt.
         """
+        drafts = drafts_of(energy)
         return self.estimate(
             EstimateQuery(
                 energy.prompt_tokens,
                 None,
                 concurrency=max(1.0, energy.mean_running),
                 output_tokens=energy.output_tokens,
+                cached_tokens=min(energy.cached_tokens, max(energy.prompt_tokens - 1, 0)),
+                verified=drafts.verified,
+                accepted=drafts.accepted,
+                remark=remark,
             )
         )
 
-    def learn_length(self, output_tokens: int) -> None:
-        """An answer ended by itself or at its limit."""
-        self._lengths.observe(output_tokens)
+    def learn(self, asked: Asked, energy: RequestEnergy, *, whole: bool) -> None:
+        """A request has its final figure.
+
+        Args:
+            asked: what it was estimated for.
+            energy: how it was served.
+            whole: its answer ended by itself or at its limit.
+        """
+        self._cache.see(energy, asked.matched_tokens)
+        self._drafts.see(energy)
+        if whole and energy.output_tokens:
+            limit = asked.query.max_tokens
+            cut = limit is not None and energy.output_tokens >= limit
+            self._lengths.observe(energy.output_tokens, cut=cut)
 
 
 @dataclass(frozen=True, slots=True)

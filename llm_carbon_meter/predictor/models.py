@@ -1,6 +1,7 @@
 """The energy models by name."""
 
 from collections.abc import Callable, Mapping
+from math import inf
 from typing import Final
 
 from llm_carbon_meter.physics.gpu_specs import GpuSpec
@@ -24,7 +25,7 @@ def placed(model: ModelSpec, gpu: GpuSpec, where: Mapping[str, str | int]) -> De
     Args:
         model: its shape.
         gpu: that it runs on.
-        where: engine, version and parallelism, as records have them.
+        where: engine, version, parallelism and the tokens of a step, as records have them.
     """
     engine = str(where.get("engine", ""))
     return Deployment(
@@ -33,6 +34,7 @@ def placed(model: ModelSpec, gpu: GpuSpec, where: Mapping[str, str | int]) -> De
         int(where.get("tensor_parallel_size", 1)),
         "" if engine == UNKNOWN else engine,
         str(where.get("engine_version", "")),
+        float(where.get("max_num_batched_tokens", inf)),
     )
 
 

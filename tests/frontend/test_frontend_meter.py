@@ -12,13 +12,14 @@ from prometheus_client import CollectorRegistry
 from llm_carbon_meter.exporters.headers import estimate_headers
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend.exchanges import Exchange
+from llm_carbon_meter.physics.phases import PLAIN, Serving
 from llm_carbon_meter.predictor import models as energy_models
 from llm_carbon_meter.predictor.energy_model import Deployment, Numbers, PhaseEnergy
+from llm_carbon_meter.predictor.served import Prompt
 from llm_carbon_meter.records import (
     AccountJoules,
     DeploymentFactors,
     EngineTotals,
-    EstimateQuery,
     Outcome,
     Quality,
     RequestRecord,
@@ -51,7 +52,9 @@ class TenJoules:
         self.bound.append(deployment)
         return self
 
-    def phases(self, concurrency: Numbers, prompt: Numbers, output: Numbers) -> PhaseEnergy:
+    def phases(
+        self, concurrency: Numbers, prompt: Numbers, output: Numbers, serving: Serving = PLAIN
+    ) -> PhaseEnergy:
         (factor,) = self.learnt
         each = 5.0 * factor / concurrency
         return PhaseEnergy(each, each, calibration=factor)
@@ -92,7 +95,7 @@ class Frontend:
     def serve(self, number: int, joules: float = 12.0, **changes: Any) -> Mapping[str, Any]:
         """A request from its begin to its final figure; its record."""
         exchange, name = Exchange(), f"request-{number}"
-        self.meter.begin(exchange, name, f"chatcmpl-{number}", 10, 5)
+        self.meter.begin(exchange, name, f"chatcmpl-{number}", Prompt(10), 5)
         self.meter.end(exchange, answered=True)
         figures = {
             "source": Source.MEASURED,
@@ -108,7 +111,7 @@ class Frontend:
 
     def factor(self) -> float:
         """The calibration that the next request gets."""
-        estimate = self.meter.estimate(EstimateQuery(10, 5))
+        estimate = self.meter.estimate(Prompt(10), 5, concurrency=1)
         assert estimate is not None
         return estimate.calibration
 
@@ -184,7 +187,7 @@ def test_the_conditional_estimate_knows_length_and_company(bound: list[Deploymen
     assert record["estimate"]["energy_joules"] == pytest.approx(10.0)
     assert record["conditional"]["energy_joules"] == pytest.approx(5.0)
     exchange = Exchange()
-    frontend.meter.begin(exchange, "open", "chatcmpl-open", 10, 5)
+    frontend.meter.begin(exchange, "open", "chatcmpl-open", Prompt(10), 5)
     assert frontend.meter.record(exchange).conditional is None
 
 
@@ -204,7 +207,7 @@ def test_estimates_follow_what_the_meter_has_learnt(bound: list[Deployment]) -> 
     assert last["calibration"] == pytest.approx(1.2)
     assert last["energy_joules"] == pytest.approx(10.0)
     assert last["calibrated"]["energy_joules"] == pytest.approx(12.0)
-    estimate = frontend.meter.estimate(EstimateQuery(10, 5))
+    estimate = frontend.meter.estimate(Prompt(10), 5, concurrency=1)
     assert estimate is not None
     told = float(estimate_headers(estimate)["LLM-Carbon-Estimated-Wh"])
     assert told == pytest.approx(12.0 / 3600, rel=1e-5)

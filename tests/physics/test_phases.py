@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from llm_carbon_meter.physics.kernels import KernelTotals, step_costs
 from llm_carbon_meter.physics.model_list import built_in_model
-from llm_carbon_meter.physics.phases import mean_steps, phase_totals
+from llm_carbon_meter.physics.phases import PLAIN, Serving, mean_steps, num_steps, phase_totals
 from llm_carbon_meter.physics.step_work import StepRows, step_sums
 from llm_carbon_meter.records import SpecError
 
@@ -170,3 +170,60 @@ def test_steps_of_equal_requests_sum_to_the_mean_step(model: str) -> None:
     expected = np.array(mean_steps(spec, float(batch), float(prompt), float(output)))
     assert prefill == pytest.approx(expected[0])
     assert np.mean(decodes, axis=0) == pytest.approx(expected[1])
+
+
+def played(model: str, rows: list[list[tuple[int, int, int]]]) -> np.ndarray:
+    """Mean `SUMS` of steps whose rows have so many new, cached and sampled tokens."""
+    columns = np.array([row for step in rows for row in step], np.float64).T
+    made = StepRows(np.array([len(step) for step in rows]), *columns)
+    return np.asarray(step_sums(made, step_costs(built_in_model(model))).mean(0))
+
+
+MODELS = ["Llama-3.1-8B", "Mistral-7B-v0.1", "Qwen3-30B-A3B"]
+
+
+@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize(
+    ("batch", "prompt", "serving", "rows"),
+    [
+        # the prefix cache holds some of each prompt
+        (3, 5000, Serving(cached=4800.0), [[(200, 4800, 1)] * 3]),
+        # a prompt in four chunks, and what is left of one in two
+        (1, 4096, Serving(budget=1024.0), [[(1024, 1024 * n, n == 3)] for n in range(4)]),
+        (1, 4096, Serving(2048.0, budget=1024.0), [[(1024, 1024 * n, n == 3)] for n in (2, 3)]),
+        # two steps of two prompts each
+        (4, 512, Serving(budget=1024.0), [[(512, 0, 1)] * 2] * 2),
+    ],
+)
+def test_prefill_as_it_is_served(
+    model: str,
+    batch: int,
+    prompt: int,
+    serving: Serving,
+    rows: list[list[tuple[int, int, int]]],
+) -> None:
+    """Cached tokens are read and not computed; chunks stream weights and read the cache again."""
+    asked = float(batch), float(prompt), 1.0, serving
+    prefill, _ = mean_steps(built_in_model(model), *asked)
+    assert num_steps(*asked)[0] == len(rows)
+    # Over several chunks the reading of a sliding window is an approximation.
+    exact = len(rows) == 1 or model != "Mistral-7B-v0.1" or batch > 1
+    assert prefill == pytest.approx(played(model, rows), rel=1e-9 if exact else 0.01)
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_decode_verifies_drafts(model: str) -> None:
+    """Two drafts a step, one of them accepted: half the steps, three positions in each."""
+    serving, steps = Serving(verified=3.0, accepted=2.0), 8
+    asked = 4.0, 1000.0, 1.0 + 2.0 * steps, serving
+    _, decode = mean_steps(built_in_model(model), *asked)
+    assert num_steps(*asked)[1] == steps
+    rows = [[(3, 1000 + 2 * step, 3)] * 4 for step in range(steps)]
+    assert decode == pytest.approx(played(model, rows), rel=1e-3)
+
+
+def test_an_embedding_samples_nothing() -> None:
+    """And has no decode."""
+    prefill, _ = mean_steps(built_in_model("Llama-3.1-8B"), 2.0, 100.0, 0.0)
+    assert prefill == pytest.approx(played("Llama-3.1-8B", [[(100, 0, 0)] * 2]))
+    assert num_steps(2.0, 100.0, 0.0, PLAIN) == [1.0, 0.0]

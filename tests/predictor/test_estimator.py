@@ -11,6 +11,7 @@ from llm_carbon_meter.data.azure_trace import conversation_quantiles
 from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.physics.model_list import built_in_config, built_in_model
 from llm_carbon_meter.physics.model_specs import model_spec
+from llm_carbon_meter.physics.phases import PLAIN, Serving
 from llm_carbon_meter.predictor.energy_model import Deployment, Numbers, PhaseEnergy
 from llm_carbon_meter.predictor.estimator import DeploymentEstimator
 from llm_carbon_meter.predictor.flop import NOTE_CONSTANTS, FlopConstants, FlopModel, note_flop
@@ -166,9 +167,13 @@ class LinearModel:
         return self
 
     def phases(
-        self, concurrency: Numbers, prompt_tokens: Numbers, output_tokens: Numbers
+        self,
+        concurrency: Numbers,
+        prompt_tokens: Numbers,
+        output_tokens: Numbers,
+        serving: Serving = PLAIN,
     ) -> PhaseEnergy:
-        assert min(concurrency, prompt_tokens, output_tokens) >= 1
+        assert min(concurrency, prompt_tokens) >= 1
         joules = prompt_tokens / concurrency, 10 * output_tokens / concurrency
         return PhaseEnergy(*joules, width=self.width)
 

@@ -20,7 +20,7 @@ from llm_carbon_meter.servers.shared.channel import (
     sweep,
 )
 from llm_carbon_meter.servers.shared.middleware import STATE_NAME
-from llm_carbon_meter.servers.shared.routes import CarbonRoutes, CountTokens
+from llm_carbon_meter.servers.shared.routes import CarbonRoutes, ReadPrompts
 
 LAST_WORDS_S: Final = 0.5
 """After the engines have ended, for what they published last."""
@@ -41,6 +41,7 @@ class ApiServer:
         most: requests that an engine batches at once; None where nobody knows.
         tracing: whether the server makes spans.
         faults: counts of what went wrong in this process.
+        cache_block_tokens: of the engines' prefix cache; 0 where they have none.
     """
 
     def __init__(
@@ -57,13 +58,23 @@ class ApiServer:
         most: int | None,
         tracing: bool,
         faults: Faults,
+        cache_block_tokens: int = 0,
     ) -> None:
         self._index = index
         self._directory = config.channel_dir
         self._engines = list(map(engine_name, range(num_engines)))
         concurrency = Concurrency(index, held, most)
         self.meter = FrontendMeter(
-            config, model_name, model, deployment, index, concurrency, tracing, self._share, faults
+            config,
+            model_name,
+            model,
+            deployment,
+            index,
+            concurrency,
+            tracing,
+            self._share,
+            faults,
+            cache_block_tokens=cache_block_tokens,
         )
         self._others = [frontend_name(other) for other in range(count) if other != index]
         self._publisher: Publisher | None = None
@@ -96,10 +107,10 @@ class ApiServer:
             case SharedRecord():
                 self.meter.receive_record(message.record)
 
-    def attach(self, app: Any, count_tokens: CountTokens) -> None:
+    def attach(self, app: Any, read_prompts: ReadPrompts) -> None:
         """Give a Starlette application the meter, for its middleware, and our routes."""
         setattr(app.state, STATE_NAME, self.meter)
-        routes = CarbonRoutes(self.meter, count_tokens)
+        routes = CarbonRoutes(self.meter, read_prompts)
         app.router.add_route("/v1/carbon/requests/{request_id}", routes.request, ["GET"])
         app.router.add_route("/v1/carbon/estimate", routes.estimate, ["POST"])
 

@@ -21,6 +21,7 @@ class LocalMeter:
         held: gives how many requests share the engine's batches or are about to.
         tracing: whether the server makes spans.
         faults: counts of what went wrong in this process.
+        cache_block_tokens: of the engine's prefix cache; 0 where it has none.
 
     Raises:
         MeterError: the power source or the channel cannot be opened.
@@ -34,6 +35,7 @@ class LocalMeter:
         held: Held,
         tracing: bool,
         faults: Faults,
+        cache_block_tokens: int = 0,
     ) -> None:
         self._engine = MeterProcess(setup, faults)
         with ExitStack() as undo:
@@ -50,6 +52,7 @@ class LocalMeter:
                 most=None,
                 tracing=tracing,
                 faults=faults,
+                cache_block_tokens=cache_block_tokens,
             )
             undo.callback(self.server.stop)
             self._engine.ready()

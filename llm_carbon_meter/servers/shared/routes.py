@@ -1,7 +1,9 @@
 """``GET /v1/carbon/requests/{id}`` and ``POST /v1/carbon/estimate``: routes of the server's own
 application, so inside its authentication. Errors have the OpenAI shape."""
 
+import asyncio
 import json
+import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple
 
@@ -12,13 +14,16 @@ from starlette.responses import JSONResponse, Response
 from llm_carbon_meter.exporters.headers import estimate_json
 from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
 from llm_carbon_meter.frontend.sums import sum_estimates
-from llm_carbon_meter.records import EstimateQuery, MeterError
+from llm_carbon_meter.predictor.served import Prompt
+from llm_carbon_meter.records import EnergyEstimate, MeterError
 
 MAX_BODY: Final = 1_000_000
 """Bytes of an estimate's body."""
 
-CountTokens = Callable[[Request, Mapping[str, Any]], Awaitable[list[int]]]
-"""Gives the token count of each prompt of a chat or completion body."""
+ReadPrompts = Callable[[Request, Mapping[str, Any]], Awaitable[list[Prompt]]]
+"""Gives each prompt of a chat or completion body, in tokens."""
+LONGEST_HOLD_S: Final = 0.0005
+"""A list of prompts lets others have the event loop this often."""
 
 
 class RefusedError(Exception):
@@ -35,27 +40,28 @@ class RefusedError(Exception):
         return JSONResponse({"error": error}, status_code=self.status)
 
 
-async def prompt_lengths(
-    body: Mapping[str, Any], count: Callable[[Mapping[str, Any]], Awaitable[int]]
-) -> list[int]:
-    """Tokens of each prompt of a chat or completion body.
+async def prompts_of(
+    body: Mapping[str, Any], tokenize: Callable[[Mapping[str, Any]], Awaitable[Prompt]]
+) -> list[Prompt]:
+    """Each prompt of a chat or completion body.
 
     Args:
         body: with ``messages`` or ``prompt``.
-        count: tokenises one conversation (``messages``, ``tools``) or one text (``prompt``).
+        tokenize: one conversation (``messages``, ``tools``) or one text (``prompt``).
 
     Raises:
         RefusedError: there is no prompt in it.
     """
     if "messages" in body:
-        return [await count({"messages": body["messages"], "tools": body.get("tools")})]
+        return [await tokenize({"messages": body["messages"], "tools": body.get("tools")})]
     prompt = body["prompt"]
     if isinstance(prompt, str):
-        return [await count({"prompt": prompt})]
+        return [await tokenize({"prompt": prompt})]
     if isinstance(prompt, list) and prompt and all(type(entry) is int for entry in prompt):
-        return [len(prompt)]
+        return [Prompt(len(prompt), prompt)]
     if isinstance(prompt, list) and prompt:
-        return [sum(await prompt_lengths({"prompt": entry}, count)) for entry in prompt]
+        read = [await prompts_of({"prompt": entry}, tokenize) for entry in prompt]
+        return [one for prompts in read for one in prompts]
     raise RefusedError(400, "`prompt` is empty; expected text, token ids, or a list of them")
 
 
@@ -64,12 +70,12 @@ class CarbonRoutes:
 
     Args:
         meter: of this process.
-        count_tokens: tokenises a body as the server would.
+        read_prompts: tokenises a body as the server would.
     """
 
-    def __init__(self, meter: FrontendMeter, count_tokens: CountTokens) -> None:
+    def __init__(self, meter: FrontendMeter, read_prompts: ReadPrompts) -> None:
         self._meter = meter
-        self._count_tokens = count_tokens
+        self._read_prompts = read_prompts
 
     async def request(self, request: Request) -> Response:
         """Look a record up by an internal or external id."""
@@ -100,9 +106,7 @@ class CarbonRoutes:
         """Estimate a chat or completion body, or plain token counts; nothing is generated."""
         try:
             body = _parse(await _read(request))
-            estimates = [
-                self._meter.estimate(query) for query in await self._queries(request, body)
-            ]
+            estimates = await self._estimates(request, body)
         except RefusedError as refusal:
             return refusal.response()
         except MeterError as error:
@@ -114,29 +118,37 @@ class CarbonRoutes:
             {"model": self._meter.model_name, "estimate": estimate_json(sum_estimates(made))}
         )
 
-    async def _queries(self, request: Request, body: Mapping[str, Any]) -> list[EstimateQuery]:
+    async def _estimates(
+        self, request: Request, body: Mapping[str, Any]
+    ) -> list[EnergyEstimate | None]:
+        """Of each prompt."""
         output = _output_tokens(body)
         sequences = _whole(body, "n", 1)
         if "prompt_tokens" in body:
-            prompts = [_whole(body, "prompt_tokens")]
+            prompts = [Prompt(_whole(body, "prompt_tokens"))]
         elif "messages" in body or "prompt" in body:
-            prompts = await self._count_tokens(request, body)
+            prompts = await self._read_prompts(request, body)
         else:
             raise RefusedError(
                 400,
                 "give `messages`, `prompt` or `prompt_tokens`, and `max_tokens` or `output_tokens`",
             )
         concurrency = self._meter.concurrency.with_more(sequences * len(prompts))
-        return [
-            EstimateQuery(
-                prompt,
-                output.at_most,
-                num_sequences=sequences,
-                concurrency=concurrency,
-                output_tokens=output.exactly,
+        estimates, since_s = [], time.perf_counter()
+        for prompt in prompts:
+            if time.perf_counter() - since_s > LONGEST_HOLD_S:
+                await asyncio.sleep(0)
+                since_s = time.perf_counter()
+            estimates.append(
+                self._meter.estimate(
+                    prompt,
+                    output.at_most,
+                    concurrency=concurrency,
+                    num_sequences=sequences,
+                    output_tokens=output.exactly,
+                )
             )
-            for prompt in prompts
-        ]
+        return estimates
 
 
 async def metrics(_request: Request) -> Response:

@@ -20,10 +20,11 @@ from llm_carbon_meter.exporters.headers import PREFIX
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend.exchanges import Exchange, current_exchange
 from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
+from llm_carbon_meter.predictor.served import Prompt
 from llm_carbon_meter.records import Outcome, TokenCount
 from llm_carbon_meter.servers.shared.api_server import ApiServer
 from llm_carbon_meter.servers.shared.middleware import CarbonHeadersMiddleware, Receive, Scope, Send
-from llm_carbon_meter.servers.shared.routes import RefusedError, metrics, prompt_lengths
+from llm_carbon_meter.servers.shared.routes import RefusedError, metrics, prompts_of
 from llm_carbon_meter.servers.sidecar.answers import (
     DONE,
     METERED,
@@ -232,8 +233,8 @@ class MeteredForward:
         exchange = current_exchange.get()
         assert exchange is not None
         metered = _Metered(self._capture, exchange, question)
-        tokens = question.prompt_tokens, question.max_tokens
-        self._frontend.begin(exchange, metered.id, metered.id, *tokens)
+        prompt = Prompt(question.prompt_tokens)
+        self._frontend.begin(exchange, metered.id, metered.id, prompt, question.max_tokens)
         metered.begin()
         try:
             work = self._answer(request, question, metered, send)
@@ -341,13 +342,13 @@ class _Metered:
         return counted(self._told.usage, self._asked.prompt_tokens, self._told.tokens)
 
 
-async def count_tokens(_request: Any, body: Any) -> list[int]:
+async def read_prompts(_request: Any, body: Any) -> list[Prompt]:
     """Guess the tokens of each prompt of a body, for ``/v1/carbon/estimate``."""
 
-    async def count(one: Any) -> int:
-        return text_tokens(list(one.values()))
+    async def guess(one: Any) -> Prompt:
+        return Prompt(text_tokens(list(one.values())))
 
-    return await prompt_lengths(body, count)
+    return await prompts_of(body, guess)
 
 
 def application(
@@ -363,7 +364,7 @@ def application(
         await upstream.close()
 
     app = Starlette(lifespan=lifespan)
-    server.attach(app, count_tokens)
+    server.attach(app, read_prompts)
     meter = MeteredForward(upstream, capture, server.meter, faults)
     headers = [Middleware(CarbonHeadersMiddleware)]
     app.router.routes += [

@@ -7,7 +7,7 @@ The first one is metered.
 import time
 import weakref
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
@@ -18,6 +18,9 @@ from llm_carbon_meter.servers.transformers.calls import watch
 from llm_carbon_meter.servers.transformers.capture import BatchCapture
 from llm_carbon_meter.servers.transformers.model import gpu_name, gpus_of, spec_of
 from llm_carbon_meter.servers.transformers.plain import PlainCalls
+
+CACHE_PAGE_TOKENS: Final = 256
+"""Of continuous batching, unless its settings say otherwise; served requests show what holds."""
 
 
 class ServedModel:
@@ -115,6 +118,7 @@ class ServedModel:
             held=self.held,
             tracing=True,
             faults=self.faults,
+            cache_block_tokens=CACHE_PAGE_TOKENS,
         )
         self.capture.overhead(begun_s, time.monotonic())
         self.meter.follow(self.capture)

@@ -180,6 +180,7 @@ def deployment(vllm_config: Any) -> dict[str, str | int]:
         "kv_cache_dtype": str(vllm_config.cache_config.cache_dtype),
         "tensor_parallel_size": int(parallel.tensor_parallel_size),
         "pipeline_parallel_size": int(parallel.pipeline_parallel_size),
+        "max_num_batched_tokens": int(vllm_config.scheduler_config.max_num_batched_tokens),
     }
 
 

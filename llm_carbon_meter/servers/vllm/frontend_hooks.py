@@ -13,10 +13,11 @@ from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend.exchanges import Exchange, current_exchange
 from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
+from llm_carbon_meter.predictor.served import Prompt
 from llm_carbon_meter.records import MeterError, SpecError
 from llm_carbon_meter.servers.shared.api_server import ApiServer
 from llm_carbon_meter.servers.shared.middleware import ExchangeMiddleware
-from llm_carbon_meter.servers.shared.routes import RefusedError, prompt_lengths
+from llm_carbon_meter.servers.shared.routes import RefusedError, prompts_of
 from llm_carbon_meter.servers.vllm.engine_hooks import deployment, engine_model
 
 _traced_request: ContextVar[str | None] = ContextVar("llm_carbon_traced_request", default=None)
@@ -63,6 +64,7 @@ class FrontendHooks:
             most=int(vllm_config.scheduler_config.max_num_seqs),
             tracing=tracing,
             faults=self.faults,
+            cache_block_tokens=_cache_block_tokens(vllm_config),
         )
         if tracing:
             self._add_span_processor()
@@ -95,7 +97,7 @@ class FrontendHooks:
         """``register_vllm_serve_api_routers`` dresses the application, before its middleware."""
         if self._server is not None:
             app.add_middleware(ExchangeMiddleware)
-            self._server.attach(app, count_tokens)
+            self._server.attach(app, read_prompts)
 
     def routes_failed(self, _serve: Any, error: Exception) -> None:
         """The server starts without our routes."""
@@ -151,26 +153,48 @@ def _begin(meter: FrontendMeter, request: Any) -> None:
     exchange = current_exchange.get()
     alone = exchange is None
     exchange = exchange or Exchange()
-    tokens = request.prompt_token_ids
-    prompt_tokens = len(tokens) if tokens is not None else len(request.prompt_embeds)
     sampling = request.sampling_params
     meter.begin(
         exchange,
         request.request_id,
         request.external_req_id or request.request_id,
-        prompt_tokens,
+        _prompt(request),
         sampling.max_tokens if sampling is not None else 0,
     )
     if alone:  # no HTTP around it: nothing more can come
         meter.end(exchange, answered=False)
 
 
-async def count_tokens(request: Any, body: Mapping[str, Any]) -> list[int]:
-    """Prompt lengths of a chat or completion body, by the server's own tokeniser."""
-    return await prompt_lengths(body, functools.partial(_tokenize, request))
+def _prompt(request: Any) -> Prompt:
+    """Of an `EngineCoreRequest`; images and audio stand in it as their tokens."""
+    tokens, adapter, inputs = request.prompt_token_ids, request.lora_request, request.mm_features
+    remarks = (
+        f"adapter {adapter.lora_name} not measured" if adapter is not None else "",
+        "encoding of images or audio left out" if inputs else "",
+    )
+    return Prompt(
+        len(tokens) if tokens is not None else len(request.prompt_embeds),
+        tokens if request.prompt_embeds is None else None,
+        (
+            adapter and adapter.lora_name,
+            request.cache_salt,
+            tuple(item.identifier for item in inputs or ()),
+        ),
+        "; ".join(filter(None, remarks)),
+    )
 
 
-async def _tokenize(request: Any, body: Mapping[str, Any]) -> int:
+def _cache_block_tokens(vllm_config: Any) -> int:
+    cache = vllm_config.cache_config
+    return int(cache.block_size or 0) if cache.enable_prefix_caching else 0
+
+
+async def read_prompts(request: Any, body: Mapping[str, Any]) -> list[Prompt]:
+    """Prompts of a chat or completion body, by the server's own tokeniser."""
+    return await prompts_of(body, functools.partial(_tokenize, request))
+
+
+async def _tokenize(request: Any, body: Mapping[str, Any]) -> Prompt:
     from pydantic import TypeAdapter, ValidationError
     from vllm.entrypoints.serve.tokenize.protocol import TokenizeRequest
 
@@ -182,4 +206,4 @@ async def _tokenize(request: Any, body: Mapping[str, Any]) -> int:
     answer = await serving.create_tokenize(query, request)
     if not hasattr(answer, "count"):
         raise RefusedError(400, str(answer.error.message))
-    return int(answer.count)
+    return Prompt(int(answer.count), answer.tokens)

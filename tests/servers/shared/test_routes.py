@@ -14,7 +14,8 @@ from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend.concurrency import Concurrency
 from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
 from llm_carbon_meter.physics.model_list import built_in_model
-from llm_carbon_meter.records import EnergyEstimate, EstimateQuery
+from llm_carbon_meter.predictor.served import Prompt
+from llm_carbon_meter.records import EnergyEstimate
 from llm_carbon_meter.servers.shared.routes import CarbonRoutes
 
 
@@ -34,16 +35,18 @@ class Asked(FrontendMeter):
             faults=Faults(),
             registry=CollectorRegistry(),
         )
-        self.queries: list[EstimateQuery] = []
+        self.asked: list[tuple[Prompt, int | None, Mapping[str, Any]]] = []
 
-    def estimate(self, query: EstimateQuery) -> EnergyEstimate | None:
-        self.queries.append(query)
-        return super().estimate(query)
+    def estimate(
+        self, prompt: Prompt, max_tokens: int | None, **more: Any
+    ) -> EnergyEstimate | None:
+        self.asked.append((prompt, max_tokens, more))
+        return super().estimate(prompt, max_tokens, **more)
 
 
-async def prompts(request: Request, body: Mapping[str, Any]) -> list[int]:
+async def prompts(request: Request, body: Mapping[str, Any]) -> list[Prompt]:
     """A tokeniser that counts characters."""
-    return [len(prompt) for prompt in body["prompt"]]
+    return [Prompt(len(prompt)) for prompt in body["prompt"]]
 
 
 async def post(meter: FrontendMeter, body: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -62,10 +65,8 @@ async def test_the_estimate_counts_the_company_of_the_moment() -> None:
     """Requests that run now, and all answers that are asked for."""
     meter = Asked(running=1)
     await post(meter, {"prompt": ["ab", "abc"], "n": 2, "max_tokens": 7})
-    assert meter.queries == [
-        EstimateQuery(2, 7, num_sequences=2, concurrency=5),
-        EstimateQuery(3, 7, num_sequences=2, concurrency=5),
-    ]
+    more = {"num_sequences": 2, "concurrency": 5, "output_tokens": None}
+    assert meter.asked == [(Prompt(2), 7, more), (Prompt(3), 7, more)]
 
 
 async def test_the_estimate_is_the_formula_s_own_to_the_digit() -> None:

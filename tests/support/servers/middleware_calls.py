@@ -7,6 +7,7 @@ from typing import Any
 
 from llm_carbon_meter.frontend.exchanges import Exchange, current_exchange
 from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
+from llm_carbon_meter.predictor.served import Prompt
 from llm_carbon_meter.records import RequestEnergy, Status
 from llm_carbon_meter.servers.shared.middleware import STATE_NAME
 from tests.support.made import energies
@@ -40,7 +41,7 @@ def begin(meter: FrontendMeter, internal_id: str = "engine-1", prompt_tokens: in
     """What the hook in the server does when an engine request is made."""
     exchange = current_exchange.get()
     assert exchange is not None
-    meter.begin(exchange, internal_id, "chatcmpl-1", prompt_tokens, 5)
+    meter.begin(exchange, internal_id, "chatcmpl-1", Prompt(prompt_tokens), 5)
     return exchange
 
 
