@@ -90,6 +90,8 @@ def _features(record: RequestRecord) -> dict[str, Any]:
         "num_sequences": features.num_sequences,
         "concurrency": features.concurrency,
         "num_steps": energy.num_steps if energy else 0,
+        "decode_steps": energy.decode_steps if energy else 0,
+        "decode_tokens": energy.decode_tokens if energy else 0,
         "mean_running": energy.mean_running if energy else 0.0,
     }
 

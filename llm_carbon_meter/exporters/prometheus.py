@@ -68,6 +68,8 @@ class PrometheusExporter:
         self._model_name = model_name
         self._updating = threading.RLock()
         self._metrics: list[Counter | Gauge | Histogram] = []
+        self._known: dict[tuple[object, ...], Any] = {}
+        """Series that were counted."""
         self._seen: dict[tuple[Any, ...], float] = {}
         """Last cumulative value of each series, by engine session."""
         self._request_metrics()
@@ -172,6 +174,14 @@ class PrometheusExporter:
         self._metrics.append(metric)
         return metric
 
+    def _series(self, metric: Any, *labels: str) -> Any:
+        """One series of a metric; the library's own look-up takes most of the time to count."""
+        key = (id(metric), *labels)
+        series = self._known.get(key)
+        if series is None:
+            series = self._known[key] = metric.labels(*labels)
+        return series
+
     def _histogram(self, name: str, text: str, buckets: Sequence[float], *labels: str) -> Histogram:
         metric = Histogram(PREFIX + name, text, (*COMMON, *labels), registry=None, buckets=buckets)
         self._metrics.append(metric)
@@ -187,7 +197,7 @@ class PrometheusExporter:
 
     def error(self, where: str) -> None:
         """Count an error of this process."""
-        self._errors.labels(self._model_name, "", where).inc()
+        self._series(self._errors, self._model_name, "", where).inc()
 
     def intensity(self, intensity: CarbonIntensity, age_s: float) -> None:
         """Show the grid's intensity, where this process exports the engine-wide metrics."""
@@ -196,11 +206,11 @@ class PrometheusExporter:
         labels = (self._model_name, "", intensity.zone, intensity.provider)
         with self._updating:
             if self._grid not in (None, labels):  # what held before holds no more
-                self._intensity.labels(*self._grid).set(float("nan"))
-                self._intensity_age.labels(*self._grid).set(float("nan"))
+                self._series(self._intensity, *self._grid).set(float("nan"))
+                self._series(self._intensity_age, *self._grid).set(float("nan"))
             self._grid = labels
-            self._intensity.labels(*labels).set(intensity.grams_per_kwh)
-            self._intensity_age.labels(*labels).set(age_s)
+            self._series(self._intensity, *labels).set(intensity.grams_per_kwh)
+            self._series(self._intensity_age, *labels).set(age_s)
 
     def record(self, record: RequestRecord) -> None:
         """Count a finished exchange."""
@@ -208,7 +218,7 @@ class PrometheusExporter:
         if energy is None:
             return
         common = (self._model_name, str(energy.engine))
-        self._requests.labels(*common, energy.quality, energy.outcome).inc()
+        self._series(self._requests, *common, energy.quality, energy.outcome).inc()
         self._observe(common, _phases(energy), energy.source)
         self._observe_grams(common, energy, energy.source)
         if record.estimate is not None:
@@ -224,7 +234,7 @@ class PrometheusExporter:
             return
         for (stage, basis), ratio in ratios.items():
             labels = (self._model_name, str(record.energy.engine), stage, basis)
-            self._errors_of_estimates.labels(*labels).observe(ratio)
+            self._series(self._errors_of_estimates, *labels).observe(ratio)
 
     def drift(
         self,
@@ -235,7 +245,7 @@ class PrometheusExporter:
         """Show how far an engine's estimates have drifted, by stage and basis."""
         for gauge, values in ((self._drift_ratio, ratios), (self._drift_alert, alerts)):
             for series, value in values.items():
-                gauge.labels(self._model_name, str(engine), *series).set(value)
+                self._series(gauge, self._model_name, str(engine), *series).set(value)
 
     def _observe_grams(
         self, common: tuple[str, str], figures: RequestEnergy | EnergyEstimate, source: Source
@@ -243,13 +253,13 @@ class PrometheusExporter:
         grams = {"operational": figures.operational_grams, "embodied": figures.embodied_grams}
         for scope, value in grams.items():
             if value is not None:
-                self._request_grams.labels(*common, scope, source).observe(value)
+                self._series(self._request_grams, *common, scope, source).observe(value)
 
     def _observe(
         self, common: tuple[str, str], phases: Mapping[str, float], source: Source
     ) -> None:
         for phase, joules in phases.items():
-            self._request_energy.labels(*common, phase, source).observe(watt_hours(joules))
+            self._series(self._request_energy, *common, phase, source).observe(watt_hours(joules))
 
     def _count_totals(self, totals: EngineTotals) -> None:
         common, session = (self._model_name, str(totals.engine)), totals.session
@@ -268,9 +278,9 @@ class PrometheusExporter:
             for label, value in values.items():
                 self._raise(counter, session, (*common, label), value)
         if totals.accounted_ratio is not None:
-            self._ratio.labels(*common).set(totals.accounted_ratio)
-        self._gap.labels(*common).set(totals.sampler_gap_s)
-        self._read.labels(*common).set(totals.sampler_read_s)
+            self._series(self._ratio, *common).set(totals.accounted_ratio)
+        self._series(self._gap, *common).set(totals.sampler_gap_s)
+        self._series(self._read, *common).set(totals.sampler_read_s)
 
     def _count_gpu(self, session: str, labels: tuple[str, ...], gpu: GpuTotals) -> None:
         for account in Account:
@@ -282,9 +292,9 @@ class PrometheusExporter:
         if allreduce is not None:
             self._raise(self._allreduce, session, (model_name, engine, name), allreduce)
         if gpu.watts is not None:
-            self._watts.labels(*labels).set(gpu.watts)
+            self._series(self._watts, *labels).set(gpu.watts)
         if gpu.counter_lag_s is not None:
-            self._lag.labels(model_name, engine, name).set(gpu.counter_lag_s)
+            self._series(self._lag, model_name, engine, name).set(gpu.counter_lag_s)
 
     def _raise(self, counter: Counter, session: str, labels: tuple[str, ...], value: float) -> None:
         """Bring a counter up to a cumulative value; an engine's new session begins at 0 again.
@@ -294,7 +304,7 @@ class PrometheusExporter:
         series = (session, id(counter), *labels)
         before = self._seen.get(series)
         if before is None or value > before:
-            counter.labels(*labels).inc(value - (before or 0.0))
+            self._series(counter, *labels).inc(value - (before or 0.0))
             self._seen[series] = value
 
 

@@ -6,6 +6,7 @@ internal ids, which are unique; an external id can lead to several, and never ov
 
 import asyncio
 import contextlib
+import re
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
@@ -24,6 +25,8 @@ from llm_carbon_meter.records import (
     TokenCount,
 )
 
+_BEAM: Final = re.compile(r"-[0-9a-f]+-beam-[0-9]+$")
+"""What vLLM's beam search adds to the id of each of its engine requests."""
 MAX_OPEN: Final = 100_000
 """Engine requests waited for; beyond, the oldest is given up."""
 
@@ -128,7 +131,9 @@ current_exchange: ContextVar[Exchange | None] = ContextVar("llm_carbon_exchange"
 
 
 def response_id(external_id: str) -> str:
-    """The id in the response's body: completions have the prompt's index cut off."""
+    """The id in the response's body: without a beam's own, and completions without their prompt's
+    index."""
+    external_id = _BEAM.sub("", external_id)
     head, _, index = external_id.rpartition("-")
     return head if external_id.startswith("cmpl-") and index.isdigit() and head else external_id
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from itertools import repeat
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
@@ -16,7 +17,7 @@ from llm_carbon_meter.frontend.concurrency import SILENT_S, Concurrency
 from llm_carbon_meter.frontend.drift_watch import DriftWatch
 from llm_carbon_meter.frontend.estimating import open_estimator
 from llm_carbon_meter.frontend.exchanges import Exchange, Member, Registry
-from llm_carbon_meter.frontend.record_making import Surroundings, record_of
+from llm_carbon_meter.frontend.record_making import Surroundings, conditionals, record_of
 from llm_carbon_meter.frontend.record_store import RecordStore
 from llm_carbon_meter.frontend.request_log import RequestLog, log_line, open_log
 from llm_carbon_meter.physics.model_specs import ModelSpec
@@ -75,7 +76,7 @@ class FrontendMeter:
         self.model_name = model_name
         self.concurrency = concurrency
         self.exchanges = Registry()
-        self.records = RecordStore(config.records)
+        self.records: RecordStore[RequestRecord] = RecordStore(config.records)
         self._surroundings = Surroundings(model_name, deployment, config.pue, coverage(config))
         self._intensity = constant(config, faults)
         self.spans = SpanExporter(self._intensity) if tracing else None
@@ -90,7 +91,7 @@ class FrontendMeter:
         )
         watches = first and self._live is not None
         self._drift = DriftWatch(config, model_name, self._metrics, faults) if watches else None
-        self._sinks: Sequence[Sink] = (self._count, self._judge, self._keep, share, self._write)
+        self._sinks: Sequence[Sink] = (self._count, self._judge, self._keep, share)
 
     @property
     def provisional_wait_s(self) -> float:
@@ -157,15 +158,19 @@ class FrontendMeter:
 
     # After
 
-    def receive_energy(self, energy: RequestEnergy) -> None:
-        """An engine says what a request used, provisionally or finally."""
-        exchange, finished = self.exchanges.receive(energy)
-        if exchange is None:
-            return
-        if energy.status is Status.FINAL and self.spans is not None:
-            self.spans.final(energy, exchange.members[energy.request_id].estimate)
+    def receive_energies(self, energies: Sequence[RequestEnergy]) -> None:
+        """An engine says what requests used, provisionally or finally."""
+        finished = []
+        for energy in energies:
+            exchange, is_finished = self.exchanges.receive(energy)
+            if exchange is None:
+                continue
+            if energy.status is Status.FINAL and self.spans is not None:
+                self.spans.final(energy, exchange.members[energy.request_id].estimate)
+            if is_finished:
+                finished.append(exchange)
         if finished:
-            self._finish(exchange)
+            self._finish(finished)
 
     def receive_totals(self, totals: EngineTotals) -> None:
         """An engine says what its GPUs have used so far; at least once per heartbeat."""
@@ -199,17 +204,22 @@ class FrontendMeter:
         """The HTTP side of an exchange is over."""
         exchange.show()
         if self.exchanges.close(exchange, answered):
-            self._finish(exchange)
+            self._finish([exchange])
 
-    def _finish(self, exchange: Exchange) -> None:
-        record = self.record(exchange)
-        for sink in self._sinks:
-            sink(record)
-        if self._live is not None:
-            for member in exchange.members.values():
-                if member.asked is not None and member.energy is not None:
-                    whole = exchange.ended_whole(member.energy)
-                    self._live.learn(member.asked, member.energy, whole=whole)
+    def _finish(self, exchanges: Sequence[Exchange]) -> None:
+        records = self._records(exchanges)
+        self._write(records)
+        for exchange, record in zip(exchanges, records, strict=True):
+            for sink in self._sinks:
+                sink(record)
+            if self._live is not None:
+                self._learn(self._live, exchange)
+
+    def _learn(self, live: LiveEstimator, exchange: Exchange) -> None:
+        for member in exchange.members.values():
+            if member.asked is not None and member.energy is not None:
+                whole = exchange.ended_whole(member.energy)
+                live.learn(member.asked, member.energy, whole=whole)
 
     # Sinks of finished records
 
@@ -223,26 +233,34 @@ class FrontendMeter:
 
     def _keep(self, record: RequestRecord) -> None:
         ids = (*record.internal_ids, *record.external_ids)
-        self.records.put(record.id, ids, record_text(record))
+        self.records.put(record.id, ids, record)
 
-    def _write(self, record: RequestRecord) -> None:
+    def _write(self, records: Sequence[RequestRecord]) -> None:
         if self._log is not None:
             try:
-                self._log.write(log_line(record))
+                self._log.write("\n".join(map(log_line, records)))
             except OSError as error:
-                self._faults.note("request_log", error, "The record is in the metrics only.")
+                self._faults.note("request_log", error, "The records are in the metrics only.")
 
     # Look-ups
 
     def record(self, exchange: Exchange) -> RequestRecord:
         """An exchange as known now; it has at least one engine request."""
-        return record_of(exchange, self._surroundings, self._intensity, self._live)
+        (record,) = self._records([exchange])
+        return record
+
+    def _records(self, exchanges: Sequence[Exchange]) -> list[RequestRecord]:
+        given = conditionals(exchanges, self._live) if self._live else repeat(None)
+        return [
+            record_of(exchange, self._surroundings, self._intensity, conditional)
+            for exchange, conditional in zip(exchanges, given, strict=False)
+        ]
 
     def find(self, request_id: str) -> Mapping[str, str]:
         """Records under an id of any kind: internal id to JSON text; in flight or finished."""
-        in_flight = self.exchanges.find(request_id)
-        open_records = {item.id: record_text(self.record(item)) for item in in_flight}
-        return {**self.records.find(request_id), **open_records}
+        in_flight = {item.id: self.record(item) for item in self.exchanges.find(request_id)}
+        found = {**self.records.find(request_id), **in_flight}
+        return {name: record_text(record) for name, record in found.items()}
 
     def knows(self, request_id: str) -> bool:
         """Whether an engine request of this id is in flight or on record."""

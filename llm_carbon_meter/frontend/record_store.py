@@ -4,29 +4,32 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
-class _Kept:
+class _Kept(Generic[T]):
     ids: Sequence[str]
-    text: str
+    record: T
 
 
 @dataclass(slots=True)
-class RecordStore:
-    """The last finished records, as JSON text, under all their ids; safe from any thread."""
+class RecordStore(Generic[T]):
+    """The last finished records under all their ids; safe from any thread."""
 
     limit: int
-    _records: OrderedDict[str, _Kept] = field(default_factory=OrderedDict)
+    _records: OrderedDict[str, _Kept[T]] = field(default_factory=OrderedDict)
     _index: dict[str, list[str]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def put(self, key: str, ids: Iterable[str], text: str) -> None:
+    def put(self, key: str, ids: Iterable[str], record: T) -> None:
         """Keep a record under its internal id; an earlier version of the same one is replaced."""
         names = list(dict.fromkeys((key, *ids)))
         with self._lock:
             self._remove(key)
-            self._records[key] = _Kept(names, text)
+            self._records[key] = _Kept(names, record)
             for name in names:
                 self._index.setdefault(name, []).append(key)
             while len(self._records) > self.limit:
@@ -40,7 +43,7 @@ class RecordStore:
             if not keys:
                 del self._index[name]
 
-    def find(self, request_id: str) -> Mapping[str, str]:
-        """Records under an id of any kind: internal id to JSON text."""
+    def find(self, request_id: str) -> Mapping[str, T]:
+        """Records under an id of any kind, by internal id."""
         with self._lock:
-            return {key: self._records[key].text for key in self._index.get(request_id, ())}
+            return {key: self._records[key].record for key in self._index.get(request_id, ())}

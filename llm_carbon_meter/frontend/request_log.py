@@ -46,13 +46,13 @@ class RequestLog:
         self._handler.setFormatter(logging.Formatter("%(message)s"))
         self._handler.handleError = _raise  # type: ignore[method-assign, assignment]
 
-    def write(self, text: str) -> None:
-        """Append one record.
+    def write(self, lines: str) -> None:
+        """Append records that came together, without the last end of a line.
 
         Raises:
             OSError: the disk is full or gone.
         """
-        self._handler.emit(logging.LogRecord("", logging.INFO, "", 0, text, None, None))
+        self._handler.emit(logging.LogRecord("", logging.INFO, "", 0, lines, None, None))
 
     def close(self) -> None:
         """Close the file."""

@@ -60,7 +60,7 @@ PLAIN: Final = Serving()
 def num_steps(batch: Any, prompt: Any, output: Any, serving: Serving = PLAIN) -> list[Any]:
     """Steps of prefill and of decode; arguments as of `mean_steps`."""
     chunks = np.maximum(batch * (prompt - serving.cached) / serving.budget, 1.0)
-    return [chunks, np.maximum(output - 1.0, 0.0) / serving.accepted]
+    return [chunks, np.maximum(output - 1.0, 0.0) / serving.accepted + 0.0 * chunks]
 
 
 def mean_steps(

@@ -223,15 +223,14 @@ class BoundGnn:
     ) -> PhaseEnergy:
         """See `energy_model.BoundModel`."""
         batch = (concurrency, prompt_tokens, output_tokens, serving._replace(budget=self._budget))
-        sums = np.array(mean_steps(self._model, *batch))
-        # (sums, phases, batches) -> (batches, phases, terms)
-        terms = np.moveaxis(sums.reshape(2, len(SUMS), -1), 2, 0) @ self._terms
+        sums, steps = np.array(mean_steps(self._model, *batch)), np.array(num_steps(*batch)).T
+        # (phases, sums, batches) -> (batches, phases, terms)
+        terms = sums.reshape(2, len(SUMS), -1).transpose(2, 0, 1) @ self._terms
         step_s, boards = spent(self._laws, terms)  # (laws, batches, phases)
-        steps = np.stack(np.broadcast_arrays(*num_steps(*batch), terms[:, 0, 0])[:2], 1)
         seconds, boards = (step_s[0] * steps).sum(-1), boards * steps
         totals = boards.sum(-1)
         slopes = np.log(totals[2:] / totals[0]) / NUDGE
-        variance = np.einsum("fb,fg,gb->b", slopes, self._covariance, slopes)
+        variance = (self._covariance @ slopes * slopes).sum(0)
         joules = self._board_watts / concurrency
         figures = (
             joules * boards[0, :, 0],

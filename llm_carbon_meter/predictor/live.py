@@ -5,10 +5,11 @@ estimates with what it last heard of them, and learns how long answers are, how 
 in the prefix cache and how many drafts are accepted.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isfinite
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,28 @@ MOST_STEPS: Final = 128
 LEAST_BUSY_S: Final = 0.5
 """Work that teaches at once: ticks with less are joined with the next, since single requests on a
 fast GPU would else say nothing."""
+
+
+class Served(NamedTuple):
+    """An engine request that has its final figure."""
+
+    energy: RequestEnergy
+    remark: str
+    """As of `Prompt`."""
+
+
+def _as_served(energy: RequestEnergy, remark: str) -> EstimateQuery:
+    drafts = drafts_of(energy)
+    return EstimateQuery(
+        energy.prompt_tokens,
+        None,
+        concurrency=max(1.0, energy.mean_running),
+        output_tokens=energy.output_tokens,
+        cached_tokens=min(energy.cached_tokens, max(energy.prompt_tokens - 1, 0)),
+        verified=drafts.verified,
+        accepted=drafts.accepted,
+        remark=remark,
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,25 +149,14 @@ class LiveEstimator:
             lengths = exact_length(query.output_tokens)
         return self._estimator.estimate(query, lengths)
 
-    def conditional(self, energy: RequestEnergy, remark: str = "") -> EnergyEstimate:
-        """What would have been estimated, had all been known of how it was served.
+    def conditionals(self, served: Sequence[Served]) -> list[EnergyEstimate]:
+        """What would have been estimated, had all been known of how requests were served.
 
         Raises:
-            MeterError: the request had no prompt.
+            MeterError: one had no prompt.
         """
-        drafts = drafts_of(energy)
-        return self.estimate(
-            EstimateQuery(
-                energy.prompt_tokens,
-                None,
-                concurrency=max(1.0, energy.mean_running),
-                output_tokens=energy.output_tokens,
-                cached_tokens=min(energy.cached_tokens, max(energy.prompt_tokens - 1, 0)),
-                verified=drafts.verified,
-                accepted=drafts.accepted,
-                remark=remark,
-            )
-        )
+        lengths = [exact_length(one.energy.output_tokens) for one in served]
+        return self._estimator.estimate_all([_as_served(*one) for one in served], lengths)
 
     def learn(self, asked: Asked, energy: RequestEnergy, *, whole: bool) -> None:
         """A request has its final figure.

@@ -5,8 +5,7 @@ every finished request says what the cache really held and what its decode steps
 """
 
 from array import array
-from collections import OrderedDict
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,7 +15,7 @@ from llm_carbon_meter.records import Quality, RequestEnergy
 FORGET: Final = 0.98
 """What a request leaves of the weight of those before it."""
 MOST_PREFIXES: Final = 65_536
-"""Remembered; the oldest go first, as they do in an engine's cache."""
+"""Remembered; those that were not used for long go, as they do in an engine's cache."""
 FINE: Final = 128
 """Prefixes of so many blocks are remembered one by one; of each doubling beyond, as many again."""
 
@@ -66,7 +65,10 @@ class PrefixMemory:
 
     def __init__(self, block_tokens: int) -> None:
         self._block = block_tokens
-        self._known: OrderedDict[int, None] = OrderedDict()
+        self._new: dict[int, None] = {}
+        """The last ones."""
+        self._old: dict[int, None] = {}
+        """Those before; what is used again is new again, and the others are forgotten together."""
 
     def match(self, prompt: Prompt, *, remember: bool) -> int:
         """Tokens at the beginning of a prompt that were sent before.
@@ -75,35 +77,33 @@ class PrefixMemory:
             prompt: whose tokens are known.
             remember: whether it is sent now.
         """
-        known, matched, missed = self._known, 0, False
-        for end, prefix in self._prefixes(prompt):
-            missed = missed or prefix not in known
-            if not missed:
-                matched = end
-            if remember:
-                known[prefix] = None
-                known.move_to_end(prefix)
-            elif missed:
+        prefixes, matched = self._prefixes(prompt), 0
+        for prefix, end in prefixes.items():
+            if prefix not in self._new and prefix not in self._old:
                 break
-        while len(known) > MOST_PREFIXES:
-            known.popitem(last=False)
+            matched = end
+        if remember:
+            self._new.update(dict.fromkeys(prefixes))
+            if len(self._new) > MOST_PREFIXES // 2:
+                self._old, self._new = self._new, {}
         return matched
 
-    def _prefixes(self, prompt: Prompt) -> Iterator[tuple[int, int]]:
-        """Ends and hashes of beginnings; the last token is never taken from a cache."""
+    def _prefixes(self, prompt: Prompt) -> dict[int, int]:
+        """Hashes and ends of beginnings; the last token is never taken from a cache."""
         try:
             data = array("q", prompt.tokens or ()).tobytes()
         except OverflowError:  # ids that no tokeniser gives
-            return
-        prefix, start, step = hash(prompt.cache_key), 0, self._block
+            return {}
+        found, prefix, start, step = {}, hash(prompt.cache_key), 0, self._block
         last, fine = prompt.num_tokens - 1, FINE * self._block
         while start + step <= last:
             end = start + step
             prefix = hash((prefix, data[8 * start : 8 * end]))
-            yield end, prefix
+            found[prefix] = end
             if end >= fine:
                 step, fine = 2 * step, 2 * fine
             start = end
+        return found
 
 
 class PromptCache:

@@ -221,8 +221,7 @@ class Spent(NamedTuple):
 
 def spent(constants: Constants, terms: Any) -> Spent:
     """Time and energy of phases or steps of the terms (…, phases, terms), shapes (…, phases)."""
-    rates = constants.rates[..., None, :, :]
-    parts = (terms[..., None, :] @ rates)[..., 0, :]
+    parts = terms @ constants.rates
     gpu, launch, host, dynamic = (parts[..., place] for place in range(4))
     seconds = (gpu**OVERLAP + launch**OVERLAP + TINY_S**OVERLAP) ** (1 / OVERLAP) + host
     boards = constants.static * seconds + constants.active * gpu + dynamic

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from llm_carbon_meter.testing.tiny_model import make_tiny_model
 
-from . import batching, book, estimate, hook, latency, throughput
+from . import batching, book, estimate, frontend, hook, latency, throughput
 
 
 class Goal(NamedTuple):
@@ -39,6 +39,7 @@ GOALS: Mapping[str, Goal] = {
     "transformers_tokens_ratio": Goal("the same of transformers serve", 0.98, False),
     "estimate_us": Goal("estimate of a request before it runs, median µs", 60, True),
     "estimate_p99_us": Goal("the same, p99 µs", 500, True),
+    "request_ms": Goal("a request, on the API server's processor, ms", 0.25, True),
     "first_estimate_ms": Goal("first estimate for a new model, ms", 200, True),
     "estimate_rows_per_s": Goal("rows per second of estimate --input", 5_000, False),
     "predictor_load_s": Goal("seconds that loading the predictor adds", 1.0, True),
@@ -50,6 +51,7 @@ GOALS: Mapping[str, Goal] = {
 BENCHMARKS: Mapping[str, Callable[[Path], Mapping[str, float]]] = {
     "hook": hook.measure,
     "estimate": estimate.measure,
+    "frontend": frontend.measure,
     "latency": latency.measure,
     "book": book.measure,
     "throughput": throughput.measure,

@@ -17,6 +17,7 @@ from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.physics.kernels import step_costs
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.physics.step_work import CostModel
+from llm_carbon_meter.predictor.served import Prompt
 from llm_carbon_meter.records import (
     Account,
     EnergyReading,
@@ -89,15 +90,15 @@ def _serve(ledger: EnergyLedger, frontend: FrontendMeter, first: int) -> None:
     names = [f"chatcmpl-{index:08x}" for index in range(first, first + TOGETHER)]
     exchanges = [Exchange() for _ in names]
     for name, exchange in zip(names, exchanges, strict=True):
-        frontend.begin(exchange, name, name, prompt_tokens=100, max_tokens=10)
+        frontend.begin(exchange, name, name, Prompt(100), max_tokens=10)
     start_s = first * STEP_S
     end_s = start_s + STEP_S * TOGETHER
     columns = ([Account.PREFILL] * TOGETHER, [100] * TOGETHER, [0] * TOGETHER, [1] * TOGETHER)
     ledger.observe_steps([StepEvent(first, start_s, end_s, names, *columns)])
     for name, exchange in zip(names, exchanges, strict=True):
         end = RequestEnd(name, Outcome.FINISHED, 100, 0, 1, end_s)
-        frontend.receive_energy(ledger.close(end))
+        frontend.receive_energies([ledger.close(end)])
         frontend.end(exchange, answered=True)
     ledger.observe_reading(EnergyReading(end_s, "gpu", 500.0 * end_s))
     for record in ledger.settle(end_s):
-        frontend.receive_energy(record)
+        frontend.receive_energies([record])

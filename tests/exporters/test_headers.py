@@ -124,6 +124,8 @@ def test_a_record_in_full() -> None:
         "num_sequences": 2,
         "concurrency": 3,
         "num_steps": 6,
+        "decode_steps": 4,
+        "decode_tokens": 12,
         "mean_running": 1.5,
     }
 

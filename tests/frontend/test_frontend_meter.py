@@ -104,7 +104,7 @@ class Frontend:
             "accounts": AccountJoules(decode=joules),
             "mean_running": 1.0,
         }
-        self.meter.receive_energy(energy_of(name, Status.FINAL, **{**figures, **changes}))
+        self.meter.receive_energies([energy_of(name, Status.FINAL, **{**figures, **changes})])
         (text,) = self.meter.find(name).values()
         record: Mapping[str, Any] = json.loads(text)
         return record

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from llm_carbon_meter.physics.phases import PLAIN, Serving
 from llm_carbon_meter.predictor import models as energy_models
 from llm_carbon_meter.predictor.energy_model import Deployment, EnergyModel, Numbers, PhaseEnergy
 from llm_carbon_meter.records import DeploymentFactors
@@ -24,7 +25,9 @@ class JoulesPerToken:
     def bind(self, deployment: Deployment) -> "JoulesPerToken":
         return self
 
-    def phases(self, concurrency: Numbers, prompt: Numbers, output: Numbers) -> PhaseEnergy:
+    def phases(
+        self, concurrency: Numbers, prompt: Numbers, output: Numbers, serving: Serving = PLAIN
+    ) -> PhaseEnergy:
         joules = float(Path(os.environ[FILE_VARIABLE]).read_text()) * output / concurrency
         return PhaseEnergy(0.1 * joules, 0.9 * joules, width=0.1)
 

@@ -161,14 +161,6 @@ def ask(metered: Metered, number: int) -> None:
     metered.http("/v1/completions", body)
 
 
-def ask_in_turn(metered: Metered, count: int) -> Sequence[Mapping[str, Any]]:
-    """Some requests one after the other; their records."""
-    for number in range(count):
-        ask(metered, number)
-    eventually(lambda: len(metered.logged()) >= count, "their records")
-    return metered.logged()
-
-
 @contextlib.contextmanager
 def load(metered: Metered) -> Iterator[None]:
     """Some requests a second while the block runs."""

@@ -24,17 +24,7 @@ from tests.support.waiting import eventually
 
 from .draw import draw
 from .scaled_server import FILE_VARIABLE
-from .session import (
-    ALERT,
-    Session,
-    Story,
-    ask,
-    ask_in_turn,
-    drift_lines,
-    joules_per_token,
-    load,
-    watched,
-)
+from .session import ALERT, Session, Story, ask, drift_lines, joules_per_token, load, watched
 from .tools import Tools
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -70,24 +60,21 @@ def session(
             ) as metered,
             watched(prometheus_tools, metered, folder, f"{receiver.url}/alerts") as prometheus,
         ):
-            # Fewer than calibration and drift would take notice of.
-            right = joules_per_token(ask_in_turn(metered, 8))
             session = Session(metered, prometheus, receiver, joules_file, Story())
             with load(metered):
-                go_wrong_and_right_again(session, right)
+                go_wrong_and_right_again(session)
                 session.end()
             yield session
 
 
-def go_wrong_and_right_again(session: Session, right: float) -> None:
-    """Spoil the estimates until the alert is with the operators; then mend them until it is over.
-
-    Args:
-        right: joules per token that are so.
-    """
+def go_wrong_and_right_again(session: Session) -> None:
+    """Spoil the estimates until the alert is with the operators; mend them until it is over."""
+    # What is right is measured under the load, and far below it nothing alarms.
+    session.story.tell("load begins")
+    eventually(lambda: session.finished() > 100, "requests that show what is right", 300)
+    right = joules_per_token(session.metered.logged()[-60:])
     session.estimate(right)
-    session.story.tell("load begins, estimates are right")
-    eventually(lambda: session.finished() > 100, "requests that teach what is right", 300)
+    session.story.tell(f"{session.finished():.0f} requests; now estimates are right")
     eventually(lambda: session.metered.metric("llm_carbon_meter_drift_alert") == 0, "no drift", 60)
     eventually(lambda: ALERT not in session.prometheus.alerts(), "no alert", 60)
     session.estimate(SPOILT * right)

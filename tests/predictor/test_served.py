@@ -65,13 +65,17 @@ def test_prompts_of_other_adapters_or_images_share_nothing() -> None:
 
 
 def test_the_oldest_prefixes_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is used again stays."""
-    monkeypatch.setattr(served, "MOST_PREFIXES", 4)
+    """What is used again stays; never more are remembered than shall be."""
+    monkeypatch.setattr(served, "MOST_PREFIXES", 8)
     memory = PrefixMemory(BLOCK)
-    one, two, three = (prompt(*[n] * 33) for n in range(3))
-    for sent in (one, two, one, three):
+    often, *others = (prompt(*[n] * 33) for n in range(20))
+    for sent in others:
+        memory.match(often, remember=True)
         memory.match(sent, remember=True)
-    assert [memory.match(sent, remember=False) for sent in (one, two, three)] == [32, 0, 32]
+        assert len(memory._new) + len(memory._old) <= 8 + 2
+    assert [memory.match(sent, remember=False) for sent in (often, others[0], others[-1])] == [
+        *(32, 0, 32),
+    ]
 
 
 def test_ids_of_no_tokeniser_match_nothing() -> None:

@@ -1,8 +1,8 @@
 """One API server's meter, joined to the engines and to other API servers by the channel."""
 
 import time
-from collections.abc import Mapping
-from typing import Any, Final
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final, TypeVar
 
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
@@ -22,6 +22,7 @@ from llm_carbon_meter.servers.shared.channel import (
 from llm_carbon_meter.servers.shared.middleware import STATE_NAME
 from llm_carbon_meter.servers.shared.routes import CarbonRoutes, ReadPrompts
 
+T = TypeVar("T")
 LAST_WORDS_S: Final = 0.5
 """After the engines have ended, for what they published last."""
 
@@ -96,16 +97,25 @@ class ApiServer:
         if self._publisher is not None and self._others:
             self._publisher.publish([SharedRecord(self._index, record)])
 
-    def _receive(self, message: Message) -> None:
-        match message:
-            case RequestEnergy():
-                self.meter.receive_energy(message)
-            case EngineTotals():
-                self.meter.receive_totals(message)
-            case EngineLoad():
-                self.meter.receive_load(message)
-            case SharedRecord():
-                self.meter.receive_record(message.record)
+    def _receive(self, messages: Sequence[Message]) -> None:
+        """Messages that came together; what one of them does to us is no other's business."""
+        energies = [message for message in messages if isinstance(message, RequestEnergy)]
+        if energies:
+            self._take(self.meter.receive_energies, energies)
+        for message in messages:
+            match message:
+                case EngineTotals():
+                    self._take(self.meter.receive_totals, message)
+                case EngineLoad():
+                    self._take(self.meter.receive_load, message)
+                case SharedRecord():
+                    self._take(self.meter.receive_record, message.record)
+
+    def _take(self, receive: Callable[[T], None], heard: T) -> None:
+        try:
+            receive(heard)
+        except Exception as error:  # noqa: BLE001 - boundary: the next message is taken all the same
+            self._faults.note("channel", error)
 
     def attach(self, app: Any, read_prompts: ReadPrompts) -> None:
         """Give a Starlette application the meter, for its middleware, and our routes."""

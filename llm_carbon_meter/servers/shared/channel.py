@@ -10,7 +10,6 @@ import os
 import stat
 import tempfile
 import threading
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -200,7 +199,7 @@ class Subscriber:
     Args:
         directory: of the sockets; those that do not exist yet are waited for.
         names: sockets to hear.
-        receive: called with each message, on this thread.
+        receive: called with the messages that came together, on this thread.
         faults: where messages that cannot be read are counted.
     """
 
@@ -208,14 +207,12 @@ class Subscriber:
         self,
         directory: str,
         names: Sequence[str],
-        receive: Callable[[Message], None],
+        receive: Callable[[Sequence[Message]], None],
         faults: Faults,
     ) -> None:
         addresses = [_address(directory, name) for name in names]
         self._receive = receive
         self._faults = faults
-        self._parts: deque[bytes] = deque()
-        """Heard, not yet taken."""
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.SUB)
         self._socket.setsockopt(zmq.RCVHWM, HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.RECONNECT_IVL, 100)
@@ -226,17 +223,25 @@ class Subscriber:
         self._service.start()
 
     def _turn(self) -> float:
-        if not self._parts and self._socket.poll(POLL_MS):
-            self._parts.extend(self._socket.recv_multipart())
-        if self._parts:
-            self._receive(decode(self._parts.popleft(), self._say))
+        if self._socket.poll(POLL_MS):
+            decoded = map(self._decoded, self._socket.recv_multipart())
+            heard = [message for message in decoded if message is not None]
+            if heard:
+                self._receive(heard)
         return 0.0
+
+    def _decoded(self, part: bytes) -> Message | None:
+        """One bad message is one lost message."""
+        try:
+            return decode(part, self._say)
+        except MeterError as error:
+            self._faults.note("channel", error)
+            return None
 
     def _say(self, text: str) -> None:
         self._faults.note("channel", f"a message: {text}.")
 
     def _failed(self, error: Exception) -> float:
-        """One bad message is one lost message."""
         self._faults.note("channel", error)
         return 0.0
 

@@ -5,7 +5,7 @@ children of n > 1 included.
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -175,13 +175,17 @@ def _prompt(request: Any) -> Prompt:
     return Prompt(
         len(tokens) if tokens is not None else len(request.prompt_embeds),
         tokens if request.prompt_embeds is None else None,
-        (
-            adapter and adapter.lora_name,
-            request.cache_salt,
-            tuple(item.identifier for item in inputs or ()),
-        ),
+        _cache_key(request),
         "; ".join(filter(None, remarks)),
     )
+
+
+def _cache_key(request: Any) -> Hashable:
+    """What vLLM puts into the hashes of its blocks beside tokens; None for nothing."""
+    adapter, inputs = request.lora_request, request.mm_features or ()
+    images = tuple(item.identifier for item in inputs)
+    beside = (adapter.lora_name if adapter is not None else None, request.cache_salt, images)
+    return beside if any(beside) else None
 
 
 def _cache_block_tokens(vllm_config: Any) -> int:

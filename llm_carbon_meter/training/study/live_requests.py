@@ -133,7 +133,8 @@ def live(kernels: Kernels, powered: Kernels, weights: Weights, name: str, seed: 
     model, gpu = built_in_model(name), kernels.gpu
     random = np.random.default_rng([*f"{gpu.name} {name}".encode(), seed])
     world = KernelWorld(kernels, powered, model, Draws.of(random))
-    bound = BoundGnn(without_kernels(weights), Deployment(model, gpu, 1, *ENGINE))
+    place = Deployment(model, gpu, 1, *ENGINE, max_num_batched_tokens=world.token_budget)
+    bound = BoundGnn(without_kernels(weights), place)
     made = batches(varied_requests(SHOWN[-1], random), world.token_budget)
     played = play(world, made, random)
     seen = list(lessons(world, played, random))

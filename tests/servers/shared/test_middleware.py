@@ -46,7 +46,7 @@ async def test_interleaved_requests_never_mix() -> None:
         begin(meter, f"engine-{number}", prompt_tokens=100 * (number + 1))
         await asyncio.sleep(0.001 * (number % 5))
         figure = energy_of(f"engine-{number}", joules={"prefill": 0.0, "decode": 3600.0 * number})
-        asyncio.get_running_loop().call_later(0.002, meter.receive_energy, figure)
+        asyncio.get_running_loop().call_later(0.002, meter.receive_energies, [figure])
         if not number % 2:
             await send(start())
         await send(chunk(b"" if number % 2 else b"{}"))
@@ -96,8 +96,8 @@ async def test_an_application_that_raises_raises(middleware: Any, at: str) -> No
     with pytest.raises(ValueError, match=at):
         await call(middleware(app), meter)
     assert current_exchange.get() is None
-    meter.receive_energy(energy_of("engine-1", Status.FINAL, outcome=Outcome.ABORTED))
-    (text,) = meter.records.find("engine-1").values()
+    meter.receive_energies([energy_of("engine-1", Status.FINAL, outcome=Outcome.ABORTED)])
+    (text,) = meter.find("engine-1").values()
     assert json.loads(text)["outcome"] == "aborted"
 
 
@@ -113,12 +113,12 @@ async def test_an_abort_with_a_good_answer_was_a_stop_string(
 
     async def app(scope: Any, receive: Any, send: Send) -> None:
         begin(meter)
-        meter.receive_energy(energy_of("engine-1", Status.FINAL, outcome=Outcome.ABORTED))
+        meter.receive_energies([energy_of("engine-1", Status.FINAL, outcome=Outcome.ABORTED)])
         await send(start(status=status))
         await send(chunk(b"{}"))
 
     await call(middleware(app), meter)
-    (text,) = meter.records.find("engine-1").values()
+    (text,) = meter.find("engine-1").values()
     assert json.loads(text)["outcome"] == outcome
 
 
@@ -138,8 +138,8 @@ async def test_a_client_that_leaves_is_not_answered() -> None:
 
     with pytest.raises(OSError, match="gone"):
         await CarbonHeadersMiddleware(app)(scope_of(meter), nothing, send)
-    meter.receive_energy(energy_of("engine-1", Status.FINAL, outcome=Outcome.ABORTED))
-    (text,) = meter.records.find("engine-1").values()
+    meter.receive_energies([energy_of("engine-1", Status.FINAL, outcome=Outcome.ABORTED)])
+    (text,) = meter.find("engine-1").values()
     assert json.loads(text)["outcome"] == "aborted"
 
 
@@ -202,13 +202,13 @@ async def test_following_changes_no_byte() -> None:
 
     async def app(scope: Any, receive: Any, send: Send) -> None:
         begin(meter)
-        meter.receive_energy(energy_of("engine-1", Status.FINAL))
+        meter.receive_energies([energy_of("engine-1", Status.FINAL)])
         for message in messages:
             await send(message)
 
     sent = await call(ExchangeMiddleware(app), meter, [(b"x-request-id", b"client-7")])
     assert sent == messages
-    (text,) = meter.records.find("client-7").values()
+    (text,) = meter.find("client-7").values()
     assert json.loads(text)["external_ids"] == ["client-7", "chatcmpl-1"]
 
 
@@ -218,13 +218,13 @@ async def test_both_middlewares_share_an_exchange() -> None:
 
     async def app(scope: Any, receive: Any, send: Send) -> None:
         begin(meter)
-        meter.receive_energy(energy_of("engine-1", Status.FINAL))
+        meter.receive_energies([energy_of("engine-1", Status.FINAL)])
         await send(start())
         await send(chunk(b"{}"))
 
     first, _ = await call(CarbonHeadersMiddleware(ExchangeMiddleware(app)), meter)
     assert headers_of(first)["llm-carbon-status"] == "final"
-    assert len(meter.records.find("engine-1")) == 1
+    assert len(meter.find("engine-1")) == 1
 
 
 async def test_through_starlette_and_httpx() -> None:
@@ -233,14 +233,14 @@ async def test_through_starlette_and_httpx() -> None:
 
     async def chat(request: Request) -> Response:
         begin(meter, "engine-chat")
-        meter.receive_energy(energy_of("engine-chat", Status.FINAL))
+        meter.receive_energies([energy_of("engine-chat", Status.FINAL)])
         return JSONResponse({"id": "chatcmpl-1"})
 
     async def stream(request: Request) -> Response:
         async def events() -> AsyncIterator[str]:
             begin(meter, "engine-stream")
             yield "data: 1\n\n"
-            meter.receive_energy(energy_of("engine-stream"))
+            meter.receive_energies([energy_of("engine-stream")])
             yield "data: [DONE]\n\n"
 
         return StreamingResponse(events(), media_type="text/event-stream")

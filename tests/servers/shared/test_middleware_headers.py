@@ -29,7 +29,7 @@ async def test_an_answer_carries_estimate_and_measurement() -> None:
 
     async def app(scope: Any, receive: Any, send: Send) -> None:
         begin(meter)
-        meter.receive_energy(energy_of("engine-1"))
+        meter.receive_energies([energy_of("engine-1")])
         await send(start(server="vllm"))
         await send(chunk(b'{"id": "chatcmpl-1"}'))
 
@@ -60,7 +60,7 @@ async def test_modelled_joules_are_never_called_measured() -> None:
     async def app(scope: Any, receive: Any, send: Send) -> None:
         begin(meter)
         modelled = {"source": Source.MODELLED, "quality": Quality.MODELLED}
-        meter.receive_energy(energy_of("engine-1", **modelled))
+        meter.receive_energies([energy_of("engine-1", **modelled)])
         await send(start())
         await send(chunk(b"{}"))
 
@@ -77,8 +77,8 @@ async def test_children_are_summed_in_the_headers() -> None:
     async def app(scope: Any, receive: Any, send: Send) -> None:
         begin(meter, "0_x")
         begin(meter, "1_x")
-        meter.receive_energy(energy_of("0_x"))
-        meter.receive_energy(energy_of("1_x"))
+        meter.receive_energies([energy_of("0_x")])
+        meter.receive_energies([energy_of("1_x")])
         await send(start())
         await send(chunk(b"{}"))
 
@@ -92,7 +92,7 @@ async def test_the_answer_waits_for_its_figure() -> None:
 
     async def app(scope: Any, receive: Any, send: Send) -> None:
         begin(meter)
-        asyncio.get_running_loop().call_later(0.05, meter.receive_energy, energy_of("engine-1"))
+        asyncio.get_running_loop().call_later(0.05, meter.receive_energies, [energy_of("engine-1")])
         await send(start())
         await send(chunk(b"{}"))
 
@@ -125,9 +125,9 @@ async def test_a_setting_makes_the_answer_wait_for_the_final_figure() -> None:
 
     async def app(scope: Any, receive: Any, send: Send) -> None:
         begin(meter)
-        meter.receive_energy(energy_of("engine-1"))
+        meter.receive_energies([energy_of("engine-1")])
         final = energy_of("engine-1", Status.FINAL, joules={"decode": 6.6})
-        asyncio.get_running_loop().call_later(0.05, meter.receive_energy, final)
+        asyncio.get_running_loop().call_later(0.05, meter.receive_energies, [final])
         await send(start())
         await send(chunk(b"{}"))
 
@@ -142,12 +142,12 @@ async def test_the_record_keeps_what_the_header_said() -> None:
 
     async def app(scope: Any, receive: Any, send: Send) -> None:
         begin(meter)
-        meter.receive_energy(energy_of("engine-1"))
+        meter.receive_energies([energy_of("engine-1")])
         await send(start())
         await send(chunk(b"{}"))
 
     first, _ = await call(CarbonHeadersMiddleware(app), meter)
-    meter.receive_energy(energy_of("engine-1", Status.FINAL, joules={"decode": 6.6}))
+    meter.receive_energies([energy_of("engine-1", Status.FINAL, joules={"decode": 6.6})])
     (text,) = meter.find("chatcmpl-1").values()
     record = json.loads(text)
     assert record["status"] == "final"

@@ -63,7 +63,7 @@ async def test_a_stream_has_its_measurement_in_the_comment_alone() -> None:
 
     async def app(scope: Any, receive: Any, send: Send) -> None:
         begin(meter)
-        meter.receive_energy(energy_of("engine-1"))
+        meter.receive_energies([energy_of("engine-1")])
         await send(start(EVENTS))
         await send(chunk(b"data: [DONE]\n\n"))
 
@@ -90,7 +90,7 @@ async def test_the_comment_stands_before_the_end_of_a_stream(chunks: list[bytes]
         begin(meter)
         for number, data in enumerate(chunks):
             if b"[DONE]" in data:
-                meter.receive_energy(energy_of("engine-1"))
+                meter.receive_energies([energy_of("engine-1")])
             await send(chunk(data, more=number < len(chunks) - 1))
 
     _, *bodies = await call(CarbonHeadersMiddleware(app), meter)
@@ -112,7 +112,7 @@ async def test_a_stream_without_an_end_mark_has_the_comment_last() -> None:
     async def app(scope: Any, receive: Any, send: Send) -> None:
         await send(start(EVENTS))
         begin(meter)
-        meter.receive_energy(energy_of("engine-1"))
+        meter.receive_energies([energy_of("engine-1")])
         await send(chunk(b"event: done\n\n", more=True))
         await send(chunk(b""))
 
@@ -129,7 +129,7 @@ async def test_words_of_the_answer_are_not_the_end_of_the_stream() -> None:
     async def app(scope: Any, receive: Any, send: Send) -> None:
         await send(start(EVENTS))
         begin(meter)
-        meter.receive_energy(energy_of("engine-1"))
+        meter.receive_energies([energy_of("engine-1")])
         await send(chunk(text, more=True))
         await send(chunk(b"data: [DONE]\n\n"))
 

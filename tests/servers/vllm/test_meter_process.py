@@ -84,7 +84,7 @@ def metered(tiny_model: Path, faults_of_engine: Faults) -> Iterator[Metered]:
     heard: list[Any] = []
     with tempfile.TemporaryDirectory() as folder, restored(Scheduler, EngineCore, Executor):
         directory = str(Path(folder, "channel"))
-        subscriber = Subscriber(directory, [engine_name(0)], heard.append, Faults())
+        subscriber = Subscriber(directory, [engine_name(0)], heard.extend, Faults())
         hooks = vllm_engine.EngineHooks(
             Config(power="modelled", channel_dir=directory), faults_of_engine
         )

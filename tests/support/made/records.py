@@ -23,6 +23,8 @@ ENERGY = energy_of(
     operational_grams=5.1145833333e-4,
     cached_tokens=4,
     mean_running=1.5,
+    decode_steps=4,
+    decode_tokens=12,
 )
 ESTIMATE = EnergyEstimate("flop", 49.75443148800, 125.3671526400, 100.0, 200.0, 500.0, True, 0.02)
 CONDITIONAL = replace(ESTIMATE, decode_joules=100.0, calibration=0.5, out_of_domain="old GPU")
