@@ -7,7 +7,7 @@ import random
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from .tools import Prometheus, Tools, dashboards
 
 CLIENTS = 2
 PAUSE_S = 0.25
+LAST = 60
+"""Requests that say what is right."""
 ALERT = "EnergyEstimateDrift"
 WINDOW = "10s"
 """Instead of minutes and hours, in rules and dashboards."""
@@ -80,9 +82,15 @@ class Session:
     """The dashboards as they stood at the end, each target with its series."""
     ended_unix_s: float = math.inf
 
-    def estimate(self, joules_per_token: float) -> None:
-        """Let all estimates from now on be so."""
-        self.joules_file.write_text(str(joules_per_token))
+    def estimate(self, times: float) -> None:
+        """Let all estimates from now on be so many times what the last requests used."""
+        records = self.metered.logged()[-LAST:]
+        measured = sum(record["energy_joules"] for record in records)
+        # As `scaled_server.JoulesPerToken` has it: a machine that has warmed up needs less.
+        tokens = sum(
+            record["output_tokens"] / record["features"]["mean_running"] for record in records
+        )
+        self.joules_file.write_text(str(times * measured / tokens))
 
     def finished(self) -> float:
         """Requests so far."""
@@ -107,15 +115,13 @@ class Session:
         self.story.tell(f"server's webhook: {event}, {body['drift_ratio']:+.0%}")
 
     def hear_alertmanager(self, status: str) -> None:
-        """Wait for Alertmanager's message on drift; other alerts come by the same way."""
-        self.heard[status] = body = self._hear(
-            lambda path, body: (
-                path == "/alerts"
-                and body["groupLabels"]["alertname"] == ALERT
-                and body["status"] == status
-            )
-        )
-        text = body["alerts"][0]["annotations"]["description"]
+        """Wait for Alertmanager's word on the drift of estimates that are given the true lengths.
+
+        Other alerts come by the same way; one of a group may be over before the others.
+        """
+        body = self._hear(lambda path, body: path == "/alerts" and bool(told(body, status)))
+        (self.heard[status],) = told(body, status)
+        text = self.heard[status]["annotations"]["description"]
         text = re.sub(r"127\.0\.0\.1:\d+", "the server", text)
         self.story.tell(f"Alertmanager: {status}: {text}")
 
@@ -143,10 +149,15 @@ class Session:
                 target["series"] = self.curves(target["expr"])
 
 
-def joules_per_token(records: Sequence[Mapping[str, Any]]) -> float:
-    """What the file must say for estimates to be right."""
-    measured = sum(record["energy_joules"] for record in records)
-    return measured / sum(record["conditional"]["energy_joules"] for record in records)
+def told(message: Mapping[str, Any], status: str) -> list[Any]:
+    """What a message of Alertmanager says of that drift, where it is of this status."""
+    if message["groupLabels"]["alertname"] != ALERT:
+        return []
+    return [
+        alert
+        for alert in message["alerts"]
+        if alert["labels"]["basis"] == "conditional" and alert["status"] == status
+    ]
 
 
 def ask(metered: Metered, number: int) -> None:
