@@ -158,14 +158,14 @@ def _begin(meter: FrontendMeter, request: Any) -> None:
         exchange,
         request.request_id,
         request.external_req_id or request.request_id,
-        _prompt(request),
+        prompt_of(request),
         sampling.max_tokens if sampling is not None else 0,
     )
     if alone:  # no HTTP around it: nothing more can come
         meter.end(exchange, answered=False)
 
 
-def _prompt(request: Any) -> Prompt:
+def prompt_of(request: Any) -> Prompt:
     """Of an `EngineCoreRequest`; images and audio stand in it as their tokens."""
     tokens, adapter, inputs = request.prompt_token_ids, request.lora_request, request.mm_features
     remarks = (

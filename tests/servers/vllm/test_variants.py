@@ -3,6 +3,7 @@
 import dataclasses
 import json
 from collections.abc import Iterator
+from statistics import fmean
 from time import monotonic
 
 import pytest
@@ -49,7 +50,8 @@ class TestSpeculation:
     @pytest.fixture(scope="class")
     @staticmethod
     def metered(start_server: StartServer) -> Iterator[Metered]:
-        drafts = {"method": "ngram", "num_speculative_tokens": 3, "prompt_lookup_max": 2}
+        lookup = {"prompt_lookup_min": 1, "prompt_lookup_max": 1}
+        drafts = {"method": "ngram", "num_speculative_tokens": 3, **lookup}
         with start_server("--speculative-config", json.dumps(drafts)) as metered:
             yield metered
 
@@ -62,6 +64,19 @@ class TestSpeculation:
         assert metered.metric("llm_carbon_meter_tokens_total", phase="prefill") == 11
         assert metered.metric("llm_carbon_meter_tokens_total", phase="decode") >= 59
         assert_balanced(metered)
+
+    def test_estimates_know_the_drafts_of_those_before(self, metered: Metered) -> None:
+        """An answer that repeats itself takes half the steps; after some the next is known to."""
+        prompts = [[number, 8, 9] * 4 for number in range(20, 32)]
+        records = [complete(metered, prompt, 60, temperature=0) for prompt in prompts]
+        for record in records:
+            served = record["features"]
+            assert served["decode_steps"] < 59 <= served["decode_tokens"]
+            assert record["conditional"]["decode_joules"] < records[0]["estimate"]["decode_joules"]
+        expected = [record["estimate"]["decode_joules"] for record in records]
+        known = fmean(record["conditional"]["decode_joules"] for record in records)
+        assert expected[-1] == pytest.approx(known, rel=0.3)
+        assert expected[-1] < 0.8 * expected[0]
 
 
 @pytest.mark.slow
@@ -84,6 +99,9 @@ class TestPooling:
         assert record["prefill_joules"] == pytest.approx(record["energy_joules"])
         assert record["energy_joules"] > 0
         assert record["outcome"] == "finished"
+        estimated = record["estimate"]
+        assert (estimated["decode_joules"], estimated["output_tokens"]) == (0, 0)
+        assert estimated["prefill_joules"] > 0
         assert_balanced(metered)
 
 
