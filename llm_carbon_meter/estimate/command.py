@@ -7,7 +7,7 @@ from pathlib import Path
 from llm_carbon_meter.carbon.grid import open_grid
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.estimate.one_request import OfflineEstimate, make_deployment
-from llm_carbon_meter.estimate.table import INPUT_COLUMNS, estimate_file
+from llm_carbon_meter.estimate.table import CACHED_COLUMN, INPUT_COLUMNS, estimate_file
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.predictor.energy_model import EnergyModel
 from llm_carbon_meter.predictor.models import ENERGY_MODELS, energy_model
@@ -32,9 +32,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     request.add_argument("--prompt-tokens", type=int)
     request.add_argument("--output-tokens", type=int)
+    request.add_argument(
+        "--cached-tokens", type=int, default=0, help="of the prompt, in the prefix cache"
+    )
     request.add_argument("--compare", action="store_true", help="the same on all other GPUs")
     rows = parser.add_argument_group("a table of requests")
-    rows.add_argument("--input", type=Path, help="CSV: " + ", ".join(INPUT_COLUMNS))
+    columns = f"{', '.join(INPUT_COLUMNS)}, and {CACHED_COLUMN} if some are"
+    rows.add_argument("--input", type=Path, help=f"CSV: {columns}")
     rows.add_argument("--output", type=Path, help="CSV: the same rows with their energy")
     parser.add_argument(
         "--method", choices=list(ENERGY_MODELS), help="default: as the settings say"
@@ -94,6 +98,7 @@ def _estimate_request(model: EnergyModel, options: argparse.Namespace, config: C
         None,
         concurrency=options.concurrency,
         output_tokens=options.output_tokens,
+        cached_tokens=options.cached_tokens,
     )
     grid = open_grid(config, Faults()).asked()
     estimate = OfflineEstimate(model, deployment, query, grid, config.pue)

@@ -151,15 +151,16 @@ class OfflineEstimate:
 
     def _title(self) -> str:
         deployment, query = self._deployment, self._query
+        cached = f" ({query.cached_tokens:g} of them cached)" if query.cached_tokens else ""
         return (
             f"{deployment.model.name} on {deployment.num_gpus} x {deployment.gpu.name}, "
-            f"{query.prompt_tokens} prompt and {query.output_tokens} output tokens, "
+            f"{query.prompt_tokens} prompt{cached} and {query.output_tokens} output tokens, "
             f"{query.concurrency:g} at once; estimated by {_METHODS[self._model.name]}"
         )
 
     def _flop(self) -> Mapping[str, int]:
         """Operations by phase, where it is these that were counted; else nothing."""
-        if not isinstance(self._model, FlopModel):
+        if not isinstance(self._model, FlopModel) or self._query.cached_tokens:
             return {}
         flop = note_flop(
             self._deployment.model,

@@ -16,13 +16,17 @@ from tqdm import tqdm
 
 from llm_carbon_meter.estimate.one_request import check_request, make_deployment
 from llm_carbon_meter.physics.model_specs import ModelSpec
+from llm_carbon_meter.physics.phases import Serving
 from llm_carbon_meter.predictor.energy_model import BoundModel, Deployment, EnergyModel, Floats
+from llm_carbon_meter.predictor.estimator import check_cached
 from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.units import JOULES_PER_WATT_HOUR
 
 DEPLOYMENT_COLUMNS: Final = ("model_config", "gpu", "num_gpus", "dtype", "engine", "engine_version")
 REQUEST_COLUMNS: Final = ("concurrency", "prompt_tokens", "output_tokens")
 INPUT_COLUMNS: Final = (*DEPLOYMENT_COLUMNS, *REQUEST_COLUMNS)
+CACHED_COLUMN: Final = "cached_tokens"
+"""Of the prompt, in the prefix cache; a table may leave it out."""
 ENERGY_COLUMNS: Final = ("prefill_wh", "decode_wh", "energy_wh", "low_wh", "high_wh")
 ERROR_COLUMN: Final = "error"
 
@@ -69,8 +73,8 @@ class _Group:
 
     bound: BoundModel
     rows: list[int] = field(default_factory=list)
-    requests: list[tuple[float, float, float]] = field(default_factory=list)
-    """Concurrency, prompt and output tokens."""
+    requests: list[tuple[float, float, float, float]] = field(default_factory=list)
+    """Concurrency, prompt, output and cached tokens."""
 
 
 class _Key(NamedTuple):
@@ -104,7 +108,7 @@ class BatchEstimator:
         """The table with energies or errors; columns of these names that it had are replaced."""
         at = {name: place for place, name in enumerate(table.columns)}
         keys = [at[name] for name in DEPLOYMENT_COLUMNS]
-        numbers = [at[name] for name in REQUEST_COLUMNS]
+        numbers = [(name, at[name]) for name in (*REQUEST_COLUMNS, CACHED_COLUMN) if name in at]
         errors: dict[int, str] = {}
         rows = tqdm(table.rows, disable=None, delay=_PROGRESS_AFTER_S, unit=" rows")
         for number, row in enumerate(rows):
@@ -120,18 +124,20 @@ class BatchEstimator:
         row: Sequence[str],
         width: int,
         keys: Sequence[int],
-        numbers: Sequence[int],
+        numbers: Sequence[tuple[str, int]],
     ) -> None:
         """Put a row with those of its deployment."""
         if len(row) != width:
             raise MeterError(f"the row has {len(row)} cells, the header {width}")
         spec, group = self._group(_Key._make([row[place].strip() for place in keys]))
-        values = [
-            _number(name, row[place]) for name, place in zip(REQUEST_COLUMNS, numbers, strict=True)
-        ]
-        check_request(spec, *values)
+        cells = {name: row[place] for name, place in numbers}
+        cells[CACHED_COLUMN] = cells.get(CACHED_COLUMN, "").strip() or "0"
+        values = {name: _number(name, text) for name, text in cells.items()}
+        asked = [values[name] for name in REQUEST_COLUMNS]
+        check_request(spec, *asked)
+        check_cached(values[CACHED_COLUMN], values["prompt_tokens"])
         group.rows.append(number)
-        group.requests.append((values[0], values[1], values[2]))
+        group.requests.append((asked[0], asked[1], asked[2], values[CACHED_COLUMN]))
 
     def _group(self, key: _Key) -> tuple[ModelSpec, _Group]:
         prepared = self._deployments.get(key)
@@ -188,7 +194,8 @@ class BatchEstimator:
 
 def _watt_hours(group: _Group) -> Floats:
     """Shape (requests, 5), as `ENERGY_COLUMNS` names them."""
-    energy = group.bound.phases(*np.array(group.requests, np.float64).T.copy())
+    concurrency, prompt, output, cached = np.array(group.requests, np.float64).T.copy()
+    energy = group.bound.phases(concurrency, prompt, output, Serving(cached=cached))
     prefill, decode, factor = energy.prefill_joules, energy.decode_joules, np.exp(energy.width)
     total = prefill + decode
     joules = (prefill, decode, total, total / factor, total * factor)

@@ -149,8 +149,17 @@ def _check(query: EstimateQuery) -> None:
             f"prompt_tokens is {query.prompt_tokens}, n is {query.num_sequences} and concurrency "
             f"is {query.concurrency}; each must be at least 1"
         )
-    if not 0 <= query.cached_tokens < query.prompt_tokens:
+    check_cached(query.cached_tokens, query.prompt_tokens)
+
+
+def check_cached(cached_tokens: float, prompt_tokens: float) -> None:
+    """A request's last prompt token is computed whatever is cached.
+
+    Raises:
+        MeterError: there are too many, or fewer than none.
+    """
+    if not 0 <= cached_tokens < prompt_tokens:
         raise MeterError(
-            f"cached_tokens is {query.cached_tokens} of {query.prompt_tokens} prompt tokens; "
-            "at least the last one is computed"
+            f"cached_tokens is {cached_tokens:g} of {prompt_tokens:g} prompt tokens; expected at "
+            "least 0, and fewer than the prompt has, since its last one is always computed"
         )

@@ -185,6 +185,9 @@ BAD_CELLS = [
     ({"dtype": "int3"}, "'int3' is not known; known: bfloat16"),
     ({"model_config": "Lama-3.1-8B"}, "nearest is Llama-3.1-8B"),
     ({"model_config": ""}, "model '' is not in"),
+    ({"cached_tokens": "1000"}, "cached_tokens is 1000 of 1000 prompt tokens"),
+    ({"cached_tokens": "-1"}, "cached_tokens is -1"),
+    ({"cached_tokens": "some"}, "cached_tokens is 'some'"),
     ({"prompt_tokens": "131000"}, "context of Llama-3.1-8B holds 131072"),
 ]
 
@@ -199,6 +202,15 @@ def test_bad_rows_get_their_reasons_and_the_others_their_answers(tmp_path: Path)
     for row, (change, words) in zip(rows[1:-1], BAD_CELLS, strict=True):
         assert words in row["error"], change
         assert row["energy_wh"] == row["low_wh"] == ""
+
+
+def test_a_cached_prompt_is_cheaper(tmp_path: Path) -> None:
+    """An empty cell is none; decode is as it was."""
+    cells = ("", "0", "900")
+    _, rows = answered(tmp_path, *({"cached_tokens": cell} for cell in cells))
+    prefills = [float(row["prefill_wh"]) for row in rows]
+    assert prefills[0] == prefills[1] > 5 * prefills[2]
+    assert len({row["decode_wh"] for row in rows}) == 1
 
 
 def test_ragged_rows_are_bad_rows(tmp_path: Path) -> None:

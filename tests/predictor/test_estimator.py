@@ -1,6 +1,6 @@
 """The FLOP formula of the LLM-BENCH note, to the digit."""
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from math import hypot, log
 
 import pytest
@@ -12,9 +12,10 @@ from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.physics.model_list import built_in_config, built_in_model
 from llm_carbon_meter.physics.model_specs import model_spec
 from llm_carbon_meter.physics.phases import PLAIN, Serving
-from llm_carbon_meter.predictor.energy_model import Deployment, Numbers, PhaseEnergy
+from llm_carbon_meter.predictor.energy_model import Deployment, EnergyModel, Numbers, PhaseEnergy
 from llm_carbon_meter.predictor.estimator import DeploymentEstimator
 from llm_carbon_meter.predictor.flop import NOTE_CONSTANTS, FlopConstants, FlopModel, note_flop
+from llm_carbon_meter.predictor.gnn import GnnModel
 from llm_carbon_meter.predictor.lengths import LengthForecast, OutputLengths, exact_length
 from llm_carbon_meter.predictor.models import ENERGY_MODELS, energy_model
 from llm_carbon_meter.records import CarbonIntensity, EstimateQuery, MeterError
@@ -242,3 +243,44 @@ def test_calibration_scales_everything_that_clients_are_told() -> None:
         assert getattr(told, name) == pytest.approx(1.5 * getattr(raw, name))
     assert told.output_tokens == raw.output_tokens
     assert told.calibrated is told
+
+
+MANY = [
+    EstimateQuery(100 + n, None, 1 + n % 2, 1.0 + n, cached_tokens=10.0 * (n % 3))
+    for n in range(10)
+]
+SPREAD = [LengthForecast(5.0 * number, 2.0 * number, 9.0 * number) for number in range(10)]
+
+
+@pytest.mark.parametrize("model", [FlopModel(), GnnModel()])
+@pytest.mark.parametrize("count", [0, 1, 10])
+def test_many_are_estimated_as_each_alone(model: EnergyModel, count: int) -> None:
+    """To the last digits, whatever is asked; an answer of no token among them."""
+    place = Deployment(built_in_model("Qwen3-30B-A3B"), gpu_spec("H100"), 1, "vllm", "0.11.1")
+    estimator = DeploymentEstimator(model, place, GRID)
+    together = estimator.estimate_all(MANY[:count], SPREAD[:count])
+    alone = list(map(estimator.estimate, MANY[:count], SPREAD[:count]))
+    assert len(together) == count
+    for one, other in zip(together, alone, strict=True):
+        figures = [
+            {name: value for name, value in asdict(made).items() if isinstance(value, float)}
+            for made in (one, other)
+        ]
+        assert figures[0] == pytest.approx(figures[1], rel=1e-9)
+        assert one.out_of_domain == other.out_of_domain
+
+
+def test_what_is_cached_is_read_and_not_computed() -> None:
+    """More of it is cheaper, all but the last token can be, and what is impossible is refused."""
+    place = Deployment(built_in_model("Llama-3.1-8B"), gpu_spec("H100"), 1, "vllm", "0.11.1")
+    estimator = DeploymentEstimator(GnnModel(), place, GRID)
+    query = EstimateQuery(4000, None)
+    joules = [
+        estimator.estimate(replace(query, cached_tokens=cached), exact_length(1)).joules
+        for cached in (0.0, 1000.0, 3000.0, 3999.0)
+    ]
+    assert joules == sorted(joules, reverse=True)
+    assert joules[-1] < 0.2 * joules[0]
+    for cached in (4000.0, -1.0):
+        with pytest.raises(MeterError, match="4000 prompt tokens"):
+            estimator.estimate(replace(query, cached_tokens=cached), exact_length(1))

@@ -107,3 +107,17 @@ def test_old_answers_are_forgotten() -> None:
 def test_an_exact_length_is_exact() -> None:
     """Mean, low and high are the length."""
     assert exact_length(42) == (42, 42, 42)
+
+
+def test_an_answer_that_was_cut_says_that_it_would_have_been_longer() -> None:
+    """Single tokens of a beam search, or a client that wants ten, make no other answers short."""
+    lengths = OutputLengths(FLAT)
+    before = lengths.forecast(None)
+    for _ in range(4 * PRIOR_WEIGHT):
+        lengths.observe(1, cut=True)
+    assert lengths.forecast(None).mean == pytest.approx(before.mean, rel=0.1)
+    for _ in range(4 * PRIOR_WEIGHT):
+        lengths.observe(70, cut=True)
+    assert 70 < lengths.forecast(None).mean < 100
+    lengths.observe(5000, cut=True)
+    assert lengths.forecast(None).high <= 5000
