@@ -194,7 +194,7 @@ BAD_CELLS = [
 
 def test_bad_rows_get_their_reasons_and_the_others_their_answers(tmp_path: Path) -> None:
     """Each its own; the exit code says that there are some."""
-    code, rows = answered(tmp_path, {}, *(change for change, _ in BAD_CELLS), {})
+    code, rows = answered(tmp_path, {"cached_tokens": ""}, *(change for change, _ in BAD_CELLS), {})
     assert code == 1
     for row in (rows[0], rows[-1]):
         assert float(row["energy_wh"]) > 0
