@@ -3,9 +3,10 @@
     seconds = |GPU time, launch time| + host time
     energy  = static power x seconds + active power x GPU time + what is moved and computed
 
-GPU, launch and host time are sums of terms (`TERMS`) times rates. A step that would draw more than
-board power takes longer and spends less. The rates are fitted (fitted_physics.py); a deployment's
-own differ from them by its `FACTORS`.
+GPU, launch and host time are sums of terms (`TERMS`) times rates, but that a kernel moves while it
+computes: of both, the longer counts (`KERNELS`). A step that would draw more than board power takes
+longer and spends less. The rates are fitted (fitted_physics.py); a deployment's own differ from
+them by its `FACTORS`.
 
 Operators only, so that the same lines are fitted in torch and served in numpy. Every term raises
 time and energy, whatever the rates: longer requests never cost less, larger batches never cost more
@@ -28,8 +29,6 @@ Floats = NDArray[np.float64]
 MICRO: Final = 1e-6
 TINY_S: Final = 1e-12
 """Keeps the root of an empty phase differentiable."""
-OVERLAP: Final = 4.0
-"""Exponent by which launch time hides behind GPU time: |a, b| = (a^4 + b^4)^(1/4)."""
 SHARPNESS: Final = 16.0
 """How abruptly the board's limit sets in."""
 SLOWED: Final = 0.45
@@ -66,6 +65,12 @@ TERMS: Final = (
     "steps",
     "sequence_steps",
 )
+KERNELS: Final = (
+    (("weights", "packed_weights", "fp8_weights", "activations"), ("products",)),
+    (("expert_weights", "fp8_expert_weights"), ("expert_products",)),
+    (("cache", "repeated_cache"), ("attention",)),
+)
+"""Kinds of kernels, one after the other: what each moves, and what it computes meanwhile."""
 LAUNCH_TERMS: Final = ("launches", "int8_layers", "nf4_layers")
 """Time in which the host launches kernels, while the GPU works on earlier ones."""
 HOST_TERMS: Final = ("steps", "sequence_steps")
@@ -96,6 +101,17 @@ SCALED: Final = np.array(
 IS_LAUNCH: Final = np.array([float(term in LAUNCH_TERMS) for term in TERMS])
 IS_HOST: Final = np.array([float(term in HOST_TERMS) for term in TERMS])
 IS_GPU: Final = 1 - IS_LAUNCH - IS_HOST
+
+
+def _columns() -> Floats:
+    """Which terms are added up first, shape (columns, terms): what kinds of kernels move, what they
+    compute, what else takes GPU time, launch and host time."""
+    sides = [terms for side in range(2) for terms in (kind[side] for kind in KERNELS)]
+    kernels = np.array([[float(term in side) for term in TERMS] for side in sides])
+    return np.stack((*kernels, IS_GPU - kernels.sum(0), IS_LAUNCH, IS_HOST))
+
+
+COLUMNS: Final = _columns()
 _QUANTISED: Final = frozenset(
     (
         *("q_proj", "k_proj", "v_proj", "out_proj", "down_to_rank"),
@@ -188,8 +204,8 @@ class Constants(NamedTuple):
     """The law of a deployment, or of a column of them."""
 
     rates: Any
-    """Per second of each term: seconds of GPU, launch and host time, and joules per board watt
-    beyond static and active power; shape (…, terms, 4)."""
+    """Per second of each term: its seconds in each of the `COLUMNS`, and joules per board watt
+    beyond static and active power; shape (…, terms, columns + 1)."""
     static: Any
     """Share of the board's power that is drawn all the time, shape (…, 1)."""
     active: Any
@@ -198,14 +214,14 @@ class Constants(NamedTuple):
 
 def constants_of(fitted: Any, factors: Any, library: Any) -> Constants:
     """Constants of the logarithms of factors, shape (…, factors), in numpy or in torch."""
-    masks = (SCALED, IS_GPU, IS_LAUNCH, IS_HOST)
-    scaled, gpu, launch, host = (
+    masks = (SCALED, IS_GPU, *COLUMNS)
+    scaled, gpu, *columns = (
         masks if library is np else [fitted.time.new_tensor(mask) for mask in masks]
     )
     time = library.exp(fitted.time + factors @ scaled)
     dynamic = library.exp(fitted.energy + factors[..., _DYNAMIC, None]) * gpu
     return Constants(
-        rates=library.stack((time * gpu, time * launch, time * host, dynamic), -1),
+        rates=library.stack((*(time * column for column in columns), dynamic), -1),
         static=library.exp(fitted.static + factors[..., _STATIC])[..., None],
         active=library.exp(fitted.active + factors[..., _DYNAMIC])[..., None],
     )
@@ -221,9 +237,17 @@ class Spent(NamedTuple):
 
 def spent(constants: Constants, terms: Any) -> Spent:
     """Time and energy of phases or steps of the terms (…, phases, terms), shapes (…, phases)."""
-    parts = terms @ constants.rates
-    gpu, launch, host, dynamic = (parts[..., place] for place in range(4))
-    seconds = (gpu**OVERLAP + launch**OVERLAP + TINY_S**OVERLAP) ** (1 / OVERLAP) + host
+    parts, kinds = terms @ constants.rates, len(KERNELS)
+    kernels = longer(parts[..., :kinds], parts[..., kinds : 2 * kinds])
+    other, launch, host, dynamic = (parts[..., place] for place in range(2 * kinds, 2 * kinds + 4))
+    gpu = kernels.sum(-1) + other
+    seconds = longer(gpu, launch) + host
     boards = constants.static * seconds + constants.active * gpu + dynamic
     beyond = (1 + (boards / seconds) ** SHARPNESS) ** (1 / SHARPNESS)
     return Spent(seconds * beyond**SLOWED, boards * beyond ** (SLOWED - 1))
+
+
+def longer(one: Any, other: Any) -> Any:
+    """What two that go on at once take: |a, b| = (a^4 + b^4)^(1/4)."""
+    one, other = one * one, other * other
+    return (one * one + other * other + TINY_S**4) ** 0.25

@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llm_carbon_meter.predictor.step_law import longer
 from llm_carbon_meter.training.fit.kernel_rates import (
     NO_RATES,
     KernelRates,
@@ -13,14 +14,17 @@ from llm_carbon_meter.training.fit.kernel_rates import (
 )
 
 
-def test_rates_of_a_sum_are_found_again() -> None:
-    """Streaming, computing and a floor, within a percent; one row in twenty is ten times off."""
+@pytest.mark.parametrize("meanwhile", [None, 1])
+def test_rates_are_found_again(meanwhile: int | None) -> None:
+    """Streaming, computing and a floor, within some percent; one row in twenty is ten times off."""
     rng = np.random.default_rng(0)
     parts = [10.0 ** rng.uniform(-6, -3, 2000), 10.0 ** rng.uniform(-6, -3, 2000), np.ones(2000)]
-    measured = 1.1 * parts[0] + 1.6 * parts[1] + 5e-6
-    measured *= np.exp(rng.normal(0, 0.03, 2000))
+    moved, computed = 1.1 * parts[0], 1.6 * parts[1]
+    both = moved + computed if meanwhile is None else longer(moved, computed)
+    measured = (both + 5e-6) * np.exp(rng.normal(0, 0.03, 2000))
     measured[::20] *= 10
-    np.testing.assert_allclose(positive_fit(parts, measured), [1.1, 1.6, 5e-6], rtol=0.03)
+    found = positive_fit(parts, measured, meanwhile)
+    np.testing.assert_allclose(found, [1.1, 1.6, 5e-6], rtol=0.03)
 
 
 def test_a_gpu_deviates_from_the_mean_of_all() -> None:
@@ -35,11 +39,11 @@ def test_a_gpu_deviates_from_the_mean_of_all() -> None:
 
 
 def test_public_kernels_are_near_their_data_sheets(public_data: Path) -> None:
-    """Streaming within a fifth of the bandwidth, products within a third of the peak."""
+    """Streaming within a third of the bandwidth, products within a half of the peak."""
     rates = kernel_rates(public_data)
     assert set(rates.gpus) == {"A100", "B200", "GB200", "H100", "H200", "L40S"}
     for gpu, terms in rates.gpus.items():
-        assert 0.9 < terms["weights"] < 1.2, gpu
-        assert 0.85 < terms["products"] < 1.35, gpu
+        assert 1.1 < terms["weights"] < 1.33, gpu
+        assert 1.1 < terms["products"] < 1.55, gpu
         assert 1.4 < terms["attention"] < 2.3, gpu
         assert 0.9 < terms["cache"] < 1.5, gpu
