@@ -1,5 +1,6 @@
 """Wires everything of one API server together: estimates before, records after, all exporters."""
 
+import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
@@ -110,30 +111,28 @@ class FrontendMeter:
 
     def estimate(
         self,
-        prompt: Prompt,
+        prompts: Sequence[Prompt],
         max_tokens: int | None,
         *,
         concurrency: int,
         num_sequences: int = 1,
         output_tokens: int | None = None,
-    ) -> EnergyEstimate | None:
-        """Estimate a request that is not sent; None where nothing can be said about this model.
+    ) -> list[EnergyEstimate]:
+        """Estimate requests that are not sent; none where nothing can be said about this model.
 
-        Arguments as of `LiveEstimator.ask`.
+        Args:
+            prompts: of requests that are alike otherwise; other arguments as of
+                `LiveEstimator.ask`.
 
         Raises:
-            MeterError: the request makes no sense.
+            MeterError: a request makes no sense.
         """
-        if self._live is None:
-            return None
-        asked = self._live.ask(
-            prompt,
-            max_tokens,
-            concurrency,
-            num_sequences=num_sequences,
-            output_tokens=output_tokens,
-        )
-        return self._live.estimate(asked.query)
+        live = self._live
+        if live is None:
+            return []
+        ask = functools.partial(live.ask, num_sequences=num_sequences, output_tokens=output_tokens)
+        asked = [ask(prompt, max_tokens, concurrency) for prompt in prompts]
+        return live.estimates([one.query for one in asked])
 
     def begin(
         self,
@@ -150,7 +149,7 @@ class FrontendMeter:
         if prompt.num_tokens and self._live is not None:
             try:
                 member.asked = self._live.ask(prompt, max_tokens, concurrency, comes=True)
-                member.estimate = self._live.estimate(member.asked.query)
+                (member.estimate,) = self._live.estimates([member.asked.query])
             except Exception as error:  # noqa: BLE001 - boundary: an energy model may be anybody's
                 # What it will use is measured all the same.
                 self._faults.note("estimate", error, "Requests have no estimate.")

@@ -21,7 +21,7 @@ from llm_carbon_meter.predictor.energy_model import Deployment
 from llm_carbon_meter.predictor.estimator import DeploymentEstimator
 from llm_carbon_meter.predictor.fitted_physics import Prior
 from llm_carbon_meter.predictor.gnn import Weights
-from llm_carbon_meter.predictor.lengths import OutputLengths, exact_length
+from llm_carbon_meter.predictor.lengths import LengthForecast, OutputLengths, exact_length
 from llm_carbon_meter.predictor.posterior import FactorPosterior, Steps
 from llm_carbon_meter.predictor.served import Prompt, PromptCache, ServedDrafts, drafts_of
 from llm_carbon_meter.predictor.step_law import FACTORS, term_matrix
@@ -137,17 +137,18 @@ class LiveEstimator:
         )
         return Asked(query, matched)
 
-    def estimate(self, query: EstimateQuery) -> EnergyEstimate:
-        """Estimate a request that has not run.
+    def estimates(self, queries: Sequence[EstimateQuery]) -> list[EnergyEstimate]:
+        """Estimate requests that have not run.
 
         Raises:
-            MeterError: the query makes no sense.
+            MeterError: a query makes no sense.
         """
+        return self._estimator.estimate_all(queries, list(map(self._length, queries)))
+
+    def _length(self, query: EstimateQuery) -> LengthForecast:
         if query.output_tokens is None:
-            lengths = self._lengths.forecast(query.max_tokens)
-        else:
-            lengths = exact_length(query.output_tokens)
-        return self._estimator.estimate(query, lengths)
+            return self._lengths.forecast(query.max_tokens)
+        return exact_length(query.output_tokens)
 
     def conditionals(self, served: Sequence[Served]) -> list[EnergyEstimate]:
         """What would have been estimated, had all been known of how requests were served.

@@ -1,20 +1,23 @@
-"""What a request costs an API server's process beside the engine's own work.
+"""What a request costs an API server's process beside the engine's own work; the estimate route.
 
 Everything that the meter does there, without a server around it: the middleware of headers, the
 estimate before, an engine's two figures from the channel, metrics, look-ups and the request log.
 """
 
 import asyncio
+import json
 import random
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from statistics import median
 from types import SimpleNamespace
 from typing import Any, Final
 
 from prometheus_client import CollectorRegistry
+from starlette.requests import Request
 
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
@@ -26,22 +29,74 @@ from llm_carbon_meter.predictor.served import Prompt
 from llm_carbon_meter.records import RequestEnergy, Status
 from llm_carbon_meter.servers.shared.channel import decode, encode
 from llm_carbon_meter.servers.shared.middleware import STATE_NAME, CarbonHeadersMiddleware
+from llm_carbon_meter.servers.shared.routes import CarbonRoutes, prompts_of
 from tests.support.made.energies import ENERGY
 
 TOGETHER: Final = 8
 ROUNDS: Final = 400
 PROMPT_TOKENS: Final = 500
+ROUTE_PROMPTS: Final = 400
+ROUTE_PROMPT_TOKENS: Final = 100
+ROUTE_CALLS: Final = 9
 DEPLOYED: Final = {"engine": "vllm", "engine_version": "0.32.0", "gpu": "NVIDIA H100 80GB HBM3"}
 
 
 def measure(_model: Path) -> Mapping[str, float]:
-    """Milliseconds of the processor for a request, with the meter less without it."""
+    """Milliseconds of the processor for a request, with the meter less without it; the route's."""
     with tempfile.TemporaryDirectory() as folder:
         meter = _meter(Path(folder))
         spent = [_seconds(one) for one in (None, meter)]  # warm
         spent = [_seconds(one) for one in (None, meter)]
+        answer, hold = asyncio.run(_route(meter))
         meter.stop()
-    return {"request_ms": 1e3 * (spent[1] - spent[0]) / (ROUNDS * TOGETHER)}
+    return {
+        "request_ms": 1e3 * (spent[1] - spent[0]) / (ROUNDS * TOGETHER),
+        "route_ms": 1e3 * answer,
+        "route_hold_ms": 1e3 * hold,
+    }
+
+
+async def _route(meter: FrontendMeter) -> tuple[float, float]:
+    """Seconds in which the route answers a list of prompts, and for which it holds the event loop
+    at most: medians of some calls."""
+    prompts = [
+        [random.randrange(100_000) for _ in range(ROUTE_PROMPT_TOKENS)]
+        for _ in range(ROUTE_PROMPTS)
+    ]
+    body = json.dumps({"prompt": prompts, "max_tokens": 100}).encode()
+
+    async def receive() -> Any:
+        return {"type": "http.request", "body": body}
+
+    async def read_prompts(_request: Request, parsed: Mapping[str, Any]) -> list[Prompt]:
+        return await prompts_of(parsed, _never)
+
+    routes, figures = CarbonRoutes(meter, read_prompts), []
+    for _ in range(ROUTE_CALLS):
+        gaps: list[float] = []
+        watching = asyncio.create_task(_watch(gaps))
+        await asyncio.sleep(0)
+        begun_s = time.perf_counter()
+        answer = await routes.estimate(Request({"type": "http"}, receive))
+        took_s = time.perf_counter() - begun_s
+        assert answer.status_code == 200
+        await asyncio.sleep(0)
+        watching.cancel()
+        figures.append((took_s, max(gaps)))
+    took, held = (median(column) for column in zip(*figures, strict=True))
+    return took, held
+
+
+async def _never(_: Mapping[str, Any]) -> Prompt:
+    raise AssertionError("prompts are token ids already")
+
+
+async def _watch(gaps: list[float]) -> None:
+    """Seconds for which the event loop was somebody else's."""
+    while True:
+        since_s = time.perf_counter()
+        await asyncio.sleep(0)
+        gaps.append(time.perf_counter() - since_s)
 
 
 def _seconds(meter: FrontendMeter | None) -> float:

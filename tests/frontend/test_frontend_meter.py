@@ -111,8 +111,7 @@ class Frontend:
 
     def factor(self) -> float:
         """The calibration that the next request gets."""
-        estimate = self.meter.estimate(Prompt(10), 5, concurrency=1)
-        assert estimate is not None
+        (estimate,) = self.meter.estimate([Prompt(10)], 5, concurrency=1)
         return estimate.calibration
 
     def drift(self) -> float | None:
@@ -207,8 +206,7 @@ def test_estimates_follow_what_the_meter_has_learnt(bound: list[Deployment]) -> 
     assert last["calibration"] == pytest.approx(1.2)
     assert last["energy_joules"] == pytest.approx(10.0)
     assert last["calibrated"]["energy_joules"] == pytest.approx(12.0)
-    estimate = frontend.meter.estimate(Prompt(10), 5, concurrency=1)
-    assert estimate is not None
+    (estimate,) = frontend.meter.estimate([Prompt(10)], 5, concurrency=1)
     told = float(estimate_headers(estimate)["LLM-Carbon-Estimated-Wh"])
     assert told == pytest.approx(12.0 / 3600, rel=1e-5)
     for stage in ("raw", "calibrated"):

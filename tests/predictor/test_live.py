@@ -49,11 +49,11 @@ def test_an_estimate_follows_its_meter() -> None:
     teach(meter, ticks=100, watts=600.0)
     estimator = DeploymentEstimator(GnnModel(), PLACE, constant(Config(), Faults()))
     live = LiveEstimator(estimator)
-    before = live.estimate(QUERY)
+    (before,) = live.estimates([QUERY])
     assert before.calibration == pytest.approx(1.0)
     assert meter.factors is not None
     live.adopt(meter.factors)
-    after = live.estimate(QUERY)
+    (after,) = live.estimates([QUERY])
     assert after.calibrated.decode_joules == pytest.approx(99 * 600 / 100 / 8, rel=0.03)
     assert after.joules == pytest.approx(before.joules)
     assert after.calibrated.joules == pytest.approx(after.joules * after.calibration)

@@ -2,11 +2,10 @@
 application, so inside its authentication. Errors have the OpenAI shape."""
 
 import asyncio
-import json
-import time
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any, Final, NamedTuple
 
+import msgspec
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -22,8 +21,8 @@ MAX_BODY: Final = 1_000_000
 
 ReadPrompts = Callable[[Request, Mapping[str, Any]], Awaitable[list[Prompt]]]
 """Gives each prompt of a chat or completion body, in tokens."""
-LONGEST_HOLD_S: Final = 0.0005
-"""A list of prompts lets others have the event loop this often."""
+TOGETHER: Final = 16
+"""Prompts of a list that are read or estimated before others have the event loop again."""
 
 
 class RefusedError(Exception):
@@ -60,8 +59,12 @@ async def prompts_of(
     if isinstance(prompt, list) and prompt and all(type(entry) is int for entry in prompt):
         return [Prompt(len(prompt), prompt)]
     if isinstance(prompt, list) and prompt:
-        read = [await prompts_of({"prompt": entry}, tokenize) for entry in prompt]
-        return [one for prompts in read for one in prompts]
+        read: list[Prompt] = []
+        for number, entry in enumerate(prompt):
+            read += await prompts_of({"prompt": entry}, tokenize)
+            if number % TOGETHER == 0:
+                await asyncio.sleep(0)
+        return read
     raise RefusedError(400, "`prompt` is empty; expected text, token ids, or a list of them")
 
 
@@ -111,17 +114,14 @@ class CarbonRoutes:
             return refusal.response()
         except MeterError as error:
             return RefusedError(400, str(error)).response()
-        made = [estimate for estimate in estimates if estimate is not None]
-        if not made:
+        if not estimates:
             return RefusedError(501, "this model's architecture has no estimate").response()
         return JSONResponse(
-            {"model": self._meter.model_name, "estimate": estimate_json(sum_estimates(made))}
+            {"model": self._meter.model_name, "estimate": estimate_json(sum_estimates(estimates))}
         )
 
-    async def _estimates(
-        self, request: Request, body: Mapping[str, Any]
-    ) -> list[EnergyEstimate | None]:
-        """Of each prompt."""
+    async def _estimates(self, request: Request, body: Mapping[str, Any]) -> list[EnergyEstimate]:
+        """Of each prompt; none where nothing can be said about this model."""
         output = _output_tokens(body)
         sequences = _whole(body, "n", 1)
         if "prompt_tokens" in body:
@@ -134,20 +134,16 @@ class CarbonRoutes:
                 "give `messages`, `prompt` or `prompt_tokens`, and `max_tokens` or `output_tokens`",
             )
         concurrency = self._meter.concurrency.with_more(sequences * len(prompts))
-        estimates, since_s = [], time.perf_counter()
-        for prompt in prompts:
-            if time.perf_counter() - since_s > LONGEST_HOLD_S:
-                await asyncio.sleep(0)
-                since_s = time.perf_counter()
-            estimates.append(
-                self._meter.estimate(
-                    prompt,
-                    output.at_most,
-                    concurrency=concurrency,
-                    num_sequences=sequences,
-                    output_tokens=output.exactly,
-                )
+        estimates = []
+        for first in range(0, len(prompts), TOGETHER):
+            estimates += self._meter.estimate(
+                prompts[first : first + TOGETHER],
+                output.at_most,
+                concurrency=concurrency,
+                num_sequences=sequences,
+                output_tokens=output.exactly,
             )
+            await asyncio.sleep(0)
         return estimates
 
 
@@ -192,7 +188,7 @@ async def _read(request: Request) -> bytes:
 
 def _parse(data: bytes) -> Mapping[str, Any]:
     try:
-        body = json.loads(data)
+        body = msgspec.json.decode(data)
     except (ValueError, RecursionError) as error:
         raise RefusedError(400, f"the body is no JSON: {error}") from error
     if not isinstance(body, dict):

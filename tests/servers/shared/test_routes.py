@@ -1,6 +1,8 @@
 """``/v1/carbon/estimate`` in process: what it makes of a body."""
 
-from collections.abc import Mapping
+import asyncio
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -16,7 +18,7 @@ from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.predictor.served import Prompt
 from llm_carbon_meter.records import EnergyEstimate
-from llm_carbon_meter.servers.shared.routes import CarbonRoutes
+from llm_carbon_meter.servers.shared.routes import TOGETHER, CarbonRoutes, prompts_of
 
 
 class Asked(FrontendMeter):
@@ -35,13 +37,13 @@ class Asked(FrontendMeter):
             faults=Faults(),
             registry=CollectorRegistry(),
         )
-        self.asked: list[tuple[Prompt, int | None, Mapping[str, Any]]] = []
+        self.asked: list[tuple[list[Prompt], int | None, Mapping[str, Any]]] = []
 
     def estimate(
-        self, prompt: Prompt, max_tokens: int | None, **more: Any
-    ) -> EnergyEstimate | None:
-        self.asked.append((prompt, max_tokens, more))
-        return super().estimate(prompt, max_tokens, **more)
+        self, prompts: Sequence[Prompt], max_tokens: int | None, **more: Any
+    ) -> list[EnergyEstimate]:
+        self.asked.append((list(prompts), max_tokens, more))
+        return super().estimate(prompts, max_tokens, **more)
 
 
 async def prompts(request: Request, body: Mapping[str, Any]) -> list[Prompt]:
@@ -66,7 +68,7 @@ async def test_the_estimate_counts_the_company_of_the_moment() -> None:
     meter = Asked(running=1)
     await post(meter, {"prompt": ["ab", "abc"], "n": 2, "max_tokens": 7})
     more = {"num_sequences": 2, "concurrency": 5, "output_tokens": None}
-    assert meter.asked == [(Prompt(2), 7, more), (Prompt(3), 7, more)]
+    assert meter.asked == [([Prompt(2), Prompt(3)], 7, more)]
 
 
 async def test_the_estimate_is_the_formula_s_own_to_the_digit() -> None:
@@ -77,3 +79,52 @@ async def test_the_estimate_is_the_formula_s_own_to_the_digit() -> None:
     assert estimate["calibration"] == 1.0
     assert estimate["calibrated"]["energy_wh"] == estimate["energy_wh"]
     assert estimate["out_of_domain"] == "no GPU was found, H100 is assumed"
+
+
+async def test_a_long_list_lets_others_have_the_event_loop() -> None:
+    """Its estimate is the sum of all, though others had their turn in between."""
+    turns = 0
+
+    async def others() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await asyncio.sleep(0)
+
+    meter = Asked()
+    task = asyncio.create_task(others())
+    whole = await post(meter, {"prompt": ["ab"] * 10 * TOGETHER, "max_tokens": 7})
+    task.cancel()
+    assert [len(asked) for asked, *_ in meter.asked] == [TOGETHER] * 10
+    assert turns >= 10
+    one = await post(Asked(), {"prompt": ["ab"], "max_tokens": 7})
+    assert whole["energy_joules"] == pytest.approx(10 * TOGETHER * one["energy_joules"])
+
+
+@pytest.mark.parametrize(
+    ("body", "words"),
+    [
+        (b"[" * 100_000, "the body is no JSON"),
+        (b'{"prompt": ', "the body is no JSON"),
+        (b"[1]", "the body is a list"),
+        (b"{}", "give `messages`, `prompt` or `prompt_tokens`"),
+        (b'{"prompt": []}', "`prompt` is empty"),
+        (b'{"prompt_tokens": 0}', "`prompt_tokens` is 0"),
+    ],
+)
+async def test_what_is_no_request_is_told_so(body: bytes, words: str) -> None:
+    """400, in OpenAI's shape."""
+
+    async def read(_request: Request, parsed: Mapping[str, Any]) -> list[Prompt]:
+        return await prompts_of(parsed, never)
+
+    async def never(_: Mapping[str, Any]) -> Prompt:
+        raise AssertionError
+
+    async def receive() -> Mapping[str, Any]:
+        return {"type": "http.request", "body": body}
+
+    routes = CarbonRoutes(Asked(), read)
+    answer = await routes.estimate(Request({"type": "http"}, receive))  # type: ignore[arg-type]
+    assert answer.status_code == 400
+    assert words in json.loads(bytes(answer.body))["error"]["message"]
