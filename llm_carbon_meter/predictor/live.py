@@ -51,13 +51,13 @@ class Served(NamedTuple):
 
 
 def _as_served(energy: RequestEnergy, remark: str) -> EstimateQuery:
-    drafts = drafts_of(energy)
+    drafts, prompt_tokens = drafts_of(energy), max(energy.prompt_tokens, 1)
     return EstimateQuery(
-        energy.prompt_tokens,
+        prompt_tokens,
         None,
         concurrency=max(1.0, energy.mean_running),
         output_tokens=energy.output_tokens,
-        cached_tokens=min(energy.cached_tokens, max(energy.prompt_tokens - 1, 0)),
+        cached_tokens=min(energy.cached_tokens, prompt_tokens - 1),
         verified=drafts.verified,
         accepted=drafts.accepted,
         remark=remark,
@@ -151,11 +151,7 @@ class LiveEstimator:
         return exact_length(query.output_tokens)
 
     def conditionals(self, served: Sequence[Served]) -> list[EnergyEstimate]:
-        """What would have been estimated, had all been known of how requests were served.
-
-        Raises:
-            MeterError: one had no prompt.
-        """
+        """What would have been estimated, had all been known of how requests were served."""
         lengths = [exact_length(one.energy.output_tokens) for one in served]
         return self._estimator.estimate_all([_as_served(*one) for one in served], lengths)
 

@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -188,6 +189,29 @@ def test_the_conditional_estimate_knows_length_and_company(bound: list[Deploymen
     exchange = Exchange()
     frontend.meter.begin(exchange, "open", "chatcmpl-open", Prompt(10), 5)
     assert frontend.meter.record(exchange).conditional is None
+
+
+def test_figures_that_come_together_are_finished_together(tmp_path: Path) -> None:
+    """Each has its record, its line in the log and its count, whatever a proxy is told of one."""
+    log = tmp_path / "requests.jsonl"
+    frontend = Frontend(request_log=str(log))
+    names = [f"request-{number}" for number in range(6)]
+    for name in names:
+        exchange = Exchange()
+        frontend.meter.begin(exchange, name, f"chatcmpl-{name}", Prompt(10), 5)
+        frontend.meter.end(exchange, answered=True)
+    odd = {"prompt_tokens": 0, "cached_tokens": 7}
+    frontend.meter.receive_energies(
+        [energy_of(name, **(odd if name == names[2] else {})) for name in names]
+    )
+    frontend.meter.stop()
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["id"] for line in lines] == names
+    assert all(line["conditional"]["energy_joules"] > 0 for line in lines)
+    assert all(frontend.meter.find(name) for name in names)
+    labels = {"model_name": "llama", "engine": "0", "quality": "counter", "outcome": "finished"}
+    counted = frontend.registry.get_sample_value("llm_carbon_meter_requests_total", labels)
+    assert counted == len(names)
 
 
 def learnt(factor: float) -> EngineTotals:
