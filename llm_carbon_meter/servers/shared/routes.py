@@ -19,6 +19,8 @@ from llm_carbon_meter.records import EnergyEstimate, MeterError
 MAX_BODY: Final = 1_000_000
 """Bytes of an estimate's body."""
 
+EXPECTED_PROMPT: Final = "expected text, token ids, or a list of them"
+
 ReadPrompts = Callable[[Request, Mapping[str, Any]], Awaitable[list[Prompt]]]
 """Gives each prompt of a chat or completion body, in tokens."""
 TOGETHER: Final = 16
@@ -54,18 +56,25 @@ async def prompts_of(
     if "messages" in body:
         return [await tokenize({"messages": body["messages"], "tools": body.get("tools")})]
     prompt = body["prompt"]
-    if isinstance(prompt, str):
-        return [await tokenize({"prompt": prompt})]
-    if isinstance(prompt, list) and prompt and all(type(entry) is int for entry in prompt):
-        return [Prompt(len(prompt), prompt)]
-    if isinstance(prompt, list) and prompt:
-        read: list[Prompt] = []
-        for number, entry in enumerate(prompt):
-            read += await prompts_of({"prompt": entry}, tokenize)
-            if number % TOGETHER == 0:
-                await asyncio.sleep(0)
-        return read
-    raise RefusedError(400, "`prompt` is empty; expected text, token ids, or a list of them")
+    entries = prompt if isinstance(prompt, list) and not _are_token_ids(prompt) else [prompt]
+    read: list[Prompt] = []
+    for number, entry in enumerate(entries, 1):
+        if isinstance(entry, str):
+            read.append(await tokenize({"prompt": entry}))
+        elif _are_token_ids(entry):
+            read.append(Prompt(len(entry), entry))
+        else:
+            found = type(entry).__name__ if entry else "nothing"
+            raise RefusedError(400, f"`prompt` holds {found}; {EXPECTED_PROMPT}")
+        if number % TOGETHER == 0:
+            await asyncio.sleep(0)
+    if not read:
+        raise RefusedError(400, f"`prompt` is empty; {EXPECTED_PROMPT}")
+    return read
+
+
+def _are_token_ids(entry: Any) -> bool:
+    return isinstance(entry, list) and bool(entry) and all(type(one) is int for one in entry)
 
 
 class CarbonRoutes:

@@ -109,6 +109,12 @@ async def test_a_long_list_lets_others_have_the_event_loop() -> None:
         (b"[1]", "the body is a list"),
         (b"{}", "give `messages`, `prompt` or `prompt_tokens`"),
         (b'{"prompt": []}', "`prompt` is empty"),
+        (b'{"prompt": [[1, 2], []]}', "`prompt` holds nothing"),
+        (b'{"prompt": [[1, 2], [[3]]]}', "`prompt` holds list"),
+        (b'{"prompt": [1, true]}', "`prompt` holds int"),
+        (b'{"prompt": {"text": "a"}}', "`prompt` holds dict"),
+        (b'{"prompt": ' + b"[" * 400 + b"]" * 400 + b"}", "`prompt` holds list"),
+        (b'{"prompt": [-1], "output_tokens": true}', "`output_tokens` is True"),
         (b'{"prompt_tokens": 0}', "`prompt_tokens` is 0"),
     ],
 )
