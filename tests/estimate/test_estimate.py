@@ -2,6 +2,8 @@
 
 import csv
 import json
+import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from llm_carbon_meter import estimate
 from llm_carbon_meter.cli import main
 from llm_carbon_meter.estimate.one_request import make_deployment
 from llm_carbon_meter.estimate.table import estimate_file
@@ -43,6 +46,20 @@ def test_one_request_to_the_digit(capsys: pytest.CaptureFixture[str]) -> None:
     ]
     assert "no PUE on top" in printed
     assert "10 % to 90 %" not in printed  # a formula has no interval
+
+
+def test_the_readme_shows_what_is_printed(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The command in it, and its output to the digit."""
+    for name in [name for name in os.environ if name.startswith("LLM_CARBON_METER_")]:
+        monkeypatch.delenv(name)
+    text = (Path(estimate.__file__).parent / "README.md").read_text()
+    (shown,) = re.findall(r"^    \$ llm-carbon-meter (.*?)\n\n", text, re.DOTALL | re.MULTILINE)
+    command, _, output = shown.replace("\\\n", "").partition("\n")
+    assert main(command.split()) == 0
+    printed, lines = capsys.readouterr().out.split("\n"), output.split("\n")
+    assert [line.strip() for line in lines] == [line.strip() for line in printed if line]
 
 
 def test_the_comparison_knows_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
