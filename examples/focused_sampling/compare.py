@@ -3,8 +3,8 @@
     LLM_CARBON_METER_DATA=/path/to/data python examples/focused_sampling/compare.py
 
 Each strategy chooses, round by round, which of the public measurements it "makes"; the predictor is
-trained on these and judged on architectures and GPUs that were locked away before. Four and a half
-minutes on two cores.
+trained on these and judged on architectures and GPUs that were locked away before. Three minutes on
+two cores.
 """
 
 import argparse

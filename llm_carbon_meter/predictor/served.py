@@ -91,8 +91,8 @@ class PrefixMemory:
     def _prefixes(self, prompt: Prompt) -> dict[int, int]:
         """Hashes and ends of beginnings; the last token is never taken from a cache."""
         try:
-            data = array("q", prompt.tokens or ()).tobytes()
-        except OverflowError:  # ids that no tokeniser gives
+            data = array("q", () if prompt.tokens is None else prompt.tokens).tobytes()
+        except (OverflowError, TypeError):  # ids that no tokeniser gives
             return {}
         found, prefix, start, step = {}, hash(prompt.cache_key), 0, self._block
         last, fine = prompt.num_tokens - 1, FINE * self._block

@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -78,9 +79,17 @@ def test_the_oldest_prefixes_go_first(monkeypatch: pytest.MonkeyPatch) -> None:
     ]
 
 
-def test_ids_of_no_tokeniser_match_nothing() -> None:
+@pytest.mark.parametrize("odd", [2**70, "text", None])
+def test_ids_of_no_tokeniser_match_nothing(odd: Any) -> None:
     """Clients may send anything."""
-    assert PrefixMemory(BLOCK).match(prompt(*[2**70] * 40), remember=True) == 0
+    assert PrefixMemory(BLOCK).match(prompt(*[odd] * 40), remember=True) == 0
+
+
+def test_tokens_may_be_an_array() -> None:
+    """As engines hold them."""
+    memory, tokens = PrefixMemory(BLOCK), np.arange(101)
+    assert memory.match(prompt(*range(101)), remember=True) == 0
+    assert memory.match(Prompt(101, tokens), remember=False) == 96  # type: ignore[arg-type]
 
 
 def test_what_the_engine_finds_is_what_is_expected() -> None:

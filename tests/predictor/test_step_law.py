@@ -10,6 +10,7 @@ from llm_carbon_meter.physics.gpu_specs import GpuSpec, gpu_spec
 from llm_carbon_meter.physics.model_list import built_in_config, built_in_model
 from llm_carbon_meter.physics.model_specs import ModelSpec, model_spec
 from llm_carbon_meter.physics.phases import SUMS, phase_sums, phase_totals
+from llm_carbon_meter.predictor.fitted_physics import FittedPhysics
 from llm_carbon_meter.predictor.gnn import shipped_weights
 from llm_carbon_meter.predictor.step_law import FACTORS, TERMS, constants_of, spent, term_matrix
 
@@ -101,6 +102,32 @@ def test_weights_that_are_unpacked_and_scales_of_blocks_have_terms() -> None:
     assert terms_of(model_spec(config), H100)["block_scaled_layers"].all()
     plain = make_deployment("Qwen3-30B-A3B", "H100", 1, "fp8").model
     assert not terms_of(plain, H100)["block_scaled_layers"].any()
+
+
+@pytest.mark.parametrize(
+    ("together", "seconds"),
+    [
+        # what a kernel moves and computes goes on at once: the longer counts most
+        (("weights", "products"), 2**0.25),
+        (("expert_weights", "expert_products"), 2**0.25),
+        (("cache", "attention"), 2**0.25),
+        # what one kernel moves is added up, and kernels follow each other
+        (("weights", "activations"), 2.0),
+        (("weights", "attention"), 2.0),
+        (("products", "expert_products"), 2.0),
+        (("products", "network"), 2.0),
+        # launches hide behind the GPU's time, the host's time between steps does not
+        (("weights", "launches"), 2**0.25),
+        (("weights", "steps"), 2.0),
+    ],
+)
+def test_what_goes_on_at_once_takes_no_longer(together: tuple[str, str], seconds: float) -> None:
+    """Two terms of a second each."""
+    size = len(TERMS)
+    law = FittedPhysics(np.zeros(size), np.full(size, -50.0), -9.0, -9.0, {}, {})
+    terms = np.array([[float(term in together) for term in TERMS]])
+    found = spent(constants_of(law, np.zeros(len(FACTORS)), np), terms)
+    assert found.seconds[0] == pytest.approx(seconds, rel=1e-6)
 
 
 def random_law(seed: int, deployments: int = 5) -> tuple[np.ndarray, np.ndarray]:
