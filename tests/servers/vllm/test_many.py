@@ -138,11 +138,11 @@ def running(metered: Metered, count: int) -> Iterator[None]:
             stack.enter_context(httpx.stream("POST", **request, timeout=30)).iter_lines()
             for _ in range(count)
         ]
-        for stream in streams:
-            next(stream)
+        names = [json.loads(next(stream).removeprefix("data: "))["id"] for stream in streams]
         time.sleep(STALE_S)
         yield
-    eventually(lambda: metered.metric("vllm:num_requests_running") == 0, "their end")
+    for name in names:
+        metered.record(name)
 
 
 def company(metered: Metered, beside: int) -> list[int]:
