@@ -5,35 +5,19 @@ A new family is an entry in `FAMILIES`. Sources: the Hugging Face model code of 
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
-from llm_carbon_meter.records import SpecError
-
-Config = Mapping[str, Any]
-
-SILU_OPS, GELU_OPS, GATED_GELU_OPS, RELU_OPS = 5.0, 8.0, 9.0, 1.0
-SOFTMAX_OPS, ALIBI_OPS, SOFTCAP_OPS = 5.0, 1.0, 3.0
-
-
-class LatentAttention(NamedTuple):
-    """Sizes of multi-head latent attention."""
-
-    query_rank: int
-    """0 where the query is projected directly."""
-    kv_rank: int
-    rope_dim: int
-    nope_dim: int
-    value_dim: int
-
-    @property
-    def query_dim(self) -> int:
-        """Of one head."""
-        return self.rope_dim + self.nope_dim
-
-    @property
-    def cached_dim(self) -> int:
-        """Of a token in the KV cache."""
-        return self.kv_rank + self.rope_dim
+from llm_carbon_meter.physics import hybrid_families as hybrid
+from llm_carbon_meter.physics import mixed_attention as mixed
+from llm_carbon_meter.physics.attention_shapes import (
+    ALIBI_OPS,
+    GATED_GELU_OPS,
+    GELU_OPS,
+    RELU_OPS,
+    SOFTCAP_OPS,
+    SOFTMAX_OPS,
+)
+from llm_carbon_meter.physics.config_fields import Config, rotary_fraction, whole
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,99 +30,6 @@ class Family:
     """Fields that a config.json may leave out."""
     read: Callable[[Config], Mapping[str, Any]] = lambda _config: {}
     """Fields of the spec that depend on the config."""
-
-
-def first(config: Config, default: Any, *names: str) -> Any:
-    """The first of some fields that is there."""
-    return next((config[name] for name in names if config.get(name) is not None), default)
-
-
-def whole(config: Config, *names: str, default: int | None = None) -> int:
-    """The first of some fields, a whole number above 0, or the default where none is there.
-
-    Raises:
-        SpecError: it is something else.
-    """
-    value = first(config, None, *names)
-    if value is None and default is not None:
-        return default
-    if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-        listed = " or ".join(names)
-        raise SpecError(f"config.json: {listed} is {value!r}, expected a whole number > 0")
-    return value
-
-
-def num_layers(config: Config) -> int:
-    """Decoder layers; patterns of hybrids have one sign or word for each."""
-    pattern = first(config, None, "layers_block_type", "hybrid_override_pattern")
-    return len(pattern) if pattern else whole(config, "num_hidden_layers", "n_layer")
-
-
-# Sliding windows.
-
-
-def window(config: Config) -> Mapping[str, Any]:
-    """Window and number of windowed layers: as listed, else the family's own pattern."""
-    size = first(config, None, "sliding_window", "attention_chunk_size")
-    if not size or config.get("use_sliding_window") is False:
-        return {}
-    kinds = config.get("layer_types")
-    if kinds:
-        count = sum(kind in ("sliding_attention", "chunked_attention") for kind in kinds)
-    else:
-        layers = num_layers(config)
-        period = first(config, 0, "sliding_window_pattern", "_sliding_window_pattern")
-        if "max_window_layers" in config:
-            count = max(layers - int(config["max_window_layers"]), 0)
-        else:  # one full layer ends every period; without a period all are windowed
-            count = layers - layers // period if period else layers
-    window_size = whole(config, "sliding_window", "attention_chunk_size")
-    return {"sliding_window": window_size, "windowed_layers": count} if count else {}
-
-
-# Experts.
-
-
-def experts(config: Config) -> Mapping[str, Any]:
-    """Routed and shared experts, and how many layers have them."""
-    num = whole(config, "num_local_experts", "num_experts", "n_routed_experts", default=0)
-    if not num:
-        return {"experts_per_token": whole(config, "num_experts_per_tok", default=0)}
-    layers = num_layers(config)
-    with_experts = _expert_layers(config, layers)
-    width = whole(config, "moe_intermediate_size", "intermediate_size")
-    return {
-        "num_experts": num,
-        "experts_per_token": whole(config, "num_experts_per_tok", default=0),
-        "expert_layers": with_experts,
-        "dense_layers": layers - with_experts,
-        "expert_size": width,
-        "shared_size": whole(
-            config,
-            "shared_expert_intermediate_size",
-            default=int(config.get("n_shared_experts") or 0)
-            * whole(config, "moe_shared_expert_intermediate_size", default=width),
-        ),
-    }
-
-
-def _expert_layers(config: Config, layers: int) -> int:
-    """Layers whose MLP is made of experts."""
-    if config.get("moe_layers") is not None:
-        return len(config["moe_layers"])
-    frequency = config.get("moe_layer_freq") or 1
-    if isinstance(frequency, list):
-        return sum(map(bool, frequency))
-    dense_first = int(config.get("first_k_dense_replace") or 0)
-    step = config.get("decoder_sparse_step") or config.get("interleave_moe_layer_step") or 1
-    dense = set(config.get("mlp_only_layers") or ())
-    return sum(
-        layer >= dense_first
-        and layer % frequency == 0
-        and (layer + 1) % step == 0
-        and layer not in dense
-        for layer in range(layers)
-    )
 
 
 # Families.
@@ -197,23 +88,17 @@ def _falcon(config: Config) -> Mapping[str, Any]:
 
 
 def _phi3(config: Config) -> Mapping[str, Any]:
-    return {"rotary_fraction": _rotary_fraction(config, 1.0)}
+    return {"rotary_fraction": rotary_fraction(config, 1.0)}
 
 
 def _gpt_neox(config: Config) -> Mapping[str, Any]:
     bias = bool(config["attention_bias"])
     return {
-        "rotary_fraction": _rotary_fraction(config, 0.25),
+        "rotary_fraction": rotary_fraction(config, 0.25),
         "parallel_attention": bool(config["use_parallel_residual"]),
         "qkv_bias": bias,
         "out_bias": bias,
     }
-
-
-def _rotary_fraction(config: Config, default: float) -> float:
-    rope = config.get("rope_parameters") or {}
-    nested = first(rope, default, "partial_rotary_factor")
-    return float(first(config, nested, "partial_rotary_factor", "rotary_pct"))
 
 
 def _opt(config: Config) -> Mapping[str, Any]:
@@ -246,83 +131,44 @@ def _llama4(config: Config) -> Mapping[str, Any]:
     return {"intermediate_size": whole(config, "intermediate_size_mlp"), "shared_size": width}
 
 
-def _deepseek(config: Config) -> Mapping[str, Any]:
-    sizes = LatentAttention(
-        query_rank=whole(config, "q_lora_rank", default=0),
-        kv_rank=whole(config, "kv_lora_rank"),
-        rope_dim=whole(config, "qk_rope_head_dim"),
-        nope_dim=whole(config, "qk_nope_head_dim"),
-        value_dim=whole(config, "v_head_dim"),
-    )
-    # its ``head_dim`` is that of the rotary part, not of a head
-    return {"latent": sizes, "head_dim": sizes.query_dim}
+def _cohere(config: Config) -> Mapping[str, Any]:
+    return {**_biases(config), "full_qk_norm": bool(config.get("use_qk_norm"))}
 
 
-def _nemotron_h(config: Config) -> Mapping[str, Any]:
-    """Every layer is one block: Mamba-2, attention, MLP or experts (``M * - E``)."""
-    pattern = list(first(config, "", "layers_block_type", "hybrid_override_pattern"))
-    inner = whole(config, "mamba_num_heads") * whole(config, "mamba_head_dim")
-    states = 2 * whole(config, "n_groups") * whole(config, "ssm_state_size")
-
-    def count(*signs: str) -> int:
-        return sum(sign in signs for sign in pattern)
-
+def _glm4_moe(config: Config) -> Mapping[str, Any]:
     return {
-        "attention_layers": count("*", "attention", "full_attention"),
-        "dense_layers": count("-", "mlp"),
-        "expert_layers": count("E", "moe"),
-        "recurrent_layers": count("M", "mamba", "linear_attention"),
-        "recurrent_in": 2 * inner + states + whole(config, "mamba_num_heads"),
-        "recurrent_out": inner,
-        "recurrent_state": inner * whole(config, "ssm_state_size"),
-        **({} if count("E", "moe") else {"num_experts": 0, "experts_per_token": 0}),
+        "qkv_bias": bool(config.get("attention_bias")),
+        "qk_norm": bool(config.get("use_qk_norm")),
+        "rotary_fraction": rotary_fraction(config, 0.5),
     }
 
 
-def _jamba(config: Config) -> Mapping[str, Any]:
-    layers = num_layers(config)
-    inner = whole(config, "mamba_expand") * whole(config, "hidden_size")
-
-    def every(period: str, offset: str) -> int:
-        step, start = whole(config, period), int(config[offset])
-        return sum(layer % step == start for layer in range(layers))
-
-    attention = every("attn_layer_period", "attn_layer_offset")
-    with_experts = every("expert_layer_period", "expert_layer_offset")
+def _glm4(config: Config) -> Mapping[str, Any]:
     return {
-        "attention_layers": attention,
-        "recurrent_layers": layers - attention,
-        "recurrent_in": 2 * inner,
-        "recurrent_out": inner,
-        "recurrent_state": inner * whole(config, "mamba_d_state", default=16),
-        "expert_layers": with_experts,
-        "dense_layers": layers - with_experts,
+        "qkv_bias": bool(config.get("attention_bias")),
+        "rotary_fraction": rotary_fraction(config, 0.5),
     }
 
 
-def _qwen3_next(config: Config) -> Mapping[str, Any]:
-    kinds = config.get("layer_types")
-    layers, period = num_layers(config), int(config.get("full_attention_interval") or 4)
-    full = kinds.count("full_attention") if kinds else layers // period
-    keys = whole(config, "linear_num_key_heads") * whole(config, "linear_key_head_dim")
-    values = whole(config, "linear_num_value_heads") * whole(config, "linear_value_head_dim")
-    return {
-        "attention_layers": full,
-        "recurrent_layers": layers - full,
-        "recurrent_in": 2 * (keys + values) + 2 * whole(config, "linear_num_value_heads"),
-        "recurrent_out": values,
-        "recurrent_state": values * whole(config, "linear_key_head_dim"),
-        "rotary_fraction": _rotary_fraction(config, 0.25),
-    }
+def _minimax_m2(config: Config) -> Mapping[str, Any]:
+    return {"rotary_fraction": rotary_fraction(config, 1.0), "shared_size": 0}
+
+
+def _phi3_small(config: Config) -> Mapping[str, Any]:
+    return {"intermediate_size": whole(config, "ff_intermediate_size"), **_ALL_BIASES}
+
+
+def _mimo(config: Config) -> Mapping[str, Any]:
+    return {"qkv_bias": bool(config.get("attention_bias", True))}
 
 
 _LAYER_NORM: Final = {"layer_norm": True, "gated_mlp": False, "activation_ops": GELU_OPS}
-_BIASED: Final = {"qkv_bias": True, "out_bias": True, "mlp_bias": True}
+_ALL_BIASES: Final = {"qkv_bias": True, "out_bias": True, "mlp_bias": True}
 _GEMMA: Final = {"activation_ops": GATED_GELU_OPS}
-_RECURRENT: Final = "recurrent layers counted as their projections and the state's update"
+_EXPANDED: Final = "latent attention counted with keys and values expanded per head"
 _LATENT: Final = Family(
-    {"approximation": "latent attention counted with keys and values expanded per head"},
-    read=_deepseek,
+    {"approximation": _EXPANDED},
+    read=hybrid.latent_attention,
 )
 _QWEN2_MOE: Final = Family(
     {"shared_gate": True},
@@ -330,6 +176,13 @@ _QWEN2_MOE: Final = Family(
     lambda config: {"qkv_bias": bool(config["qkv_bias"])},
 )
 _QWEN3: Final = Family({"qk_norm": True}, {"use_sliding_window": False}, _biases)
+_QWEN3_5: Final = {"approximation": hybrid.RECURRENT, "qk_norm": True}
+_COHERE: Final = {"norms_per_layer": 1, "parallel_attention": True}
+_CHOSEN: Final = "attention to chosen tokens counted as a window of as many"
+_SPARSE: Final = Family({"approximation": f"{_EXPANDED}; {_CHOSEN}"}, read=mixed.sparse)
+_SINKS: Final = "sinks of windowed heads not counted"
+_STREAMS: Final = "residual streams and low-rank updates counted as one projection"
+_BLOCK_SPARSE: Final = "block-sparse attention counted as attention to everything"
 _GEMMA3_DEFAULTS: Final = {
     "tie_word_embeddings": True,
     "num_attention_heads": 8,
@@ -370,7 +223,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "bloom": Family(
         {
             **_LAYER_NORM,
-            **_BIASED,
+            **_ALL_BIASES,
             "embedding_norm": True,
             "rotary_fraction": 0.0,
             "softmax_ops": SOFTMAX_OPS + ALIBI_OPS,
@@ -404,36 +257,81 @@ FAMILIES: Final[Mapping[str, Family]] = {
     "starcoder2": Family(_LAYER_NORM, {"tie_word_embeddings": True, "use_bias": True}, _starcoder2),
     **{
         family: Family(
-            {**_LAYER_NORM, **_BIASED, "rotary_fraction": 0.0},
+            {**_LAYER_NORM, **_ALL_BIASES, "rotary_fraction": 0.0},
             {"tie_word_embeddings": True, "multi_query": family == "gpt_bigcode"},
             _gpt2,
         )
         for family in ("gpt2", "gpt_bigcode")
     },
     "gpt_oss": Family(
-        {**_BIASED, "router_bias": True, "sinks": True},
+        {**_ALL_BIASES, "router_bias": True, "sinks": True},
         {"head_dim": 64, "sliding_window": 128, "sliding_window_pattern": 2},
     ),
     "llama4_text": Family(
         {"approximation": "chunked attention counted as a sliding window"},
-        {"attention_chunk_size": 8192},
+        {"attention_chunk_size": 8192, "sliding_window_pattern": 4},
         _llama4,
     ),
+    "glm": Family(read=_glm4),
+    "glm4": Family({"norms_per_layer": 4}, read=_glm4),
+    "glm4_moe": Family(read=_glm4_moe),
+    "minimax_m2": Family({"full_qk_norm": True}, read=_minimax_m2),
+    "minimax_m3": Family({"qk_norm": True, "approximation": _CHOSEN}, read=mixed.minimax_m3),
+    "mimo": Family({}, {"use_sliding_window": False}, _mimo),
+    "mimo_v2_flash": Family({"approximation": _SINKS}, read=mixed.mimo_v2),
+    "gemma3n_text": Family(
+        {**_GEMMA, "norms_per_layer": 4, "qk_norm": True, "approximation": _STREAMS},
+        {**_GEMMA3_DEFAULTS, "hidden_size_per_layer_input": 256, "num_kv_shared_layers": 15},
+        mixed.gemma3n,
+    ),
+    "gemma4_text": Family(
+        {**_GEMMA, "norms_per_layer": 4, "qk_norm": True},
+        {"tie_word_embeddings": True, "sliding_window": 512, "sliding_window_pattern": 6},
+        mixed.gemma4,
+    ),
+    "step3p5": Family({"qk_norm": True}, read=mixed.step3),
+    "olmo": Family({"norms_per_layer": 0, "final_norm": False}, read=_biases),
+    "olmo2": Family({"full_qk_norm": True}, read=_biases),
+    "olmo3": Family({"full_qk_norm": True}, {"sliding_window_pattern": 4}, _biases),
+    "olmoe": Family({"full_qk_norm": True}, read=_biases),
+    "smollm3": Family({"rotary_fraction": 0.75}, {"use_sliding_window": False}, _biases),
+    "arcee": Family({"gated_mlp": False, "activation_ops": 2 * RELU_OPS}, read=_biases),
+    "cohere": Family(_COHERE, {"tie_word_embeddings": True}, _cohere),
+    "cohere2": Family(_COHERE, {"tie_word_embeddings": True, "sliding_window_pattern": 4}, _cohere),
+    "chameleon": Family({"full_qk_norm": True}, read=_biases),
+    "phi3small": Family(
+        {**_ALL_BIASES, **_LAYER_NORM, "gated_mlp": True, "approximation": _BLOCK_SPARSE},
+        {"tie_word_embeddings": True},
+        _phi3_small,
+    ),
+    "granitemoe": Family(read=_biases),
+    "granitemoehybrid": Family(
+        {"approximation": hybrid.RECURRENT}, {"tie_word_embeddings": True}, hybrid.granite_hybrid
+    ),
+    "nemotron-nas": Family(read=hybrid.nemotron_nas),
     "deepseek_v2": _LATENT,
     "deepseek_v3": _LATENT,
     "kimi_k2": _LATENT,
+    "glm4_moe_lite": _LATENT,
+    "deepseek_v32": _SPARSE,
+    "glm_moe_dsa": _SPARSE,
+    "deepseek_v4": Family(
+        {"approximation": "compressed attention and hyper-connections counted approximately"},
+        read=mixed.deepseek_v4,
+    ),
+    "kimi_linear": Family({"approximation": hybrid.RECURRENT}, read=hybrid.kimi_linear),
     "nemotron_h": Family(
         {
-            "approximation": _RECURRENT,
+            "approximation": hybrid.RECURRENT,
             "norms_per_layer": 1,
             "gated_mlp": False,
             "activation_ops": 2 * RELU_OPS,
             "rotary_fraction": 0.0,
         },
-        read=_nemotron_h,
+        read=hybrid.nemotron_h,
     ),
     "jamba": Family(
-        {"approximation": _RECURRENT, "rotary_fraction": 0.0},
+        {"approximation": hybrid.RECURRENT, "rotary_fraction": 0.0},
         {
             "mamba_expand": 2,
             "attn_layer_period": 8,
@@ -441,17 +339,31 @@ FAMILIES: Final[Mapping[str, Family]] = {
             "expert_layer_period": 2,
             "expert_layer_offset": 1,
         },
-        _jamba,
+        hybrid.jamba,
     ),
+    "qwen3_5_text": Family(_QWEN3_5, read=hybrid.qwen3_5),
+    "qwen3_5_moe_text": Family({**_QWEN3_5, "shared_gate": True}, read=hybrid.qwen3_5),
     "qwen3_next": Family(
-        {"approximation": _RECURRENT, "qk_norm": True, "shared_gate": True, "query_gate": True},
-        read=_qwen3_next,
+        {
+            "approximation": hybrid.RECURRENT,
+            "qk_norm": True,
+            "shared_gate": True,
+            "query_gate": True,
+        },
+        read=hybrid.qwen3_next,
     ),
 }
 
 # Text models inside multimodal ones.
 ALIASES: Final[Mapping[str, str]] = {
     "gemma3": "gemma3_text",
+    "gemma3n": "gemma3n_text",
+    "gemma4": "gemma4_text",
+    "minimax_m3_vl_text": "minimax_m3",
+    "ministral3": "mistral",
+    "step3p7": "step3p5",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
     "llama4": "llama4_text",
     "qwen2_vl": "qwen2",
     "qwen2_vl_text": "qwen2",

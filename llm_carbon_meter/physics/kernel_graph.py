@@ -36,8 +36,17 @@ def fan(sources: Iterable[str], targets: Sequence[str]) -> list[Edge]:
     return [(source, target) for source in sources for target in targets]
 
 
-_ATTENTION: Final = ("fuse_attn", "fuse_attn_windowed")
-
+# Windowed layers share the projections of the others, or have heads of their own.
+_SAME_HEADS: Final[Sequence[Edge]] = (
+    *fan(["rope", "v_proj", "kv_proj"], ["fuse_attn_windowed"]),
+    ("fuse_attn_windowed", "out_down_proj"),
+)
+_OWN_HEADS: Final[Sequence[Edge]] = (
+    *fan(["norm_attn"], ["q_proj_windowed", "k_proj_windowed", "v_proj_windowed"]),
+    *fan(["q_proj_windowed", "k_proj_windowed"], ["qk_norm_windowed"]),
+    *chain("qk_norm_windowed", "rope_windowed", "fuse_attn_windowed"),
+    *chain("v_proj_windowed", "fuse_attn_windowed", "out_proj_windowed", "allreduce_1"),
+)
 # Every kernel of every family. `layer_input` and `layer_sum` only hold edges together.
 _EDGES: Final[Sequence[Edge]] = (
     *chain("embed", "embed_allreduce", "embed_proj", "embed_norm", "layer_input", "norm_attn"),
@@ -47,12 +56,17 @@ _EDGES: Final[Sequence[Edge]] = (
     ("kv_down_proj", "rope"),
     *fan(["q_proj", "k_proj"], ["qk_norm"]),
     ("qk_norm", "rope"),
-    *fan(["rope", "v_proj", "kv_proj"], _ATTENTION),
-    *fan(_ATTENTION, ["out_proj"]),
+    *fan(["rope", "v_proj", "kv_proj"], ["fuse_attn"]),
+    *chain("fuse_attn", "out_down_proj", "out_proj"),
+    *fan(["norm_attn"], ["index_q_proj", "index_k_proj", "index_gates"]),
+    *fan(["index_q_proj", "index_k_proj", "index_gates"], ["index_attn"]),
+    ("index_attn", "fuse_attn_windowed"),
+    *chain("norm_attn", "extra_proj", "add_attn"),
     *chain("norm_attn", "recurrent_in_proj", "recurrent_state", "recurrent_out_proj"),
     *fan(["out_proj", "recurrent_out_proj"], ["allreduce_1"]),
     *chain("allreduce_1", "post_norm_attn", "add_attn"),
-    *fan(["norm_mlp"], ["gate_proj", "up_proj", "router", "expert_gate_proj", "expert_up_proj"]),
+    *fan(["norm_mlp"], ["gate_proj", "up_proj", "router", "latent_in_proj"]),
+    *fan(["latent_in_proj"], ["expert_gate_proj", "expert_up_proj"]),
     *fan(["norm_mlp"], ["shared_gate_proj", "shared_up_proj", "shared_gate"]),
     *fan(["gate_proj", "up_proj"], ["act_mlp"]),
     *chain("act_mlp", "down_proj", "layer_sum"),
@@ -61,7 +75,8 @@ _EDGES: Final[Sequence[Edge]] = (
     *chain("expert_act_mlp", "expert_down_proj", "combine"),
     *fan(["shared_gate_proj", "shared_up_proj"], ["shared_act_mlp"]),
     *chain("shared_act_mlp", "shared_down_proj", "combine"),
-    *chain("shared_gate", "combine", "layer_sum", "allreduce_2", "post_norm_mlp", "add_mlp"),
+    *chain("shared_gate", "combine", "latent_out_proj", "layer_sum"),
+    *chain("layer_sum", "allreduce_2", "post_norm_mlp", "add_mlp"),
     # residuals
     ("layer_input", "add_attn"),
     ("add_attn", "add_mlp"),
@@ -70,7 +85,8 @@ _EDGES: Final[Sequence[Edge]] = (
 _BYPASSED: Final = frozenset(
     (
         *("embed_allreduce", "embed_proj", "embed_norm", "layer_input", "layer_sum"),
-        *("q_down_proj", "q_norm", "qk_norm", "rope"),
+        *("q_down_proj", "q_norm", "qk_norm", "rope", "qk_norm_windowed", "rope_windowed"),
+        *("out_down_proj", "latent_in_proj", "latent_out_proj"),
         *("allreduce_1", "allreduce_2", "post_norm_attn", "post_norm_mlp", "norm_mlp"),
         *("final_norm", "head_proj"),
     )
@@ -81,7 +97,8 @@ _BYPASSED: Final = frozenset(
 def layer_graph(model: ModelSpec, tensor_parallel: int = 1) -> LayerGraph:
     """The graph of a model on one GPU of a tensor-parallel group."""
     counts = {kernel.name: kernel.count for kernel in kernel_table(model, tensor_parallel)}
-    edges = _without_missing([*_EDGES, *_mlp_input(model, counts)], counts)
+    windowed = _OWN_HEADS if model.windowed_heads else _SAME_HEADS
+    edges = _without_missing([*_EDGES, *windowed, *_mlp_input(model, counts)], counts)
     return LayerGraph(tuple(counts), tuple(counts.values()), edges)
 
 

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from llm_carbon_meter.physics.families import SOFTCAP_OPS, LatentAttention
+from llm_carbon_meter.physics.attention_shapes import SOFTCAP_OPS, Heads, Indexer, LatentAttention
 from llm_carbon_meter.physics.model_specs import ModelSpec
 from llm_carbon_meter.records import SpecError
 
@@ -21,6 +21,7 @@ Floats = npt.NDArray[np.float64]
 
 RMS_NORM_OPS, LAYER_NORM_OPS, ROPE_OPS = 4.0, 7.0, 3.0
 STATE_OPS, STATE_BYTES = 6.0, 4.0  # decay, input and output of a recurrent state's element
+INDEX_OPS, INDEX_BYTES, INDEX_SCALE_BYTES = 3.0, 1.0, 4.0  # ReLU, weight and sum; FP8 and its scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,33 +141,119 @@ def _plain_peak(model: ModelSpec) -> str:
 
 def _attention(model: ModelSpec, tp: int) -> list[Kernel]:
     """From the norm to the output projection."""
-    count = model.attention_layers
-    opening = _norm(model, "norm_attn", count + model.recurrent_layers)
+    opening = _norm(model, "norm_attn", model.attention_layers + model.recurrent_layers)
     if model.latent:
-        return [opening, *_latent_attention(model, model.latent, tp)]
-    h, d = model.hidden_size, model.head_dim
-    query = model.num_heads * d / tp
-    key = model.num_kv_heads * d * _kv_share(model, tp)
-    bias, gates = model.qkv_bias, 2 if model.query_gate else 1
+        own = _latent_attention(model, model.latent, tp)
+    elif model.windowed_heads:
+        full = model.attention_layers - model.windowed_layers
+        alone = replace(model, attention_layers=full, windowed_layers=0, kv_shared_windowed=0)
+        windowed = replace(
+            model,
+            attention_layers=model.windowed_layers,
+            kv_shared_layers=0,
+            num_heads=model.windowed_heads.num_heads,
+            num_kv_heads=model.windowed_heads.num_kv_heads,
+        )
+        own = [
+            *_of_heads(alone, model.heads, tp),
+            *(_windowed(kernel) for kernel in _of_heads(windowed, model.windowed_heads, tp)),
+        ]
+    else:
+        own = _of_heads(model, model.heads, tp)
+    return [opening, *own, *_indexer(model, model.indexer), *_extra(model)]
+
+
+def _windowed(kernel: Kernel) -> Kernel:
+    """The same under the name that it has in windowed layers."""
+    return replace(kernel, name=f"{kernel.name.removesuffix('_windowed')}_windowed")
+
+
+def _of_heads(model: ModelSpec, heads: Heads, tp: int) -> list[Kernel]:
+    """Attention layers that all have the same heads."""
+    count, h = model.attention_layers, model.hidden_size
+    made = count - model.kv_shared_layers - model.kv_shared_windowed
+    query = heads.num_heads * heads.head_dim / tp
+    share = heads.num_kv_heads * _kv_share(heads.num_kv_heads, tp)
+    key, value = share * heads.head_dim, share * heads.value_dim
+    bias, own_value = model.qkv_bias, 0 if heads.shared_kv else made
+    vectors = 2 * heads.head_dim if model.qk_norm else query + key
     normed = replace(
-        _norm(model, "qk_norm", count if model.qk_norm else 0, query + key),
-        weight_bytes=2 * d * model.plain_weight_bytes,  # one weight vector for all heads
+        _norm(model, "qk_norm", count if model.qk_norm or model.full_qk_norm else 0, query + key),
+        weight_bytes=vectors * model.plain_weight_bytes,  # one vector serves all heads
     )
     return [
-        opening,
-        _linear(model, "q_proj", count, h, gates * query, bias=bias),
-        _linear(model, "k_proj", count, h, key, store=model.kv_bytes, bias=bias),
-        _linear(model, "v_proj", count, h, key, store=model.kv_bytes, bias=bias),
+        *_queries(model, count, query, bias=bias),
+        _linear(model, "k_proj", made, h, key, store=model.kv_bytes, bias=bias),
+        _linear(model, "v_proj", own_value, h, value, store=model.kv_bytes, bias=bias),
         normed,
         _rope(model, (query + key) * model.rotary_fraction),
         *_fuse_attention(
             model,
-            heads=model.num_heads / tp,
-            query_dim=d,
-            value_dim=d,
-            kv_elements=2 * key,
+            heads=heads.num_heads / tp,
+            query_dim=heads.head_dim,
+            value_dim=heads.value_dim,
+            kv_elements=key if heads.shared_kv else key + value,
         ),
-        _linear(model, "out_proj", count, query, h, bias=model.out_bias),
+        *_output(model, count, heads.num_heads * heads.value_dim / tp, tp),
+    ]
+
+
+def _queries(model: ModelSpec, count: int, query: float, *, bias: bool) -> list[Kernel]:
+    """Queries, with a gate where the model has one, perhaps through a rank."""
+    h, rank = model.hidden_size, model.query_rank
+    if rank:
+        return [
+            _linear(model, "q_down_proj", count, h, rank, kind="down_to_rank"),
+            _norm(model, "q_norm", count, rank),
+            _linear(model, "q_proj", count, rank, query),
+        ]
+    gates = query if model.query_gate else 0
+    gates += query / model.head_dim if model.head_gates else 0
+    return [_linear(model, "q_proj", count, h, query + gates, bias=bias)]
+
+
+def _output(model: ModelSpec, count: int, value: float, tp: int) -> list[Kernel]:
+    """The output projection, perhaps through a rank for each group of heads."""
+    h, groups = model.hidden_size, model.out_groups
+    if not model.out_rank:
+        return [_linear(model, "out_proj", count, value, h, bias=model.out_bias)]
+    down = model.out_rank * groups / tp
+    return [
+        _linear(model, "out_down_proj", count, value * tp / groups, down, kind="down_to_rank"),
+        _linear(model, "out_proj", count, down, h),
+    ]
+
+
+def _indexer(model: ModelSpec, indexer: Indexer | None) -> list[Kernel]:
+    """Small heads that score every token before: the same on every GPU of a group."""
+    if not indexer:
+        return []
+    h, dim, count = model.hidden_size, indexer.head_dim, indexer.layers
+    queries = indexer.num_heads * dim
+    scores = (2 * dim + INDEX_OPS) * indexer.num_heads / indexer.stride
+    return [
+        _linear(model, "index_q_proj", count, indexer.query_rank or h, queries, kind="q_proj"),
+        _linear(model, "index_k_proj", count, h, dim, kind="k_proj", store=INDEX_BYTES),
+        _linear(model, "index_gates", count, h, indexer.num_heads, kind="k_proj"),
+        Kernel(
+            "index_attn",
+            "fuse_attn",
+            count,
+            _plain_peak(model),
+            queries,
+            indexer.num_heads,
+            ops_per_context=scores,
+            bytes_per_token=queries * INDEX_BYTES,
+            bytes_per_kv=(dim * INDEX_BYTES + INDEX_SCALE_BYTES) / indexer.stride,
+        ),
+    ]
+
+
+def _extra(model: ModelSpec) -> list[Kernel]:
+    """Small projections of every layer, the same on every GPU of a group."""
+    count = model.num_layers if model.extra_width else 0
+    return [
+        _linear(model, "extra_proj", count, model.hidden_size, model.extra_width, kind="up_proj")
     ]
 
 
@@ -199,9 +286,9 @@ def _latent_attention(model: ModelSpec, latent: LatentAttention, tp: int) -> lis
     ]
 
 
-def _kv_share(model: ModelSpec, tp: int) -> float:
+def _kv_share(kv_heads: int, tp: int) -> float:
     """KV heads are replicated where there are fewer of them than GPUs."""
-    return max(1 / tp, 1 / model.num_kv_heads)
+    return max(1 / tp, 1 / kv_heads)
 
 
 def _rope(model: ModelSpec, turned: float) -> Kernel:
@@ -299,17 +386,21 @@ def _experts(model: ModelSpec, tp: int) -> list[Kernel]:
         weight_bytes=(h * num + bias) * element,
         bytes_per_token=(h + num) * model.activation_bytes,
     )
+    taken = model.expert_input or h
+    projected = count if model.expert_input else 0
     routed = _gated_mlp(
-        replace(model, weight_bytes=model.expert_weight_bytes),
+        replace(model, weight_bytes=model.expert_weight_bytes, hidden_size=taken),
         "expert_",
         count,
         model.expert_size / tp,
     )
     return [
         router,
+        _linear(model, "latent_in_proj", projected, h, taken, kind="down_to_rank"),
         *(_routed(kernel, k) for kernel in routed),
         *_shared_experts(model, count if model.shared_size else 0, tp),
-        _vector(model, "combine", "combine", count, 2 * k * h, k * h, h),
+        _vector(model, "combine", "combine", count, 2 * k * taken, k * taken, taken),
+        _linear(model, "latent_out_proj", projected, taken, h, kind="up_proj"),
     ]
 
 
@@ -345,7 +436,7 @@ def _closing(model: ModelSpec, tp: int, block: str, count: int) -> list[Kernel]:
     number = {"attn": 1, "mlp": 2}[block]
     return [
         _all_reduce(model, tp, f"allreduce_{number}", count),
-        _norm(model, f"post_norm_{block}", count if model.norms_per_layer == 4 else 0),
+        _norm(model, f"post_norm_{block}", count if model.norms_per_layer >= 4 else 0),
         _vector(model, f"add_{block}", "add", count, h, 2 * h, h),
     ]
 
@@ -370,7 +461,7 @@ def _all_reduce(model: ModelSpec, tp: int, name: str, count: int) -> Kernel:
 def _before(model: ModelSpec, tp: int) -> list[Kernel]:
     """Embedding."""
     h, width = model.hidden_size, model.embedding_size or model.hidden_size
-    rows = width + (h if model.position_rows else 0)
+    rows = width + (h if model.position_rows else 0) + model.layer_embeddings
     projected = 1 if width != h else 0
     return [
         Kernel(
@@ -556,5 +647,5 @@ def weight_memory_bytes(model: ModelSpec, num_gpus: int) -> float:
     )
     # A head that is tied to the embedding is that kernel's weight already.
     rows = 0 if model.tied_head else model.vocab_size * (model.embedding_size or model.hidden_size)
-    rows += model.position_rows * model.hidden_size
+    rows += model.position_rows * model.hidden_size + model.vocab_size * model.layer_embeddings
     return kernels + rows * model.plain_weight_bytes / num_gpus

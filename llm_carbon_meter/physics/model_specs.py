@@ -5,19 +5,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from llm_carbon_meter.physics.families import (
-    ALIASES,
-    FAMILIES,
+from llm_carbon_meter.physics.attention_shapes import (
     SILU_OPS,
     SOFTMAX_OPS,
-    Family,
+    Heads,
+    Indexer,
     LatentAttention,
-    experts,
-    first,
-    num_layers,
-    whole,
-    window,
 )
+from llm_carbon_meter.physics.config_fields import experts, first, num_layers, whole, window
+from llm_carbon_meter.physics.families import ALIASES, FAMILIES, Family
 from llm_carbon_meter.physics.number_formats import weight_format
 from llm_carbon_meter.records import SpecError
 
@@ -37,7 +33,7 @@ class ModelSpec:
     num_kv_heads: int
     """[n_kv]"""
     head_dim: int
-    """[d]"""
+    """[d] of a query and a key"""
     vocab_size: int
     """[V]"""
     tied_head: bool
@@ -59,10 +55,25 @@ class ModelSpec:
     """Attention and MLP read the same layer input."""
     embedding_norm: bool = False
     final_norm: bool = True
+    value_dim: int = 0
+    """Of a head's value; 0 where it is that of the key."""
+    shared_kv: bool = False
+    """Values are the keys."""
+    query_rank: int = 0
+    """What a query is projected through; 0 for none. Latent attention has its own."""
+    out_rank: int = 0
+    """What each of the `out_groups` of heads is projected to before the output; 0 for none."""
+    out_groups: int = 1
     qk_norm: bool = False
     """Each head of query and key is normalised."""
+    full_qk_norm: bool = False
+    """Query and key are normalised as a whole."""
     query_gate: bool = False
     """The query projection also makes a gate of its width."""
+    head_gates: bool = False
+    """A gate for each head."""
+    extra_width: int = 0
+    """Of small projections that every layer has besides."""
     rotary_fraction: float = 1.0
     """Share of a head that RoPE turns; 0 without RoPE."""
     softmax_ops: float = SOFTMAX_OPS
@@ -77,6 +88,13 @@ class ModelSpec:
     sliding_window: int | None = None
     """[W]"""
     windowed_layers: int = 0
+    windowed_heads: Heads | None = None
+    """Of windowed layers, where the others' are different."""
+    kv_shared_layers: int = 0
+    """Layers that see everything with keys and values of an earlier one."""
+    kv_shared_windowed: int = 0
+    indexer: Indexer | None = None
+    """Chooses what layers with a window attend to: the cache keeps everything for them."""
     latent: LatentAttention | None = None
     num_experts: int = 0
     """[E]"""
@@ -87,6 +105,8 @@ class ModelSpec:
     shared_size: int = 0
     """[f] of all shared experts together"""
     shared_gate: bool = False
+    expert_input: int = 0
+    """What the hidden state is projected to for the routed experts; 0 where they take it itself."""
     recurrent_in: int = 0
     """Width of a recurrent layer's input projection."""
     recurrent_out: int = 0
@@ -97,6 +117,8 @@ class ModelSpec:
     """Width of an embedding that is projected to the hidden size; 0 where it has that size."""
     position_rows: int = 0
     """Learned positions."""
+    layer_embeddings: int = 0
+    """Width of embeddings for the layers, all together."""
     max_context: int = 0
     weight_bytes: float = 2.0
     """[D_W] per element of a linear kernel"""
@@ -134,28 +156,70 @@ class ModelSpec:
         """Parameters that a token meets, both embeddings counted, as the LLM-BENCH note does."""
         return self._count(self.experts_per_token, embeddings=2)
 
+    @property
+    def heads(self) -> Heads:
+        """Of layers that see everything."""
+        value = self.value_dim or self.head_dim
+        return Heads(self.num_heads, self.num_kv_heads, self.head_dim, value, self.shared_kv)
+
     def _count(self, experts: int, embeddings: int) -> int:
         norm = self.hidden_size * (2 if self.layer_norm else 1)
         norms = self.num_layers * self.norms_per_layer + self.embedding_norm + self.final_norm
         return (
-            self.attention_layers * self._attention_parameters
+            self._all_attention_parameters
             + self.dense_layers * self._mlp_parameters(self.intermediate_size)
             + self.expert_layers * self._expert_parameters(experts)
             + self.recurrent_layers * self.hidden_size * (self.recurrent_in + self.recurrent_out)
+            + self.num_layers * self.extra_width * self.hidden_size
             + norms * norm
             + self._embedding_parameters(embeddings)
         )
 
     @property
-    def _attention_parameters(self) -> int:
+    def _all_attention_parameters(self) -> int:
         if self.latent:
-            return self._latent_parameters(self.latent)
-        h, heads = self.hidden_size, self.num_heads
-        query, key = heads * self.head_dim, self.num_kv_heads * self.head_dim
-        projected = query * (2 if self.query_gate else 1) + 2 * key
-        bias = (projected if self.qkv_bias else 0) + (h if self.out_bias else 0)
-        extra = (2 * self.head_dim if self.qk_norm else 0) + (heads if self.sinks else 0)
-        return h * projected + query * h + bias + extra
+            layers = self.attention_layers * self._latent_parameters(self.latent)
+        else:
+            full = self.attention_layers - self.windowed_layers
+            windowed = self.windowed_heads or self.heads
+            layers = full * self._attention_parameters(self.heads)
+            layers += self.windowed_layers * self._attention_parameters(windowed)
+            layers -= self.kv_shared_layers * self._key_value_parameters(self.heads)
+            layers -= self.kv_shared_windowed * self._key_value_parameters(windowed)
+        return layers + (self._indexer_parameters(self.indexer) if self.indexer else 0)
+
+    def _attention_parameters(self, heads: Heads) -> int:
+        h, query, out = (
+            self.hidden_size,
+            heads.num_heads * heads.head_dim,
+            self._out_parameters(heads),
+        )
+        gates = (2 if self.query_gate else 1) * query + (heads.num_heads if self.head_gates else 0)
+        asked = h * gates + (query if self.qkv_bias else 0)
+        if self.query_rank:
+            asked = h * self.query_rank + self.query_rank + self.query_rank * query
+        extra = (heads.head_dim if self.qk_norm else 0) + (heads.num_heads if self.sinks else 0)
+        extra += query if self.full_qk_norm else 0
+        return asked + extra + out + self._key_value_parameters(heads)
+
+    def _out_parameters(self, heads: Heads) -> int:
+        h, value = self.hidden_size, heads.num_heads * heads.value_dim
+        if self.out_rank:
+            return value * self.out_rank + self.out_groups * self.out_rank * h
+        return value * h + (h if self.out_bias else 0)
+
+    def _key_value_parameters(self, heads: Heads) -> int:
+        """Projections of keys and values, with what normalises the keys."""
+        key, value = heads.num_kv_heads * heads.head_dim, heads.num_kv_heads * heads.value_dim
+        made = key + (0 if heads.shared_kv else value)
+        norm = (heads.head_dim if self.qk_norm else 0) + (key if self.full_qk_norm else 0)
+        return self.hidden_size * made + (made if self.qkv_bias else 0) + norm
+
+    def _indexer_parameters(self, indexer: Indexer) -> int:
+        """Queries, one key, a weight for each head, and a norm of the key."""
+        h, queries = self.hidden_size, indexer.num_heads * indexer.head_dim
+        asked = (indexer.query_rank or h) * queries
+        return indexer.layers * (asked + h * indexer.head_dim + h * indexer.num_heads)
 
     def _latent_parameters(self, latent: LatentAttention) -> int:
         """Projections down to the ranks with a norm each, and up again."""
@@ -166,10 +230,11 @@ class ModelSpec:
         keys = h * latent.cached_dim + latent.kv_rank + latent.kv_rank * expanded
         return down + keys + heads * latent.value_dim * h
 
-    def _mlp_parameters(self, width: int) -> int:
-        up = 2 if self.gated_mlp else 1
-        bias = up * width + self.hidden_size if self.mlp_bias else 0
-        return (up + 1) * self.hidden_size * width + bias
+    def _mlp_parameters(self, width: int, taken: int = 0) -> int:
+        """Of an MLP that takes the hidden state, or another width."""
+        up, outside = 2 if self.gated_mlp else 1, taken or self.hidden_size
+        bias = up * width + outside if self.mlp_bias else 0
+        return (up + 1) * outside * width + bias
 
     def _expert_parameters(self, experts: int) -> int:
         """Some routed experts, the shared ones, router and shared gate."""
@@ -177,12 +242,16 @@ class ModelSpec:
         router = h * routed + (routed if self.router_bias else 0)
         shared = self._mlp_parameters(self.shared_size) if self.shared_size else 0
         gate = h if self.shared_gate and self.shared_size else 0
-        return experts * self._mlp_parameters(self.expert_size) + router + shared + gate
+        taken = self.expert_input or h
+        projected = 2 * h * self.expert_input
+        one = self._mlp_parameters(self.expert_size, taken)
+        return experts * one + router + shared + gate + projected
 
     def _embedding_parameters(self, embeddings: int) -> int:
         h, width = self.hidden_size, self.embedding_size or self.hidden_size
         projections = 2 * width * h if width != h else 0
-        return embeddings * self.vocab_size * width + self.position_rows * h + projections
+        rows = embeddings * width + self.layer_embeddings
+        return self.vocab_size * rows + self.position_rows * h + projections
 
 
 def in_16_bits(model: ModelSpec) -> ModelSpec:
