@@ -1,4 +1,4 @@
-"""Shapes of attention beyond heads that see everything, and what an element costs in vector work."""
+"""Shapes of attention beyond equal heads, and the vector work for each element."""
 
 from typing import NamedTuple
 

@@ -43,6 +43,14 @@ def num_layers(config: Config) -> int:
     return len(pattern) if pattern else whole(config, "num_hidden_layers", "n_layer")
 
 
+def of_kind(config: Config, kind: str) -> Config:
+    """The config with what transformers' ``per_layer_config`` says of a kind of ``layer_types``."""
+    own = config.get("per_layer_config") or {}
+    kinds = config.get("layer_types") or ()
+    changes = (own[layer] for layer in own if kinds[int(layer)] == kind)
+    return {**config, **next(changes, {})}
+
+
 # Sliding windows.
 
 
@@ -68,10 +76,14 @@ def window(config: Config) -> Mapping[str, Any]:
 # Experts.
 
 
+_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts")
+_PER_TOKEN = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_top_k")
+
+
 def experts(config: Config) -> Mapping[str, Any]:
     """Routed and shared experts, and how many layers have them."""
-    num = count(config, "num_local_experts", "num_experts", "n_routed_experts")
-    per_token = count(config, "num_experts_per_tok", "num_experts_per_token", "top_k_experts")
+    num = count(config, *_EXPERTS)
+    per_token = count(config, *_PER_TOKEN)
     if not num:
         return {"experts_per_token": per_token}
     layers = num_layers(config)
@@ -95,9 +107,11 @@ def experts(config: Config) -> Mapping[str, Any]:
 def _expert_layers(config: Config, layers: int) -> int:
     """Layers whose MLP is made of experts."""
     if config.get("mlp_layer_types"):
-        return sum(kind != "dense" for kind in config["mlp_layer_types"])
+        return sum(kind != "dense" for kind in config["mlp_layer_types"][:layers])
     if config.get("moe_layers") is not None:
         return len(config["moe_layers"])
+    if config.get("moe_layers_enum"):
+        return len(str(config["moe_layers_enum"]).split(","))
     frequency = config.get("moe_layer_freq") or 1
     if isinstance(frequency, list):
         return sum(map(bool, frequency))

@@ -290,7 +290,6 @@ FAMILIES: Final[Mapping[str, Family]] = {
         mixed.gemma4,
     ),
     "step3p5": Family({"qk_norm": True}, read=mixed.step3),
-    "olmo": Family({"norms_per_layer": 0, "final_norm": False}, read=_biases),
     "olmo2": Family({"full_qk_norm": True}, read=_biases),
     "olmo3": Family({"full_qk_norm": True}, {"sliding_window_pattern": 4}, _biases),
     "olmoe": Family({"full_qk_norm": True}, read=_biases),

@@ -42,6 +42,7 @@ def nemotron_h(config: Config) -> Mapping[str, Any]:
 
 
 def jamba(config: Config) -> Mapping[str, Any]:
+    """Mamba with attention in some layers, and experts in others."""
     layers = num_layers(config)
     inner = whole(config, "mamba_expand") * whole(config, "hidden_size")
 
@@ -63,6 +64,7 @@ def jamba(config: Config) -> Mapping[str, Any]:
 
 
 def qwen3_next(config: Config) -> Mapping[str, Any]:
+    """Gated DeltaNet with gated attention in between."""
     kinds = config.get("layer_types")
     layers, period = num_layers(config), int(config.get("full_attention_interval") or 4)
     full = kinds.count("full_attention") if kinds else layers // period
@@ -132,7 +134,7 @@ def _no_experts(width: int) -> Mapping[str, Any]:
 
 
 def nemotron_nas(config: Config) -> Mapping[str, Any]:
-    """Llama with layers that a search thinned out: MLPs of many widths, layers without attention."""
+    """Llama thinned out by a search: MLPs of many widths, layers without attention."""
     blocks, hidden = config["block_configs"], whole(config, "hidden_size")
     attention = [block["attention"] for block in blocks if not _is_out(block["attention"])]
     widths = [

@@ -12,6 +12,7 @@ from llm_carbon_meter.physics.config_fields import (
     count,
     first,
     num_layers,
+    of_kind,
     rotary_fraction,
     whole,
 )
@@ -20,20 +21,22 @@ from llm_carbon_meter.physics.number_formats import MXFP4_BYTES
 
 
 def minimax_m3(config: Config) -> Mapping[str, Any]:
-    """Three layers see everything, the others blocks that small heads choose."""
-    sparse = config.get("sparse_attention_config") or config
-    layers = sum(first(sparse, (), "sparse_attention_freq")) or num_layers(config) - whole(
-        config, "first_k_dense_replace"
-    )
-    chosen = whole(sparse, "sparse_topk_blocks") * whole(sparse, "sparse_block_size")
-    indexer = Indexer(
-        whole(sparse, "sparse_num_index_heads"), whole(sparse, "sparse_index_dim"), layers, 0
-    )
+    """The first layers see everything, the others blocks that small heads choose."""
+    sparse_config = {**config, **(config.get("sparse_attention_config") or {})}
+    kinds = config.get("layer_types") or first(sparse_config, (), "sparse_attention_freq")
+    layers = sum(kind not in ("full_attention", 0) for kind in kinds)
+    chosen = whole(sparse_config, "sparse_topk_blocks", "index_topk_blocks")
     return {
         "intermediate_size": whole(config, "dense_intermediate_size"),
-        "sliding_window": chosen,
+        "sliding_window": chosen * whole(sparse_config, "sparse_block_size", "index_block_size"),
         "windowed_layers": layers,
-        "indexer": indexer,
+        "indexer": Indexer(
+            whole(sparse_config, "sparse_num_index_heads", "index_n_heads"),
+            whole(sparse_config, "sparse_index_dim", "index_head_dim"),
+            layers,
+            query_rank=0,
+        ),
+        "shared_size": whole(config, "shared_intermediate_size"),
         "rotary_fraction": rotary_fraction(config, 1.0),
     }
 
@@ -58,7 +61,7 @@ def sparse(config: Config) -> Mapping[str, Any]:
 
 def deepseek_v4(config: Config) -> Mapping[str, Any]:
     """One key and value head, which is both; a window, and what was compressed before it."""
-    layers, hidden, hyper = num_layers(config), whole(config, "hidden_size"), _hyper(config)
+    layers, streams = num_layers(config), whole(config, "hc_mult", default=4)
     ratios = _compression(config, layers)
     fine = [ratio for ratio in ratios if 0 < ratio < COARSE]
     dim, index = whole(config, "head_dim"), whole(config, "index_head_dim")
@@ -74,7 +77,7 @@ def deepseek_v4(config: Config) -> Mapping[str, Any]:
         "intermediate_size": whole(config, "moe_intermediate_size"),
         "sliding_window": whole(config, "sliding_window") + whole(config, "index_topk"),
         "windowed_layers": layers,
-        "extra_width": (compressors + indexers) // layers + 2 * hyper * hyper * (hyper + 2),
+        "extra_width": (compressors + indexers) // layers + 2 * streams**2 * (streams + 2),
         "indexer": Indexer(
             whole(config, "index_n_heads"),
             index,
@@ -88,11 +91,6 @@ def deepseek_v4(config: Config) -> Mapping[str, Any]:
 
 COARSE: Final = 32
 """Tokens to one key from which on a layer attends to all of them, without an indexer."""
-
-
-def _hyper(config: Config) -> int:
-    """Residual streams."""
-    return whole(config, "hc_mult", default=4)
 
 
 def _compression(config: Config, layers: int) -> Sequence[int]:
@@ -129,12 +127,12 @@ def gemma4(config: Config) -> Mapping[str, Any]:
     """Layers that see everything have wide heads, whose values may be their keys."""
     heads, dim = whole(config, "num_attention_heads"), whole(config, "head_dim")
     windowed = Heads(heads, whole(config, "num_key_value_heads"), dim, dim)
-    shared_kv = bool(config.get("attention_k_eq_v"))
+    shared_kv, full = bool(config.get("attention_k_eq_v")), of_kind(config, "full_attention")
     names = ("num_global_key_value_heads",) if shared_kv else ()
-    wide, mixed = whole(config, "global_head_dim", "head_dim"), bool(config.get("enable_moe_block"))
+    wide, mixed = whole(full, "global_head_dim", "head_dim"), bool(config.get("enable_moe_block"))
     return {
         "logit_softcap": bool(config.get("final_logit_softcapping")),
-        "num_kv_heads": whole(config, *names, "num_key_value_heads"),
+        "num_kv_heads": whole(full, *names, "num_key_value_heads"),
         "head_dim": wide,
         "shared_kv": shared_kv,
         "windowed_heads": windowed,
@@ -182,19 +180,15 @@ def _per_layer_inputs(config: Config) -> Mapping[str, Any]:
 
 def step3(config: Config) -> Mapping[str, Any]:
     """Step 3.5 and 3.7: windowed layers have more query heads; a gate for every head."""
-    other = config.get("attention_other_setting") or {}
-    kv_heads = whole(config, "num_key_value_heads", "num_attention_groups")
-    heads, dim = whole(config, "num_attention_heads"), whole(config, "head_dim", default=128)
-    wide = count(config, "num_sliding_attention_heads", default=0) or count(
-        other, "num_attention_heads", default=heads
-    )
+    own = {**of_kind(config, "sliding_attention"), **(config.get("attention_other_setting") or {})}
+    kv_names, dim = ("num_attention_groups", "num_key_value_heads"), whole(config, "head_dim")
+    heads = whole(own, "num_sliding_attention_heads", "num_attention_heads")
+    # the list goes on with layers that predict further tokens
     kinds = list(config.get("layer_types") or ())[: num_layers(config)]
     return {
-        "num_kv_heads": kv_heads,
+        "num_kv_heads": whole(config, *kv_names),
         "head_gates": True,
-        "windowed_heads": Heads(
-            wide, count(other, "num_attention_groups", default=kv_heads) or kv_heads, dim, dim
-        ),
+        "windowed_heads": Heads(heads, whole(own, *kv_names), dim, dim),
         "windowed_layers": kinds.count("sliding_attention"),
         "shared_size": whole(config, "share_expert_dim", "share_expert_dims"),
     }

@@ -28,6 +28,14 @@ _LATENT: Final = {
     "n_group": 1,
     "topk_group": 1,
 }
+_INDEXED: Final = {
+    **_LATENT,
+    "q_lora_rank": 24,
+    "index_n_heads": 4,
+    "index_head_dim": 16,
+    "index_topk": 8,
+}
+_LAYER_KINDS: Final = ["sliding_attention", "full_attention"] * 2
 _GPT2: Final = {"n_embd": 64, "n_head": 4, "n_layer": 2, "n_positions": 128, "vocab_size": 100}
 
 TINY: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
@@ -97,6 +105,51 @@ TINY: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
             "num_experts_per_tok": 1,
             "interleave_moe_layer_step": 2,
             "moe_layers": None,
+        },
+    ),
+    "glm": ("glm", {**_SIZES, "head_dim": 16, "attention_bias": True}),
+    "glm4": ("glm4", {**_SIZES, "head_dim": 16}),
+    "glm4_moe": (
+        "glm4_moe",
+        {
+            **_SIZES,
+            **_EXPERTS,
+            "head_dim": 16,
+            "attention_bias": True,
+            "use_qk_norm": True,
+            "n_routed_experts": 8,
+            "n_shared_experts": 1,
+            "first_k_dense_replace": 1,
+            "n_group": 1,
+            "topk_group": 1,
+        },
+    ),
+    "minimax_m2": (
+        "minimax_m2",
+        {**_SIZES, "head_dim": 32, "num_local_experts": 8, "num_experts_per_tok": 2},
+    ),
+    "olmo2": ("olmo2", _SIZES),
+    "olmo3": ("olmo3", {**_SIZES, "sliding_window": 8}),
+    "olmoe": ("olmoe", {**_SIZES, "num_experts": 8, "num_experts_per_tok": 2}),
+    "smollm3": ("smollm3", _SIZES),
+    "arcee": ("arcee", _SIZES),
+    "cohere": ("cohere", _SIZES),
+    "cohere with norms": ("cohere", {**_SIZES, "use_qk_norm": True}),
+    "cohere2": ("cohere2", {**_SIZES, "sliding_window": 8}),
+    "ministral3": ("ministral3", {**_SIZES, "head_dim": 32}),
+    "granitemoe": ("granitemoe", {**_SIZES, "num_local_experts": 8, "num_experts_per_tok": 2}),
+    "gemma4_text dense": (
+        "gemma4_text",
+        {
+            **_SIZES,
+            "head_dim": 16,
+            "global_head_dim": 32,
+            "num_global_key_value_heads": 1,
+            "attention_k_eq_v": True,
+            "layer_types": _LAYER_KINDS,
+            "sliding_window": 8,
+            "hidden_size_per_layer_input": 0,
+            "num_kv_shared_layers": 0,
         },
     ),
     "deepseek_v2": ("deepseek_v2", {**_SIZES, **_LATENT, "q_lora_rank": None}),
