@@ -1,6 +1,6 @@
 """Fields of a Hugging Face ``config.json`` that many families share, and how each may be called."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from llm_carbon_meter.records import SpecError
@@ -87,7 +87,7 @@ def experts(config: Config) -> Mapping[str, Any]:
     if not num:
         return {"experts_per_token": per_token}
     layers = num_layers(config)
-    with_experts = _expert_layers(config, layers)
+    with_experts = len(expert_layer_numbers(config))
     width = whole(config, "moe_intermediate_size", "intermediate_size")
     return {
         "num_experts": num,
@@ -104,27 +104,32 @@ def experts(config: Config) -> Mapping[str, Any]:
     }
 
 
-def _expert_layers(config: Config, layers: int) -> int:
-    """Layers whose MLP is made of experts."""
+def expert_layer_numbers(config: Config) -> Sequence[int]:
+    """Layers whose MLP is made of experts; none where the model has no experts."""
+    layers = num_layers(config)
+    if not count(config, *_EXPERTS):
+        return ()
     if config.get("mlp_layer_types"):
-        return sum(kind != "dense" for kind in config["mlp_layer_types"][:layers])
+        kinds = config["mlp_layer_types"][:layers]
+        return [layer for layer, kind in enumerate(kinds) if kind != "dense"]
     if config.get("moe_layers") is not None:
-        return len(config["moe_layers"])
+        return list(config["moe_layers"])
     if config.get("moe_layers_enum"):
-        return len(str(config["moe_layers_enum"]).split(","))
+        return [int(layer) for layer in str(config["moe_layers_enum"]).split(",")]
     frequency = config.get("moe_layer_freq") or 1
     if isinstance(frequency, list):
-        return sum(map(bool, frequency))
+        return [layer for layer, one in enumerate(frequency) if one]
     dense_first = count(config, "first_k_dense_replace")
     step = config.get("decoder_sparse_step") or config.get("interleave_moe_layer_step") or 1
     dense = set(config.get("mlp_only_layers") or ())
-    return sum(
-        layer >= dense_first
+    return [
+        layer
+        for layer in range(layers)
+        if layer >= dense_first
         and layer % frequency == 0
         and (layer + 1) % step == 0
         and layer not in dense
-        for layer in range(layers)
-    )
+    ]
 
 
 # RoPE.

@@ -3,7 +3,7 @@
 A new family is an entry in `FAMILIES`. Sources: the Hugging Face model code of each type.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -30,6 +30,8 @@ class Family:
     """Fields that a config.json may leave out."""
     read: Callable[[Config], Mapping[str, Any]] = lambda _config: {}
     """Fields of the spec that depend on the config."""
+    modules: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    """Kernels whose modules are not called as in other models (`stored_weights.MODULES`)."""
 
 
 # Families.
@@ -288,6 +290,7 @@ FAMILIES: Final[Mapping[str, Family]] = {
         {**_GEMMA, "norms_per_layer": 4, "qk_norm": True},
         {"tie_word_embeddings": True, "sliding_window": 512, "sliding_window_pattern": 6},
         mixed.gemma4,
+        mixed.GEMMA4_MODULES,
     ),
     "step3p5": Family({"qk_norm": True}, read=mixed.step3),
     "olmo2": Family({"full_qk_norm": True}, read=_biases),
@@ -358,7 +361,7 @@ ALIASES: Final[Mapping[str, str]] = {
     "gemma3": "gemma3_text",
     "gemma3n": "gemma3n_text",
     "gemma4": "gemma4_text",
-    "minimax_m3_vl_text": "minimax_m3",
+    **dict.fromkeys(("minimax_m3_vl", "minimax_m3_vl_text", "minimax_m3_text"), "minimax_m3"),
     "ministral3": "mistral",
     "step3p7": "step3p5",
     "qwen3_5": "qwen3_5_text",

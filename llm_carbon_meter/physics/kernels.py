@@ -43,6 +43,8 @@ class Kernel:
     ops_per_token: float = 0.0
     ops_per_context: float = 0.0
     ops_per_sample: float = 0.0
+    weight_element: float = 0.0
+    """Bytes of one weight of a linear kernel, as it is stored."""
     weight_bytes: float = 0.0
     """Read once per step, however many tokens."""
     expert_bytes: float = 0.0
@@ -92,16 +94,17 @@ def _linear(
     bias: bool = False,
 ) -> Kernel:
     """A linear kernel of d_in x d_out; ``store`` is the bytes per stored output element."""
-    element = model.activation_bytes
+    element, stored = model.activation_bytes, model.stored(name)
     return Kernel(
         name,
         kind or name,
         count,
-        model.compute,
+        stored.compute,
         d_in,
         d_out,
         ops_per_token=2 * d_in * d_out + (d_out if bias else 0),
-        weight_bytes=d_in * d_out * model.weight_bytes
+        weight_element=stored.element,
+        weight_bytes=d_in * d_out * stored.element
         + (d_out * model.plain_weight_bytes if bias else 0),
         bytes_per_token=d_in * element + d_out * (store or element),
     )
@@ -129,11 +132,6 @@ def _norm(model: ModelSpec, name: str, count: int, size: float = 0) -> Kernel:
     per_element = LAYER_NORM_OPS if model.layer_norm else RMS_NORM_OPS
     plain = _vector(model, name, "norm", count, per_element * width, width, width)
     return replace(plain, weight_bytes=weights * width * model.plain_weight_bytes)
-
-
-def _plain_peak(model: ModelSpec) -> str:
-    """Attention, router and LM head are not quantised."""
-    return "float32" if model.compute == "float32" else "bfloat16"
 
 
 # Attention.
@@ -239,7 +237,7 @@ def _indexer(model: ModelSpec, indexer: Indexer | None) -> list[Kernel]:
             "index_attn",
             "fuse_attn",
             count,
-            _plain_peak(model),
+            model.plain_compute,
             queries,
             indexer.num_heads,
             ops_per_context=scores,
@@ -304,7 +302,7 @@ def _fuse_attention(
         "fuse_attn",
         "fuse_attn",
         model.attention_layers - model.windowed_layers,
-        _plain_peak(model),
+        model.plain_compute,
         heads * query_dim,
         heads * value_dim,
         ops_per_context=(2 * (query_dim + value_dim) + model.softmax_ops) * heads,
@@ -379,7 +377,7 @@ def _experts(model: ModelSpec, tp: int) -> list[Kernel]:
         "router",
         "router",
         count,
-        _plain_peak(model),
+        model.plain_compute,
         h,
         num,
         ops_per_token=2 * h * num + bias,
@@ -389,7 +387,7 @@ def _experts(model: ModelSpec, tp: int) -> list[Kernel]:
     taken = model.expert_input or h
     projected = count if model.expert_input else 0
     routed = _gated_mlp(
-        replace(model, weight_bytes=model.expert_weight_bytes, hidden_size=taken),
+        replace(model, hidden_size=taken),
         "expert_",
         count,
         model.expert_size / tp,
@@ -416,14 +414,8 @@ def _routed(kernel: Kernel, experts: int) -> Kernel:
 
 
 def _shared_experts(model: ModelSpec, count: int, tp: int) -> list[Kernel]:
-    gate = _linear(
-        replace(model, weight_bytes=model.plain_weight_bytes),
-        "shared_gate",
-        count if model.shared_gate else 0,
-        model.hidden_size,
-        1,
-        kind="router",
-    )
+    gated = count if model.shared_gate else 0
+    gate = _linear(model, "shared_gate", gated, model.hidden_size, 1, kind="router")
     return [*_gated_mlp(model, "shared_", count, model.shared_size / tp), gate]
 
 
@@ -490,7 +482,7 @@ def _after(model: ModelSpec, tp: int) -> list[Kernel]:
             "lm_head",
             "lm_head",
             1,
-            _plain_peak(model),
+            model.plain_compute,
             width,
             vocab,
             ops_per_sample=2 * width * vocab + (SOFTCAP_OPS * vocab if model.logit_softcap else 0),

@@ -123,6 +123,14 @@ def mimo_v2(config: Config) -> Mapping[str, Any]:
     }
 
 
+GEMMA4_MODULES: Final[Mapping[str, Sequence[str]]] = {
+    f"{place}_{half}": (f"{module}{half}",)
+    for half in ("gate_proj", "up_proj", "down_proj")
+    for place, module in (("expert", "experts.0."), ("shared", "mlp."))
+}
+"""Its experts stand beside the MLP, not in it."""
+
+
 def gemma4(config: Config) -> Mapping[str, Any]:
     """Layers that see everything have wide heads, whose values may be their keys."""
     heads, dim = whole(config, "num_attention_heads"), whole(config, "head_dim")

@@ -6,10 +6,15 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from llm_carbon_meter.physics.model_specs import ModelSpec, model_spec
 from llm_carbon_meter.records import SpecError
+
+CONFIG: Final = "config.json"
+QUANTISATION: Final = "hf_quant_config.json"
+LARGEST_BYTES: Final = 16_000_000
+"""Of a config.json; the largest known, which names every expert, have 4 MB."""
 
 
 @cache
@@ -78,16 +83,32 @@ def named_config(name: str, folder: Path | None = None) -> Mapping[str, Any]:
     """
     places = [Path(name)] if folder is None else [Path(name), folder / name]
     for place in places:
-        path = place / "config.json" if place.is_dir() else place
+        path = place / CONFIG if place.is_dir() else place
         if path.is_file():
-            return _read(path)
+            return _with_second_file(_read(path), path.parent / QUANTISATION)
+        if place.is_dir():
+            raise SpecError(f"{place} has no {CONFIG}; give the folder of a checkpoint")
     if name.endswith(".json"):
         raise SpecError(f"there is no file {' or '.join(map(str, places))}")
     return built_in_config(name)
 
 
+def _with_second_file(config: Mapping[str, Any], path: Path) -> Mapping[str, Any]:
+    """The config with the quantisation that ModelOpt writes into a file beside it."""
+    text = config.get("text_config")
+    told = config.get("quantization_config") or (
+        text.get("quantization_config") if isinstance(text, Mapping) else None
+    )
+    if told or not path.is_file():
+        return config
+    return {**config, "quantization_config": _read(path)}
+
+
 def _read(path: Path) -> Mapping[str, Any]:
     try:
+        size = path.stat().st_size
+        if size > LARGEST_BYTES:
+            raise SpecError(f"{path} has {size} bytes; a config.json has at most {LARGEST_BYTES}")
         config = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise SpecError(f"{path} cannot be read as a config.json: {error}") from error

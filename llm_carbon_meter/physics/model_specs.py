@@ -1,9 +1,9 @@
 """What the physics needs of a model: its shape, from a Hugging Face ``config.json``."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Final
 
 from llm_carbon_meter.physics.attention_shapes import (
     SILU_OPS,
@@ -14,8 +14,18 @@ from llm_carbon_meter.physics.attention_shapes import (
 )
 from llm_carbon_meter.physics.config_fields import experts, first, num_layers, whole, window
 from llm_carbon_meter.physics.families import ALIASES, FAMILIES, Family
-from llm_carbon_meter.physics.number_formats import weight_format
+from llm_carbon_meter.physics.number_formats import (
+    StoredAs,
+    has_fp8_cache,
+    quantisation_of,
+    weight_format,
+)
+from llm_carbon_meter.physics.stored_weights import exceptions
 from llm_carbon_meter.records import SpecError
+
+FLOAT32_BYTES: Final = 4.0
+PLAIN_KERNELS: Final = frozenset(("shared_gate", "index_gates", "extra_proj"))
+"""Linear kernels that no format quantises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +138,10 @@ class ModelSpec:
     """[D_W,emb, D_W,head] embedding, LM head, router, norms and biases"""
     compute: str = "bfloat16"
     """Type of the linear kernels' products, a key of `GpuSpec.peak`."""
+    expert_compute: str = ""
+    """Of the experts' products; empty where it is the same."""
+    exceptions: tuple[tuple[str, StoredAs], ...] = ()
+    """Kernels that are stored otherwise."""
     block_scaled: bool = False
     """FP8 weights with a scale for every block."""
     unpacked_as: str = ""
@@ -144,7 +158,25 @@ class ModelSpec:
         if self.num_experts:
             words += f", experts of {8 * self.expert_weight_bytes:.0f} bits"
         words += " in blocks" if self.block_scaled else ""
+        attention = self.stored("out_proj")
+        if attention.element != self.weight_bytes:
+            words += f", attention of {8 * attention.element:.0f} bits"
         return words + (f", {self.unpacked_as} of bitsandbytes" if self.unpacked_as else "")
+
+    def stored(self, kernel: str) -> StoredAs:
+        """How a linear kernel's weights are stored, by its name."""
+        if kernel in PLAIN_KERNELS:
+            return StoredAs(self.plain_weight_bytes, self.plain_compute)
+        if kernel.startswith("expert_"):
+            usual = StoredAs(self.expert_weight_bytes, self.expert_compute or self.compute)
+        else:
+            usual = StoredAs(self.weight_bytes, self.compute)
+        return dict(self.exceptions).get(kernel, usual)
+
+    @property
+    def plain_compute(self) -> str:
+        """Of what is not quantised: attention, router and LM head."""
+        return "float32" if self.plain_weight_bytes == FLOAT32_BYTES else "bfloat16"
 
     @property
     def parameters(self) -> int:
@@ -261,13 +293,19 @@ def in_16_bits(model: ModelSpec) -> ModelSpec:
         weight_bytes=2.0,
         expert_weight_bytes=2.0,
         compute="bfloat16",
+        expert_compute="",
+        exceptions=(),
         block_scaled=False,
         unpacked_as="",
     )
 
 
 def model_spec(
-    config: Mapping[str, Any], name: str = "", *, approximate: bool = False
+    config: Mapping[str, Any],
+    name: str = "",
+    *,
+    approximate: bool = False,
+    any_format: bool = False,
 ) -> ModelSpec:
     """Read a Hugging Face ``config.json``; of a multimodal model its text part.
 
@@ -275,6 +313,7 @@ def model_spec(
         config: the parsed file.
         name: how to call the model; by default as the file does.
         approximate: count an unknown architecture as Llama and say so in ``approximation``.
+        any_format: count weights in an unknown format as not quantised, and say so there.
 
     Raises:
         SpecError: unknown architecture, or a field is missing or contradicts another.
@@ -283,7 +322,7 @@ def model_spec(
     kind = str(text.get("model_type", ""))
     family, approximation = _family(kind, approximate)
     try:
-        fields = _fields({**family.defaults, **text}, family)
+        fields = _fields({**family.defaults, **text}, family, approximate or any_format)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise SpecError(f"config.json of a {kind} model cannot be read: {error!r}") from error
     remarks = (approximation, fields["approximation"])
@@ -291,29 +330,59 @@ def model_spec(
     return _checked(ModelSpec(name=name or str(text.get("_name_or_path") or kind), **fields))
 
 
-def _fields(config: Mapping[str, Any], family: Family) -> dict[str, Any]:
+def _fields(config: Mapping[str, Any], family: Family, any_format: bool) -> dict[str, Any]:
     """Every field of the spec but its name."""
     dtype = str(first(config, "bfloat16", "dtype", "torch_dtype"))
-    weights = weight_format(config.get("quantization_config") or {}, dtype)
+    quantisation = quantisation_of(config)
+    weights = weight_format(quantisation, dtype, any_format=any_format)
     own = family.read(config)
     fields = {
         **_sizes(config),
         **({} if "intermediate_size" in own else {"intermediate_size": _mlp_width(config)}),
         **window(config),
         **experts(config),
-        "weight_bytes": weights.linear_bytes,
-        "expert_weight_bytes": weights.expert_bytes,
-        "plain_weight_bytes": weights.plain_bytes,
-        "compute": weights.compute,
+        "weight_bytes": weights.linear.element,
+        "expert_weight_bytes": weights.experts.element,
+        "plain_weight_bytes": weights.plain.element,
+        "compute": weights.linear.compute,
+        "expert_compute": weights.experts.compute,
         "block_scaled": weights.block_scaled,
         "unpacked_as": weights.unpacked_as,
-        "activation_bytes": weights.plain_bytes,
-        "kv_bytes": weights.plain_bytes,
+        "activation_bytes": weights.plain.element,
+        "kv_bytes": 1.0 if has_fp8_cache(quantisation) else weights.plain.element,
         **family.traits,
         **own,
     }
+    fields["exceptions"] = exceptions(
+        config, quantisation, weights, _quantised_kernels(fields), family.modules
+    )
     remarks = (fields.get("approximation"), weights.approximation)
     return {**fields, "approximation": "; ".join(filter(None, remarks))}
+
+
+def _quantised_kernels(fields: Mapping[str, Any]) -> Iterator[str]:
+    """The kernels that a format may quantise, of those that the model has."""
+    halves = ("gate_proj", "up_proj") if fields.get("gated_mlp", True) else ("up_proj",)
+    mlp = (*halves, "down_proj")
+    if fields.get("latent"):
+        yield from ("q_proj", "kv_down_proj", "kv_proj", "out_proj")
+        yield from ("q_down_proj",) if fields["latent"].query_rank else ()
+    elif fields["attention_layers"]:
+        yield from ("q_proj", "k_proj", "v_proj", "out_proj")
+        yield from ("q_down_proj",) if fields.get("query_rank") else ()
+        yield from ("out_down_proj",) if fields.get("out_rank") else ()
+    yield from ("index_q_proj", "index_k_proj") if fields.get("indexer") else ()
+    yield from ("recurrent_in_proj", "recurrent_out_proj") if fields.get("recurrent_layers") else ()
+    yield from mlp if fields["dense_layers"] else ()
+    if fields.get("expert_layers"):
+        yield from (f"expert_{half}" for half in mlp)
+        yield from (f"shared_{half}" for half in mlp) if fields.get("shared_size") else ()
+        yield from ("latent_in_proj", "latent_out_proj") if fields.get("expert_input") else ()
+
+
+_TOLD_OUTSIDE: Final = (
+    *("model_type", "quantization_config", "dtype", "torch_dtype", "tie_word_embeddings"),
+)
 
 
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -321,8 +390,8 @@ def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     inner = config.get("text_config")
     if not isinstance(inner, Mapping):
         return config
-    shared = ("quantization_config", "dtype", "torch_dtype", "tie_word_embeddings")
-    return {**{field: config[field] for field in shared if field in config}, **inner}
+    told = {field: config[field] for field in _TOLD_OUTSIDE if field in config}
+    return _text_config({**told, **inner})
 
 
 def _family(kind: str, approximate: bool) -> tuple[Family, str]:

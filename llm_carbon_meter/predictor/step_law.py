@@ -193,9 +193,9 @@ def _terms(
     ]
     if kernel.kind not in _QUANTISED:
         return places
-    if model.compute == "fp8":
+    if kernel.peak == "fp8":
         places.append(("fp8_expert_weights" if expert else "fp8_weights", weights))
-    if (model.expert_weight_bytes if expert else model.weight_bytes) < PACKED_BYTES:
+    if kernel.weight_element < PACKED_BYTES:
         places.append(("packed_weights", weights))
     return places
 

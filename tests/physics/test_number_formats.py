@@ -7,7 +7,7 @@ import pytest
 from llm_carbon_meter.physics.kernels import kernel_table
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.physics.model_specs import model_spec
-from llm_carbon_meter.physics.number_formats import weight_format, with_dtype
+from llm_carbon_meter.physics.number_formats import StoredAs, weight_format, with_dtype
 from llm_carbon_meter.records import SpecError
 from tests.support.made.tiny_configs import tiny_config
 
@@ -63,20 +63,24 @@ def compressed(weights: dict[str, Any], activations: dict[str, Any] | None) -> d
 def test_formats(section: dict[str, Any], element: float, compute: str) -> None:
     """Scales and zero points are in the bytes; weight-only formats compute in 16 bits."""
     weights = weight_format(section, "bfloat16")
-    assert (weights.linear_bytes, weights.expert_bytes) == (element, element)
-    assert (weights.compute, weights.plain_bytes) == (compute, 2.0)
+    assert weights.linear == weights.experts == StoredAs(element, compute)
+    assert weights.plain == StoredAs(2.0, "bfloat16")
     assert not weights.approximation
 
 
 def test_mxfp4_is_for_experts_alone() -> None:
     """gpt-oss leaves attention, router, embedding and head in 16 bits."""
     weights = weight_format({"quant_method": "mxfp4"}, "bfloat16")
-    assert (weights.expert_bytes, weights.linear_bytes, weights.plain_bytes) == (0.53125, 2.0, 2.0)
+    assert weights.experts == StoredAs(0.53125, "bfloat16")
+    assert weights.linear == weights.plain == StoredAs(2.0, "bfloat16")
 
 
-def test_an_unknown_method_is_labelled() -> None:
-    """Its weights count as not quantised, and the spec says so."""
-    spec = model_spec(tiny_config(quantization_config={"quant_method": "gguf"}))
+def test_an_unknown_method_is_refused_or_labelled() -> None:
+    """A server goes on: its weights count as not quantised, and the spec says so."""
+    config = tiny_config(quantization_config={"quant_method": "gguf"})
+    with pytest.raises(SpecError, match=r"'gguf' is not known; known: awq, .*mxfp8\. Name the"):
+        model_spec(config)
+    spec = model_spec(config, any_format=True)
     assert spec.weight_bytes == 2.0
     assert spec.approximation == "gguf weights counted as not quantised"
 

@@ -13,7 +13,7 @@ def spec_of(model: Any, name: str, faults: Faults) -> ModelSpec | None:
     config = model.config.get_text_config().to_dict()
     config["dtype"] = str(model.dtype).removeprefix("torch.")
     try:
-        return model_spec(config, name)
+        return model_spec(config, name, any_format=True)
     except SpecError as error:
         faults.note("model", error, "Requests have no estimate.")
         return None

@@ -154,8 +154,12 @@ def engine_model(vllm_config: Any) -> ModelSpec:
     config = model.hf_text_config.to_dict()
     config["dtype"] = str(model.dtype).removeprefix("torch.")
     config["quantization_config"] = _quantisation(model)
-    spec = model_spec(config, str(model.served_model_name or model.model))
-    return dataclasses.replace(spec, kv_bytes=1.0) if cache_dtype.startswith("fp8") else spec
+    tied = getattr(model.hf_config, "tie_word_embeddings", None)
+    if tied is not None:  # of a multimodal model, its text part does not know
+        config["tie_word_embeddings"] = tied
+    spec = model_spec(config, str(model.served_model_name or model.model), any_format=True)
+    kv_bytes = 1.0 if cache_dtype.startswith("fp8") else spec.activation_bytes
+    return dataclasses.replace(spec, kv_bytes=kv_bytes)
 
 
 def _quantisation(model: Any) -> Mapping[str, Any]:
