@@ -9,8 +9,10 @@ from llm_carbon_meter.physics.model_list import built_in_config, built_in_model,
 from llm_carbon_meter.physics.model_specs import model_spec
 from llm_carbon_meter.records import SpecError
 
-# Parameters as published with the weights, a tied head counted once. Llama 4 with its vision part
-# (0.9e9), Gemma 3 without.
+# Parameters as published with the weights, a tied head counted once, without layers that predict
+# further tokens. Llama 4 with its vision part (0.9e9), the other multimodal ones without. From
+# Qwen3.5 on as transformers' own code builds them from the published configuration, but Kimi K3 as
+# published (2.78e12).
 PUBLISHED = [
     ("LLaMA-7B", 6738415616),
     ("LLaMA-13B", 13015864320),
@@ -116,6 +118,53 @@ PUBLISHED = [
     ("Bloom-3b", 3002557440),
     ("Bloom-7b1", 7069016064),
     ("Bloom-176b", 176247271424),
+    ("Qwen3.5-27B", 26895998464),
+    ("Qwen3.5-35B-A3B", 34660610688),
+    ("Qwen3.5-122B-A10B", 122111526912),
+    ("Qwen3.5-397B-A17B", 396346350336),
+    ("Qwen3-Next-80B-A3B", 79674391296),
+    ("GLM-4.5", 352797814784),
+    ("GLM-4.5-Air", 106852245504),
+    ("GLM-5", 743911199232),
+    ("GLM-5.2", 743377000704),
+    ("MiniMax-M2", 228689748992),
+    ("MiniMax-M3", 426174565632),
+    ("DeepSeek-V3.2", 671877929216),
+    ("DeepSeek-V4-Flash", 284332230231),
+    ("DeepSeek-V4-Pro", 1572997179491),
+    ("Kimi-K2", 1026408232448),
+    ("Kimi-K2.5", 1026408232448),
+    ("Kimi-K3", 2780000000000),
+    ("Kimi-Linear-48B-A3B", 49122675072),
+    ("MiMo-7B", 7622619136),
+    ("MiMo-V2-Flash", 308778768832),
+    ("Gemma4-26B-A4B", 25233141760),
+    ("Gemma4-31B", 30697345280),
+    ("Gemma3n-E4B", 6835235568),
+    ("Gemma3n-E2B", 4435182688),
+    ("Nemotron-3-Nano-30B-A3B", 31577937344),
+    ("Nemotron-3-Super-120B-A12B", 120668687360),
+    ("Nemotron-3-Ultra-550B-A55B", 549308968960),
+    ("Nemotron-H-56B", 56324350464),
+    ("Step-3.5-Flash", 196956118272),
+    ("OLMo-2-7B", 7298617344),
+    ("OLMo-2-13B", 13716198400),
+    ("OLMo-2-32B", 32234279936),
+    ("OLMo-3-7B", 7298011136),
+    ("OLMo-3-32B", 32233522176),
+    ("OLMoE-1B-7B", 6919161856),
+    ("SmolLM3-3B", 3075098624),
+    ("Command-R", 34980831232),
+    ("Command-R-plus", 103810674688),
+    ("Command-R7B", 8028033024),
+    ("Command-A", 111057580032),
+    ("Granite-4.0-H-Small", 32207337984),
+    ("Granite-4.0-H-Tiny", 6939037248),
+    ("Granite-4.0-H-Micro", 3191396096),
+    ("Granite-4.0-Micro", 3402836480),
+    ("GLM-4-9B", 9400279040),
+    ("GLM-4-32B", 32566081536),
+    ("Chameleon-7B", 7013404672),
 ]
 
 
