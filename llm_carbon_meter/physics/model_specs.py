@@ -323,7 +323,9 @@ def model_spec(
     family, approximation = _family(kind, approximate)
     try:
         fields = _fields({**family.defaults, **text}, family, approximate or any_format)
-    except (TypeError, ValueError, KeyError, AttributeError) as error:
+    except KeyError as error:
+        raise SpecError(f"config.json of a {kind} model lacks {error}") from error
+    except (TypeError, ValueError, AttributeError) as error:
         raise SpecError(f"config.json of a {kind} model cannot be read: {error!r}") from error
     remarks = (approximation, fields["approximation"])
     fields["approximation"] = "; ".join(filter(None, remarks))
