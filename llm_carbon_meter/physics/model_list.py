@@ -82,7 +82,7 @@ def named_config(name: str, folder: Path | None = None) -> Mapping[str, Any]:
         SpecError: neither, or the file cannot be used.
     """
     places = [Path(name)] if folder is None else [Path(name), folder / name]
-    for place in places:
+    for place in places if name else ():
         path = place / CONFIG if place.is_dir() else place
         if path.is_file():
             return _with_second_file(_read(path), path.parent / QUANTISATION)

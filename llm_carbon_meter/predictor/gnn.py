@@ -65,9 +65,14 @@ class Network:
     described_scale: Floats
 
     @classmethod
-    def of(cls, state: Mapping[str, Any]) -> "Network":
-        """From the state of the torch module."""
-        arrays = {name: np.asarray(value, np.float64) for name, value in state.items()}
+    def of(cls, state: Mapping[str, Any], member: int) -> "Network":
+        """One of an ensemble, from the state of the torch module."""
+        prefix = f"members.{member}."
+        arrays = {
+            name.removeprefix(prefix): np.asarray(value, np.float64)
+            for name, value in state.items()
+            if name.startswith(prefix)
+        }
         return cls(
             arrays["sage_1.lin_rel.weight"].T,
             arrays["sage_1.lin_root.weight"].T,
@@ -131,7 +136,8 @@ class Weights:
     """Everything that training leaves behind."""
 
     physics: FittedPhysics
-    network: Network
+    networks: tuple[Network, ...]
+    """Whose mean counts."""
     gates: Gates
     widths: Widths
     formats: frozenset[str]
@@ -158,11 +164,13 @@ class Weights:
         return Prior(kin.mean + gate * correction, covariance)
 
     def _correction(self, deployment: Deployment) -> Floats:
-        """The network's; it sees a number format that it does not know as 16 bits."""
+        """The networks' mean; they see a number format that they do not know as 16 bits."""
         if deployment.model.number_format not in self.formats:
             deployment = replace(deployment, model=in_16_bits(deployment.model))
         graph = DeploymentGraph.of(deployment).reference()
-        return self.network.corrections(graph, neighbours(deployment.model, deployment.num_gpus))
+        linked = neighbours(deployment.model, deployment.num_gpus)
+        said = [one.corrections(graph, linked) for one in self.networks]
+        return np.asarray(np.mean(said, axis=0))
 
 
 class GnnModel:
@@ -280,12 +288,16 @@ def weights_of(tensors: Mapping[str, Any], card: Mapping[str, Any]) -> Weights:
     )
     return Weights(
         physics=fitted,
-        network=Network.of(tensors),
+        networks=tuple(Network.of(tensors, member) for member in range(_members(tensors))),
         gates=Gates(**card["gates"]),
         widths=Widths(**card["widths"]),
         formats=frozenset(card["formats"]),
         checksum=card["sha256"],
     )
+
+
+def _members(tensors: Mapping[str, Any]) -> int:
+    return len({name.split(".")[1] for name in tensors if name.startswith("members.")})
 
 
 @cache

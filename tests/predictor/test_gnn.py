@@ -27,7 +27,8 @@ from llm_carbon_meter.predictor.gnn import (
     shipped_weights,
 )
 from llm_carbon_meter.records import MeterError, SpecError
-from llm_carbon_meter.training.fit.network import RateNetwork
+from llm_carbon_meter.training.fit.network import Ensemble, RateNetwork
+from llm_carbon_meter.training.fit.train import MEMBERS
 
 CASES = [
     ("Llama-3.1-8B", 1),
@@ -54,9 +55,9 @@ def folder() -> Any:
     return resources.files("llm_carbon_meter.predictor.weights")
 
 
-def network() -> RateNetwork:
+def ensemble() -> Ensemble:
     """The shipped weights in the module that is trained."""
-    module = RateNetwork().double()
+    module = Ensemble([RateNetwork() for _ in range(MEMBERS)]).double()
     tensors = load(folder().joinpath(WEIGHTS).read_bytes())
     names = module.state_dict()
     module.load_state_dict({name: torch.from_numpy(tensors[name]) for name in names})
@@ -78,18 +79,19 @@ def test_numpy_serves_what_torch_geometric_trained(model: str, gpus: int) -> Non
     """The same corrections to 1e-5, padding or not."""
     spec = built_in_model(model)
     graph = DeploymentGraph.of(Deployment(spec, gpu_spec("H100"), gpus, "vllm")).reference()
-    served = shipped_weights().network.corrections(graph, neighbours(spec, gpus))
+    linked = neighbours(spec, gpus)
+    served = np.mean([one.corrections(graph, linked) for one in shipped_weights().networks], axis=0)
     assert abs(served).max() > 1e-3
     with torch.no_grad():
         for missing in (0, 5):
-            trained = network()(*padded(model, gpus, missing))[0].numpy() * CORRECTION
+            trained = ensemble()(*padded(model, gpus, missing))[0].numpy() * CORRECTION
             np.testing.assert_allclose(served, trained, atol=1e-5)
 
 
 def test_the_layers_are_graphsage() -> None:
     """Dense and sparse layers of torch-geometric agree: a mean over neighbours, and the node."""
     nodes, linked, mask, _ = padded("Llama-3.1-8B", 1, 0)
-    dense = network().sage_1
+    dense = ensemble().members[0].sage_1
     sparse = SAGEConv(nodes.shape[-1], dense.out_channels).double()
     sparse.lin_l.weight, sparse.lin_r.weight = dense.lin_rel.weight, dense.lin_root.weight
     sparse.lin_l.bias = dense.lin_root.bias

@@ -36,7 +36,7 @@ from llm_carbon_meter.predictor.step_law import (
 from llm_carbon_meter.training.data.splits import dealt
 from llm_carbon_meter.training.fit.examples import Examples
 from llm_carbon_meter.training.fit.kernel_rates import NO_RATES, KernelRates
-from llm_carbon_meter.training.fit.network import RateNetwork
+from llm_carbon_meter.training.fit.network import Ensemble, RateNetwork
 
 Floats = npt.NDArray[np.float64]
 Places = npt.NDArray[np.intp]
@@ -48,7 +48,9 @@ NOISE: Final = 0.2
 """Expected error of the law on a row; rows of a deployment err together, so that it is large."""
 TIME_WEIGHT: Final = 0.3
 """Of an error in time against one in energy."""
-EPOCHS: Final = 300
+EPOCHS: Final = 150
+MEMBERS: Final = 3
+"""Networks of an ensemble."""
 RATE: Final = 3e-3
 DECAY: Final = 1e-2
 SHRINKAGE: Final = 2e-3
@@ -110,7 +112,7 @@ class Trained:
     """A predictor."""
 
     physics: FittedPhysics
-    network: RateNetwork
+    network: Ensemble
     gate: float
 
     def predict(self, data: Examples) -> Floats:
@@ -267,8 +269,12 @@ def _huber(error: Tensor, bend: float) -> Tensor:
 
 
 def fit_network(
-    data: Examples, physics: FittedPhysics, seed: int = SEED, epochs: int = EPOCHS
-) -> RateNetwork:
+    data: Examples,
+    physics: FittedPhysics,
+    seed: int = SEED,
+    epochs: int = EPOCHS,
+    members: int = MEMBERS,
+) -> Ensemble:
     """Train the corrections of the deployments' factors, all rows at once.
 
     Args:
@@ -276,7 +282,13 @@ def fit_network(
         physics: that the network corrects.
         seed: of the weights.
         epochs: passes over the examples.
+        members: networks, each from weights of its own.
     """
+    seeds = range(seed * members, (seed + 1) * members)
+    return Ensemble([_fit_member(data, physics, one, epochs) for one in seeds])
+
+
+def _fit_member(data: Examples, physics: FittedPhysics, seed: int, epochs: int) -> RateNetwork:
     torch.manual_seed(seed)
     network = RateNetwork().double()
     optimizer = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=DECAY)
@@ -314,7 +326,7 @@ def _deployments(data: Examples) -> tuple[tuple[Tensor, ...], Places]:
     return tuple(torch.from_numpy(array[first]) for array in arrays), deployment
 
 
-def corrections(network: RateNetwork, data: Examples) -> Floats:
+def corrections(network: Ensemble, data: Examples) -> Floats:
     """By how much the network moves the logarithm of each factor, shape (n, factors)."""
     inputs, deployment = _deployments(data)
     network.eval()

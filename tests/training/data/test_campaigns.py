@@ -88,7 +88,7 @@ def test_what_teaches_nothing_is_counted_with_its_reason(tmp_path: Path) -> None
             "modelled, not measured",
             "status throttled",
             "status out_of_memory",
-            "model 'Nobody-7b' is not in data/models.json; nearest is Bloom-7b1; "
+            "model 'Nobody-7b' is not in data/models.json; nearest is OLMo-3-7B; "
             "give the path of its config.json",
         )
     ]

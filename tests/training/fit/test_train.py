@@ -74,7 +74,7 @@ def test_the_network_learns_what_is_left(rows: list[Row]) -> None:
         abs(np.log(Trained(physics, network, gate).predict(unseen) / unseen.joules)).mean()
         for gate in (0.0, 1.0)
     ]
-    assert errors[1] < 0.6 * errors[0]
+    assert errors[1] < 0.65 * errors[0]
 
 
 def test_exchanged_phases_are_noticed(rows: list[Row]) -> None:
