@@ -160,6 +160,14 @@ def _phi3_small(config: Config) -> Mapping[str, Any]:
     return {"intermediate_size": whole(config, "ff_intermediate_size"), **_ALL_BIASES}
 
 
+def _ernie(config: Config) -> Mapping[str, Any]:
+    return dict.fromkeys(("qkv_bias", "out_bias", "mlp_bias"), bool(config.get("use_bias")))
+
+
+def _nemotron(config: Config) -> Mapping[str, Any]:
+    return {**_biases(config), "rotary_fraction": rotary_fraction(config, 0.5)}
+
+
 def _mimo(config: Config) -> Mapping[str, Any]:
     return {"qkv_bias": bool(config.get("attention_bias", True))}
 
@@ -274,6 +282,19 @@ FAMILIES: Final[Mapping[str, Family]] = {
         {"attention_chunk_size": 8192, "sliding_window_pattern": 4},
         _llama4,
     ),
+    "ernie4_5": Family({}, {"tie_word_embeddings": True}, _ernie),
+    "dots1": Family({"qk_norm": True}, {"max_window_layers": 62}, _biases),
+    "exaone4": Family({"qk_norm": True}, {"sliding_window_pattern": 4}),
+    "hunyuan_v1_dense": Family({"qk_norm": True}, read=_biases),
+    "phimoe": Family({"layer_norm": True}, read=_biases),
+    "nemotron": Family(
+        {"layer_norm": True, "gated_mlp": False, "activation_ops": 2 * RELU_OPS}, read=_nemotron
+    ),
+    "apertus": Family(
+        {"qk_norm": True, "gated_mlp": False, "activation_ops": GELU_OPS}, read=_biases
+    ),
+    "mistral4": _LATENT,
+    "solar_open": Family(read=_glm4_moe),
     "glm": Family(read=_glm4),
     "glm4": Family({"norms_per_layer": 4}, read=_glm4),
     "glm4_moe": Family(read=_glm4_moe),

@@ -107,6 +107,26 @@ TINY: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
             "moe_layers": None,
         },
     ),
+    "ernie4_5": ("ernie4_5", {**_SIZES, "head_dim": 16}),
+    "dots1": (
+        "dots1",
+        {
+            **_SIZES,
+            **_EXPERTS,
+            "head_dim": 16,
+            "n_routed_experts": 8,
+            "n_shared_experts": 2,
+            "first_k_dense_replace": 1,
+        },
+    ),
+    "exaone4": ("exaone4", {**_SIZES, "head_dim": 16, "sliding_window": 8}),
+    "hunyuan_v1_dense": ("hunyuan_v1_dense", {**_SIZES, "head_dim": 16}),
+    "phimoe": ("phimoe", {**_SIZES, "num_local_experts": 8, "num_experts_per_tok": 2}),
+    "nemotron": ("nemotron", _SIZES),
+    "solar_open": (
+        "solar_open",
+        {**_SIZES, **_EXPERTS, "head_dim": 16, "n_routed_experts": 8, "n_shared_experts": 1},
+    ),
     "glm": ("glm", {**_SIZES, "head_dim": 16, "attention_bias": True}),
     "glm4": ("glm4", {**_SIZES, "head_dim": 16}),
     "glm4_moe": (
