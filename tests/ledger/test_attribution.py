@@ -26,7 +26,7 @@ UNITS = replace(
     H100,
     compute_ops_per_s=1.0,
     bandwidth_bytes_per_s=1.0,
-    board_watts=1.0,
+    limit_watts=1.0,
     idle_watts=0.0,
 )
 """One operation and one byte a second."""
@@ -268,7 +268,7 @@ def test_one_gpu_exchanges_nothing(model: CostModel) -> None:
 def test_coefficients_come_from_the_data_sheet() -> None:
     """Idle power, dynamic power at the compute peak, and less while waiting for memory."""
     coefficients = sheet_coefficients(H100)
-    assert (coefficients.static_watts, coefficients.idle_watts, coefficients.board_watts) == (
+    assert (coefficients.static_watts, coefficients.idle_watts, coefficients.limit_watts) == (
         70,
         70,
         700,

@@ -103,9 +103,9 @@ def test_nothing_seen_is_the_data_sheet() -> None:
         (coefficients.compute_watts, sheet.compute_watts),
     ):
         assert coefficients.static_watts + learnt == pytest.approx(sheet.static_watts + expected)
-    assert (coefficients.idle_watts, coefficients.board_watts) == (
+    assert (coefficients.idle_watts, coefficients.limit_watts) == (
         sheet.idle_watts,
-        sheet.board_watts,
+        sheet.limit_watts,
     )
 
 

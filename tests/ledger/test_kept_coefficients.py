@@ -59,7 +59,7 @@ def test_the_next_meter_goes_on_with_what_was_learnt(path: Path) -> None:
     "other",
     [
         CostModel(gpu_spec("A100"), LLAMA.costs),
-        CostModel(replace(H100, board_watts=600.0), LLAMA.costs),
+        CostModel(replace(H100, limit_watts=600.0), LLAMA.costs),
         CostModel(H100, step_costs(built_in_model("Llama-3.1-8B"), 2)),
         CostModel(H100, step_costs(built_in_model("Qwen2.5-14B"))),
     ],
