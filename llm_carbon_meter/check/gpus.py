@@ -81,7 +81,7 @@ def _modelled(config: Config, gpus: Sequence[GpuFacts], why: str) -> Finding:
         spec, remark, _ = _deployed(config, gpus)
     except MeterError as error:
         return Finding("power", Verdict.FAILS, str(error))
-    whose = f"{spec.name}: {remark}" if remark else spec.name
+    whose = f"{spec.label}: {remark}" if remark else spec.label
     text = f"modelled, not measured: load x the data sheet of {whose} ({why})"
     return Finding("power", Verdict.NOTE, text, {"sheet": spec.name})
 

@@ -21,7 +21,7 @@ MEMORY_SLICES: Final = 8
 """In which MIG divides memory and its bandwidth; 4 are pairs of them."""
 ROUNDED: Final = 1.05
 """By so much the memory in a profile's name may exceed the data sheet's."""
-SIMILAR: Final = 0.6
+SIMILAR: Final = 0.5
 """Of two names, from which on one may be meant by the other (difflib)."""
 OTHERS: Final = re.compile(
     r"\b(amd|instinct|radeon|mi\d{3}[a-z]*|intel|gaudi\d?|hl-?\d+|tpu|trainium\d?|inferentia\d?"
@@ -70,6 +70,12 @@ class GpuSpec:
     def is_limited(self) -> bool:
         """Whether the GPU may draw less than its data sheet says."""
         return self.limit_watts < self.board_watts
+
+    @property
+    def label(self) -> str:
+        """Its name, with its power limit where that is lower than the data sheet's."""
+        limit_watts = self.limit_watts / self.part
+        return f"{self.name} at {limit_watts:g} W" if self.is_limited else self.name
 
     def peak(self, kind: str) -> float:
         """Operations per second of a kind of arithmetic.
@@ -154,16 +160,16 @@ def gpu_spec(name: str) -> GpuSpec:
     if instance is not None:
         whole = gpu_specs().get(_key(instance.whole))
         if whole is not None:
-            return _slice(whole, instance, f"{whole.name} MIG {instance.profile}")
+            return _instance(whole, instance, f"{whole.name} MIG {instance.profile}")
     elif virtual is not None and _key(virtual.whole) in _virtual_names():
         return _virtual(virtual)
     part = instance or virtual
     raise SpecError(_unknown(name, part.whole if part else name))
 
 
-def _slice(whole: GpuSpec, part: Part, name: str) -> GpuSpec:
+def _instance(whole: GpuSpec, part: Part, name: str) -> GpuSpec:
     """A MIG instance: its share of the compute slices is its share of arithmetic and power."""
-    slices = part.slices or whole.mig_slices
+    slices = whole.mig_slices if part.slices is None else part.slices
     if not 1 <= slices <= whole.mig_slices:
         can = f"MIG cuts it into {whole.mig_slices}" if whole.mig_slices else "it has no MIG"
         raise SpecError(f"GPU {name!r} has {slices} slices of {whole.name}; {can}")
@@ -195,7 +201,7 @@ def _virtual(part: Part) -> GpuSpec:
     alias, short = _virtual_names()[_key(part.whole)]
     whole, name = gpu_specs()[_key(short)], f"{alias}-{part.profile}"
     if part.slices is not None:
-        return _slice(whole, part, name)
+        return _instance(whole, part, name)
     _check_memory(whole, part, name)
     return replace(
         whole,
@@ -245,7 +251,7 @@ def at_limit(gpu: GpuSpec, watts: float) -> GpuSpec:
     idle, board = gpu.idle_watts / gpu.part, gpu.board_watts / gpu.part
     if not idle < watts <= board * (1 + 1e-9):
         raise SpecError(
-            f"a power limit of {watts:g} W; that of {gpu.name} lies above the {idle:g} W that it "
-            f"draws idle and is {board:g} W at most"
+            f"a power limit of {watts:g} W cannot be that of {gpu.name}, which draws {idle:g} W "
+            f"idle and {board:g} W at most"
         )
     return replace(gpu, limit_watts=min(watts * gpu.part, gpu.board_watts))

@@ -16,7 +16,6 @@ import numpy as np
 from numpy.typing import NDArray
 from safetensors.numpy import load
 
-from llm_carbon_meter.physics.gpu_specs import GpuSpec
 from llm_carbon_meter.physics.model_specs import in_16_bits
 from llm_carbon_meter.physics.phases import PLAIN, SUMS, Serving, mean_steps, num_steps
 from llm_carbon_meter.predictor.energy_model import Deployment, Numbers, PhaseEnergy
@@ -259,7 +258,7 @@ def _outside(weights: Weights, deployment: Deployment) -> str:
     reasons = [
         deployment.model.approximation,
         deployment.gpu.approximation,
-        f"GPU {_limited(deployment.gpu)} not measured"
+        f"GPU {deployment.gpu.label} not measured"
         if deployment.gpu.name not in weights.physics.gpus or deployment.gpu.is_limited
         else "",
         f"engine {engine_key(engine, version) or 'unknown'} not measured" if not measured else "",
@@ -268,11 +267,6 @@ def _outside(weights: Weights, deployment: Deployment) -> str:
         else "",
     ]
     return "; ".join(filter(None, reasons))
-
-
-def _limited(gpu: GpuSpec) -> str:
-    """A GPU's name, with its power limit where that is lower than the data sheet's."""
-    return f"{gpu.name} at {gpu.limit_watts / gpu.part:g} W" if gpu.is_limited else gpu.name
 
 
 def weights_of(tensors: Mapping[str, Any], card: Mapping[str, Any]) -> Weights:

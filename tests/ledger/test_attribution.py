@@ -16,6 +16,7 @@ from llm_carbon_meter.ledger.attribution import (
     step_loads,
     step_watts,
 )
+from llm_carbon_meter.physics.gpu_specs import at_limit
 from llm_carbon_meter.physics.kernels import StepCosts
 from llm_carbon_meter.physics.step_coefficients import StepCoefficients, sheet_coefficients
 from llm_carbon_meter.physics.step_work import CostModel, Floats, StepRows, step_work
@@ -277,6 +278,16 @@ def test_coefficients_come_from_the_data_sheet() -> None:
         (0.6 * 630, 630)
     )
     assert coefficients.compute_seconds == 1
+
+
+def test_a_lower_limit_caps_steps_and_takes_nothing_from_lighter_ones() -> None:
+    """A step that computes draws the limit, one that streams what it drew; idle is the same."""
+    limited = sheet_coefficients(at_limit(H100, 500.0))
+    loads = np.array([[0.0, 1.0], [1.0, 0.0], [0.2, 0.0]])
+    free, capped = (step_watts(loads, one) for one in (sheet_coefficients(H100), limited))
+    assert free.tolist() == pytest.approx([700.0, 448.0, 145.6])
+    assert capped.tolist() == pytest.approx([500.0, 448.0, 145.6])
+    assert limited.idle_watts == H100.idle_watts
 
 
 def test_time_beyond_the_streaming_of_weights_is_the_chunks() -> None:

@@ -6,6 +6,7 @@ from typing import NamedTuple
 from llm_carbon_meter.power.nvml.binding import binding, explained
 from llm_carbon_meter.power.nvml.devices import find
 from llm_carbon_meter.power.nvml.sensors import instance_name, power_limit_watts
+from llm_carbon_meter.records import PowerError
 
 
 class EngineGpus(NamedTuple):
@@ -23,6 +24,8 @@ def engine_gpus(devices: Sequence[str]) -> EngineGpus:
     Raises:
         PowerError: no driver, no such device, or none was given.
     """
+    if not devices:
+        raise PowerError("the GPUs of an engine were looked up, and it has none")
     nvml = binding()
     with explained(nvml, "opening NVML failed"):
         nvml.nvmlInit()
