@@ -57,9 +57,14 @@ def test_processes_of_another_namespace_are_unknown(
     ("name", "limit", "verdict", "words"),
     [
         ("NVIDIA GB300", None, Verdict.OK, "GB300, 1400 W; the GPU does not say its power limit"),
-        ("NVIDIA H20", 500, Verdict.OK, "H20, 500 W; power limit 500 W"),
+        ("NVIDIA B300 SXM6 AC", 1100, Verdict.OK, "B300, 1100 W; power limit 1100 W"),
         ("NVIDIA H800", 500, Verdict.OK, "H800, 700 W; power limit 500 W, which estimates and"),
-        ("NVIDIA L20", 300, Verdict.OK, "power limit 300 W, more than the data sheet's"),
+        (
+            "NVIDIA H20",
+            500,
+            Verdict.OK,
+            "H20, 400 W; power limit 500 W, more than the data sheet's",
+        ),
         ("NVIDIA L20", 9, Verdict.NOTE, "not taken: a power limit of 9 W cannot be that of L20"),
         ("GRID A100D-40C", None, Verdict.NOTE, "a virtual GPU, taken to have the whole A100-PCIe"),
         ("NVIDIA H101", 350, Verdict.NOTE, "H101 is not known, H100 is assumed; GPU 'NVIDIA H101'"),

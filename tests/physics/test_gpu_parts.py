@@ -11,8 +11,8 @@ from llm_carbon_meter.records import SpecError
 PRINTED = [
     ("NVIDIA A2", "A2", 18, 16, 200, 60),
     ("NVIDIA L20", "L20", 119.5, 48, 864, 275),
-    ("NVIDIA H20", "H20", 148, 96, 4000, 500),
-    ("NVIDIA H20-3e", "H20-141GB", 148, 141, 4800, 500),
+    ("NVIDIA H20", "H20", 148, 96, 4000, 400),
+    ("NVIDIA H20-3e", "H20-141GB", 148, 141, 4800, 400),
     ("NVIDIA H800", "H800", 989, 80, 3350, 700),
     ("NVIDIA H800 PCIe", "H800-PCIe", 756, 80, 2040, 350),
     ("NVIDIA A800-SXM4-80GB", "A800", 312, 80, 2039, 400),
