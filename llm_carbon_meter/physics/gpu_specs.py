@@ -169,14 +169,16 @@ def gpu_spec(name: str) -> GpuSpec:
 
 def _instance(whole: GpuSpec, part: Part, name: str) -> GpuSpec:
     """A MIG instance: its share of the compute slices is its share of arithmetic and power."""
-    slices = whole.mig_slices if part.slices is None else part.slices
+    assert part.slices is not None
+    slices = part.slices
     if not 1 <= slices <= whole.mig_slices:
         can = f"MIG cuts it into {whole.mig_slices}" if whole.mig_slices else "it has no MIG"
         raise SpecError(f"GPU {name!r} has {slices} slices of {whole.name}; {can}")
     _check_memory(whole, part, name)
     computing = slices / whole.mig_slices
     memory = part.memory_gb * GIGA / whole.memory_bytes
-    streaming = min(1.0, max(1, round(MEMORY_SLICES * memory)) / MEMORY_SLICES)
+    memory_slices = min(max(round(MEMORY_SLICES * memory), 1), MEMORY_SLICES)
+    streaming = memory_slices / MEMORY_SLICES
     return replace(
         whole,
         name=name,
@@ -192,7 +194,7 @@ def _instance(whole: GpuSpec, part: Part, name: str) -> GpuSpec:
         num_sms=round(whole.num_sms * computing),
         part=computing,
         approximation=f"{slices} of {whole.mig_slices} slices of {whole.name}, with as much of its "
-        f"power, and {streaming:.3g} of its memory's bandwidth",
+        f"power, and {memory_slices} of {MEMORY_SLICES} of its memory",
     )
 
 

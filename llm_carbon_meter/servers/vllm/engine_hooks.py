@@ -194,7 +194,7 @@ def deployment(vllm_config: Any, config: Config) -> dict[str, str | float]:
     return {
         "engine": "vllm",
         "engine_version": str(version),
-        **gpu_fields(config, _place(parallel).devices, _gpu_name()),
+        **gpu_fields(config, _place(parallel).devices, gpu_name()),
         "dtype": str(model.dtype).removeprefix("torch."),
         "quantization": str(model.quantization or ""),
         "kv_cache_dtype": str(vllm_config.cache_config.cache_dtype),
@@ -204,7 +204,7 @@ def deployment(vllm_config: Any, config: Config) -> dict[str, str | float]:
     }
 
 
-def _gpu_name() -> str:
+def gpu_name() -> str:
     """The name of the engine's GPU as its platform gives it; empty on a host without one."""
     from vllm.platforms import current_platform as platform
 
