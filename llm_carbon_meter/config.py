@@ -87,7 +87,10 @@ class Config:
         "else modelled",
     )
     assume_gpu: str = _setting(
-        "H100", str, "the GPU of `data/gpus.toml` that a host without one pretends to have"
+        "H100",
+        str,
+        "the GPU of `data/gpus.toml` whose data sheet is taken where the host has no GPU, or one "
+        "that is not in there; a GPU that is in there has its own",
     )
     sample_hz: float = _setting(20.0, _number(0.1, 20.0), "readings of every GPU per second")
     counter_lag_s: float | str = _setting(

@@ -19,7 +19,7 @@ from llm_carbon_meter.config import Config, runtime_folder
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.ledger.kept_coefficients import KeptCoefficients
 from llm_carbon_meter.ledger.ledger import EnergyLedger, SeenTick
-from llm_carbon_meter.physics.gpu_specs import GpuSpec, gpu_spec
+from llm_carbon_meter.physics.gpu_specs import GpuSpec
 from llm_carbon_meter.physics.kernels import step_costs
 from llm_carbon_meter.physics.model_specs import ModelSpec
 from llm_carbon_meter.physics.step_work import CostModel
@@ -45,7 +45,6 @@ from llm_carbon_meter.records import (
     RequestEnd,
     RequestEnergy,
     Source,
-    SpecError,
 )
 from llm_carbon_meter.service import Service
 
@@ -86,7 +85,7 @@ def open_power(
     config: Config,
     devices: Callable[[], Sequence[str]],
     count: int,
-    assumed: GpuSpec,
+    gpu: GpuSpec,
     start_s: float,
     faults: Faults,
 ) -> PowerMeter:
@@ -95,7 +94,7 @@ def open_power(
     Args:
         devices: gives the NVML indices or UUIDs of the engine's GPUs.
         count: how many GPUs the engine has.
-        assumed: whose data sheet is taken where there is no sensor.
+        gpu: whose data sheet is taken where there is no sensor.
         start_s: monotonic time from which modelled joules count.
         faults: where a sensor is noted that ``auto`` looked for and did not find.
 
@@ -110,16 +109,8 @@ def open_power(
         except PowerError as error:
             if config.power == "nvml":
                 raise
-            faults.note("power", error, "Power is modelled instead.")
-    return ModelledMeter(assumed, count, start_s)
-
-
-def physics_gpu(gpu_name: str, assumed: GpuSpec) -> GpuSpec:
-    """The data sheet for proportions: the host's GPU if the table has it, else the assumed."""
-    try:
-        return gpu_spec(gpu_name)
-    except SpecError:
-        return assumed
+            faults.note("power", error, f"Power is modelled instead: data sheet of {gpu.name}.")
+    return ModelledMeter(gpu, count, start_s)
 
 
 def cost_model(gpu: GpuSpec, model: ModelSpec | None, tensor_parallel: int) -> CostModel:

@@ -462,8 +462,8 @@ class RequestRecord:
     """As clients know it; they choose them and may repeat them."""
     internal_ids: tuple[str, ...]
     model: str
-    deployment: Mapping[str, str | int]
-    """Engine, version, number formats, parallelism."""
+    deployment: Mapping[str, str | float]
+    """Engine, version, GPU and its power limit, number formats, parallelism."""
     energy: RequestEnergy | None
     """None while nothing is known yet."""
     provisional: RequestEnergy | None

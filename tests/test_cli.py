@@ -22,11 +22,11 @@ print(*sys.modules, file=sys.stderr)
 """
 ROOMS = {
     "demo": "config data demo exporters extras physics power service testing units",
-    "campaign": "campaign config exporters extras faults physics power training",
+    "campaign": "campaign config exporters extras physics power training units",
     "check": "carbon check config exporters faults formats ledger physics power servers service "
     "units",
-    "serve-transformers": "carbon config data exporters faults formats frontend physics predictor "
-    "servers service units",
+    "serve-transformers": "carbon config data exporters faults formats frontend physics power "
+    "predictor servers service units",
     "sidecar": "servers",
     "estimate": "carbon config estimate exporters faults physics predictor service units",
     "replay": "config exporters faults formats frontend report units",

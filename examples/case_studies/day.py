@@ -93,7 +93,7 @@ def main() -> None:
         *(f"kg {country}" for country in COUNTRIES.values()),
         "kg embodied",
     )
-    picture = figure(10, 6.5)
+    picture = figure(10, 8.5)
     energy, carbon = picture.subplots(1, 2, sharey=True)
     names = [row[0] for row in rows]
     bars = energy.barh(names, [row[4] for row in rows], color=COLOURS["operational"])

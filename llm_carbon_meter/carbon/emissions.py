@@ -35,7 +35,7 @@ def embodied_rate(method: str, gpu: GpuSpec, *, host: bool) -> float | None:
     Args:
         method: ``llmcarbon`` (die area x kg/cm2 of the process), ``pcf`` (product footprints), or
             ``none``.
-        gpu: its die area and process.
+        gpu: its die area and process; a part of a GPU has its part of all.
         host: with its share of a server.
     """
     if method == "none":
@@ -45,7 +45,7 @@ def embodied_rate(method: str, gpu: GpuSpec, *, host: bool) -> float | None:
     if host:
         kilograms += entry["host_kg"] / entry["host_gpus"]
     lifetime_s: float = entry["lifetime_years"] * SECONDS_PER_YEAR
-    return kilograms * GRAMS_PER_KILOGRAM / lifetime_s
+    return gpu.part * kilograms * GRAMS_PER_KILOGRAM / lifetime_s
 
 
 def _per_cm2(entry: dict[str, Any], process_nm: float) -> float:

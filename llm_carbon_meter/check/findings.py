@@ -54,7 +54,7 @@ class Report:
 
     def _conclusion(self) -> str:
         if not self.works:
-            failing = [f.topic for f in self.findings if f.verdict is Verdict.FAILS]
+            failing = [f.topic.strip() for f in self.findings if f.verdict is Verdict.FAILS]
             return f"Nothing would be metered: see {', '.join(failing)}."
         return f"Requests would be metered, with quality {self.quality}."
 

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from llm_carbon_meter.config import Config, cuda_visible_devices
 from llm_carbon_meter.exporters.columns import figure, percent
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.ledger.kept_coefficients import kept_lags
-from llm_carbon_meter.physics.gpu_specs import assumed_gpu
+from llm_carbon_meter.physics.deployed_gpu import NAME, POWER_LIMIT, DeployedGpu, gpu_of
+from llm_carbon_meter.physics.gpu_specs import GpuSpec
 from llm_carbon_meter.power.characterise import (
     Floats,
     Polled,
@@ -27,7 +28,7 @@ from llm_carbon_meter.power.contention import Sharing, own_processes, sees_host_
 from llm_carbon_meter.power.nvml.architectures import measured
 from llm_carbon_meter.power.nvml.devices import listed_devices
 from llm_carbon_meter.power.nvml.nvml_meter import open_nvml, worst
-from llm_carbon_meter.power.nvml.survey import GpuFacts, Survey, survey
+from llm_carbon_meter.power.nvml.survey import Clocks, GpuFacts, Survey, survey
 from llm_carbon_meter.power.replay import read_trace
 from llm_carbon_meter.records import MeterError, PowerError, Quality
 
@@ -40,11 +41,11 @@ def check_power(config: Config, poll_s: float) -> Found:
     if config.power.startswith("replay:"):
         return _replay(Path(config.power.removeprefix("replay:")))
     if config.power == "modelled":
-        return [_modelled(config, "as the settings say")], Quality.MODELLED
+        return [_modelled(config, _seen(), "as the settings say")], Quality.MODELLED
     try:
         return _nvml(config, poll_s)
     except PowerError as error:
-        return [_without_sensor(config, error)], Quality.MODELLED
+        return [_without_sensor(config, (), error)], Quality.MODELLED
 
 
 def _replay(path: Path) -> Found:
@@ -57,36 +58,63 @@ def _replay(path: Path) -> Found:
     return [Finding("power", Verdict.NOTE, text)], Quality.MODELLED
 
 
-def _without_sensor(config: Config, error: PowerError) -> Finding:
+def _seen() -> Sequence[GpuFacts]:
+    """The GPUs that CUDA shows; none where there is no driver."""
+    with suppress(PowerError):
+        return _survey().gpus
+    return ()
+
+
+def _survey() -> Survey:
+    visible = cuda_visible_devices()
+    return survey(None if visible is None else listed_devices(visible))
+
+
+def _without_sensor(config: Config, gpus: Sequence[GpuFacts], error: PowerError) -> Finding:
     if config.power == "nvml":
         return Finding("power", Verdict.FAILS, str(error))
-    return _modelled(config, str(error))
+    return _modelled(config, gpus, str(error))
 
 
-def _modelled(config: Config, why: str) -> Finding:
+def _modelled(config: Config, gpus: Sequence[GpuFacts], why: str) -> Finding:
     try:
-        gpu = assumed_gpu(config, Faults())
+        spec, remark, _ = _deployed(config, gpus)
     except MeterError as error:
         return Finding("power", Verdict.FAILS, str(error))
-    text = f"modelled, not measured: load x the data sheet of {gpu.name} ({why})"
-    return Finding("power", Verdict.NOTE, text, {"assumed_gpu": gpu.name})
+    whose = f"{spec.label}: {remark}" if remark else spec.label
+    text = f"modelled, not measured: load x the data sheet of {whose} ({why})"
+    return Finding("power", Verdict.NOTE, text, {"sheet": spec.name})
+
+
+def _deployed(config: Config, gpus: Sequence[GpuFacts]) -> DeployedGpu:
+    """The data sheet that a server on some GPUs would take.
+
+    Raises:
+        SpecError: the assumed GPU is not known, and the settings are strict.
+    """
+    limits = [gpu.power_limit_watts for gpu in gpus if gpu.power_limit_watts is not None]
+    names = [gpu.instance or gpu.name for gpu in gpus]
+    fields = {NAME: names[0]} if names else {}
+    return gpu_of(config, {**fields, **({POWER_LIMIT: min(limits)} if limits else {})}, Faults())
 
 
 def _nvml(config: Config, poll_s: float) -> Found:
-    visible = cuda_visible_devices()
-    host = survey(None if visible is None else listed_devices(visible))
-    findings = [_driver(host, visible)]
+    host = _survey()
+    findings = [_driver(host, cuda_visible_devices())]
     try:
         meter = open_nvml([gpu.device for gpu in host.gpus], mig_parent=config.mig_parent)
     except PowerError as error:
-        named = [_identity(number, gpu) for number, gpu in enumerate(host.gpus)]
-        return [*findings, *named, _without_sensor(config, error)], Quality.MODELLED
+        for number, gpu in enumerate(host.gpus):
+            findings += (_identity(number, gpu), _sheet(config, gpu))
+        return [*findings, _without_sensor(config, host.gpus, error)], Quality.MODELLED
     with closing(meter):
         polled, took_s = poll(meter, poll_s)
     learnt_s = kept_lags(Path(config.prices_file)) if config.prices_file else {}
     for number, gpu in enumerate(host.gpus):
         if gpu.uuid in polled:
-            findings += _gpu(number, gpu, polled[gpu.uuid], learnt_s.get(gpu.uuid))
+            learnt = learnt_s.get(gpu.uuid)
+            findings += (_identity(number, gpu), _sheet(config, gpu))
+            findings += (_counter(gpu, polled[gpu.uuid], learnt), _processes(gpu.processes))
     findings.append(_calls(took_s))
     return findings, worst(*(seen.quality for seen in polled.values()))
 
@@ -98,12 +126,8 @@ def _driver(host: Survey, visible: str | None) -> Finding:
     return Finding("power", Verdict.OK, text, {"driver": host.driver, "num_gpus": host.num_gpus})
 
 
-def _gpu(number: int, gpu: GpuFacts, seen: Polled, learnt_s: float | None) -> list[Finding]:
-    return [_identity(number, gpu), _counter(gpu, seen, learnt_s), _processes(gpu.processes)]
-
-
 def _identity(number: int, gpu: GpuFacts) -> Finding:
-    text = f"{gpu.name} ({gpu.architecture.name}), NVML's GPU {gpu.device}"
+    text = f"{gpu.instance or gpu.name} ({gpu.architecture.name}), NVML's GPU {gpu.device}"
     text += f", {gpu.uuid}" if gpu.uuid != gpu.device else ""
     figures = {"uuid": gpu.uuid, "name": gpu.name, "architecture": gpu.architecture.name}
     scopes = {
@@ -112,6 +136,45 @@ def _identity(number: int, gpu: GpuFacts) -> Finding:
     }
     verdict = Verdict.NOTE if gpu.scope in scopes else Verdict.OK
     return Finding(f"cuda {number}", verdict, text + scopes.get(gpu.scope, ""), figures)
+
+
+def _sheet(config: Config, gpu: GpuFacts) -> Finding:
+    """Whose data sheet stands for a GPU, and what the GPU is set to."""
+    try:
+        spec, remark, unknown = _deployed(config, [gpu])
+    except MeterError as error:
+        return Finding("  sheet", Verdict.FAILS, str(error))
+    figures = {
+        "sheet": spec.name,
+        "board_watts": spec.board_watts,
+        "power_limit_watts": gpu.power_limit_watts,
+        "clock_mhz": gpu.clocks.set_to if gpu.clocks else None,
+    }
+    doubts = [remark, str(unknown or ""), spec.approximation, _clock(gpu.clocks)]
+    said = "; ".join(filter(None, doubts))
+    text = f"{spec.name}, {figure(spec.board_watts)} W; {_limit(gpu, spec)}"
+    verdict = Verdict.NOTE if said else Verdict.OK
+    return Finding("  sheet", verdict, f"{text}; {said}" if said else text, figures)
+
+
+def _limit(gpu: GpuFacts, spec: GpuSpec) -> str:
+    limit = gpu.power_limit_watts
+    if limit is None:
+        return "the GPU does not say its power limit"
+    text = f"power limit {figure(limit)} W"
+    if spec.is_limited:
+        return f"{text}, which estimates and attribution keep to"
+    return f"{text}, more than the data sheet's" if limit * spec.part > spec.board_watts else text
+
+
+def _clock(clocks: Clocks | None) -> str:
+    """A clock that somebody has set lower; NVML does not tell locked ones (nvidia-smi -lgc)."""
+    if clocks is None or clocks.set_to >= clocks.default:
+        return ""
+    return (
+        f"SM clock set to {clocks.set_to:g} MHz of {clocks.default:g}: estimates know no clocks "
+        "before they have learnt from steps"
+    )
 
 
 def _counter(gpu: GpuFacts, seen: Polled, learnt_s: float | None) -> Finding:

@@ -7,7 +7,12 @@ from pathlib import Path
 from llm_carbon_meter.carbon.grid import open_grid
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.estimate.one_request import OfflineEstimate, make_deployment
-from llm_carbon_meter.estimate.table import CACHED_COLUMN, INPUT_COLUMNS, estimate_file
+from llm_carbon_meter.estimate.table import (
+    CACHED_COLUMN,
+    INPUT_COLUMNS,
+    LIMIT_COLUMN,
+    estimate_file,
+)
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.predictor.energy_model import EnergyModel
 from llm_carbon_meter.predictor.models import ENERGY_MODELS, energy_model
@@ -23,6 +28,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     request.add_argument("--num-gpus", type=int, default=1, help="tensor parallel (default: 1)")
     request.add_argument(
+        "--power-limit",
+        type=float,
+        metavar="W",
+        help="of each GPU, where it is lower than the data sheet's (nvidia-smi -pl)",
+    )
+    request.add_argument(
         "--dtype", default="", help="number format (default: as the model's config)"
     )
     request.add_argument("--engine", default="vllm", help="default: vllm")
@@ -37,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     request.add_argument("--compare", action="store_true", help="the same on all other GPUs")
     rows = parser.add_argument_group("a table of requests")
-    columns = f"{', '.join(INPUT_COLUMNS)}, and {CACHED_COLUMN} if some are"
+    columns = f"{', '.join(INPUT_COLUMNS)}, and where wanted {CACHED_COLUMN}, {LIMIT_COLUMN}"
     rows.add_argument("--input", type=Path, help=f"CSV: {columns}")
     rows.add_argument("--output", type=Path, help="CSV: the same rows with their energy")
     parser.add_argument(
@@ -57,7 +68,8 @@ def run(options: argparse.Namespace) -> int:
     request = {"--model": options.model, "--prompt-tokens": options.prompt_tokens,
                "--output-tokens": options.output_tokens}  # fmt: skip
     if options.input or options.output:
-        given = [name for name, value in request.items() if value is not None]
+        of_one = {**request, "--power-limit": options.power_limit}
+        given = [name for name, value in of_one.items() if value is not None]
         if given or not (options.input and options.output):
             options.usage_error(
                 "--input and --output belong together, and to no " + ", ".join(given or request)
@@ -92,6 +104,7 @@ def _estimate_request(model: EnergyModel, options: argparse.Namespace, config: C
         options.dtype,
         options.engine,
         options.engine_version,
+        power_limit_watts=options.power_limit,
     )
     query = EstimateQuery(
         options.prompt_tokens,

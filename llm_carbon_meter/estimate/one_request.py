@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from llm_carbon_meter.exporters.columns import aligned, figure
-from llm_carbon_meter.physics.gpu_specs import GpuSpec, gpu_spec, gpu_specs
+from llm_carbon_meter.physics.gpu_specs import GpuSpec, at_limit, gpu_spec, gpu_specs
 from llm_carbon_meter.physics.kernels import weight_memory_bytes
 from llm_carbon_meter.physics.model_list import named_config
 from llm_carbon_meter.physics.model_specs import ModelSpec, model_spec
@@ -35,6 +35,7 @@ def make_deployment(
     engine: str = "",
     engine_version: str = "",
     *,
+    power_limit_watts: float | None = None,
     folder: Path | None = None,
     approximate: bool = False,
 ) -> Deployment:
@@ -47,17 +48,21 @@ def make_deployment(
         dtype: number format; empty for what the configuration says.
         engine: empty where unknown.
         engine_version: empty where unknown.
+        power_limit_watts: of each GPU, where it is set lower than the data sheet's.
         folder: see `named_config`.
         approximate: count an unknown architecture as Llama.
 
     Raises:
-        SpecError: one of them is not known, or the heads cannot be divided among the GPUs.
+        SpecError: one of them is not known, the heads cannot be divided among the GPUs, or they
+            cannot have that power limit.
     """
     config = with_dtype(named_config(model, folder), dtype)
     spec = model_spec(config, model, approximate=approximate)
     if num_gpus < 1 or spec.num_heads % num_gpus:
         raise SpecError(f"num_gpus is {num_gpus}; it must divide {spec.num_heads} heads")
-    return Deployment(spec, gpu_spec(gpu), num_gpus, engine, engine_version)
+    sheet = gpu_spec(gpu)
+    limited = sheet if power_limit_watts is None else at_limit(sheet, power_limit_watts)
+    return Deployment(spec, limited, num_gpus, engine, engine_version)
 
 
 def check_request(
@@ -153,7 +158,7 @@ class OfflineEstimate:
         deployment, query = self._deployment, self._query
         cached = f" ({query.cached_tokens:g} of them cached)" if query.cached_tokens else ""
         return (
-            f"{deployment.model.name} on {deployment.num_gpus} x {deployment.gpu.name}, "
+            f"{deployment.model.name} on {deployment.num_gpus} x {deployment.gpu.label}, "
             f"{query.prompt_tokens} prompt{cached} and {query.output_tokens} output tokens, "
             f"{query.concurrency:g} at once; estimated by {_METHODS[self._model.name]}"
         )
@@ -181,12 +186,13 @@ class OfflineEstimate:
         return lines
 
     def comparison(self) -> str:
-        """The same on every other GPU of the table that holds the weights, cheapest first."""
+        """The same on every other GPU of the table that holds the weights, cheapest first; these at
+        their board power."""
         model, num_gpus = self._deployment.model, self._deployment.num_gpus
         need_bytes = weight_memory_bytes(model, num_gpus)
         others = [gpu for gpu in _gpus() if gpu.name != self._deployment.gpu.name]
         fitting = [gpu for gpu in others if gpu.memory_bytes > need_bytes]
-        estimates = [(self._estimate, self._deployment.gpu.name + " *")]
+        estimates = [(self._estimate, self._deployment.gpu.label + " *")]
         estimates += [(self._on(replace(self._deployment, gpu=gpu)), gpu.name) for gpu in fitting]
         estimates.sort(key=lambda pair: pair[0].joules)
         rows = [["GPU", "Wh", "low Wh", "high Wh", "gCO2eq"]]

@@ -27,6 +27,8 @@ REQUEST_COLUMNS: Final = ("concurrency", "prompt_tokens", "output_tokens")
 INPUT_COLUMNS: Final = (*DEPLOYMENT_COLUMNS, *REQUEST_COLUMNS)
 CACHED_COLUMN: Final = "cached_tokens"
 """Of the prompt, in the prefix cache; a table may leave it out."""
+LIMIT_COLUMN: Final = "power_limit_w"
+"""Of each GPU, empty for the data sheet's; a table may leave it out."""
 ENERGY_COLUMNS: Final = ("prefill_wh", "decode_wh", "energy_wh", "low_wh", "high_wh")
 ERROR_COLUMN: Final = "error"
 
@@ -86,6 +88,7 @@ class _Key(NamedTuple):
     dtype: str
     engine: str
     engine_version: str
+    power_limit_w: str
 
 
 class BatchEstimator:
@@ -107,7 +110,7 @@ class BatchEstimator:
     def run(self, table: Table) -> Table:
         """The table with energies or errors; columns of these names that it had are replaced."""
         at = {name: place for place, name in enumerate(table.columns)}
-        keys = [at[name] for name in DEPLOYMENT_COLUMNS]
+        keys = [at.get(name) for name in (*DEPLOYMENT_COLUMNS, LIMIT_COLUMN)]
         numbers = [(name, at[name]) for name in (*REQUEST_COLUMNS, CACHED_COLUMN) if name in at]
         errors: dict[int, str] = {}
         rows = tqdm(table.rows, disable=None, delay=_PROGRESS_AFTER_S, unit=" rows")
@@ -123,13 +126,14 @@ class BatchEstimator:
         number: int,
         row: Sequence[str],
         width: int,
-        keys: Sequence[int],
+        keys: Sequence[int | None],
         numbers: Sequence[tuple[str, int]],
     ) -> None:
         """Put a row with those of its deployment."""
         if len(row) != width:
             raise MeterError(f"the row has {len(row)} cells, the header {width}")
-        spec, group = self._group(_Key._make([row[place].strip() for place in keys]))
+        names = ("" if place is None else row[place].strip() for place in keys)
+        spec, group = self._group(_Key._make(names))
         cells = {name: row[place] for name, place in numbers}
         cells[CACHED_COLUMN] = cells.get(CACHED_COLUMN, "").strip() or "0"
         values = {name: _number(name, text) for name, text in cells.items()}
@@ -160,6 +164,9 @@ class BatchEstimator:
             key.dtype.lower(),
             key.engine,
             key.engine_version,
+            power_limit_watts=_number(LIMIT_COLUMN, key.power_limit_w)
+            if key.power_limit_w
+            else None,
             folder=self._folder,
             approximate=True,
         )

@@ -1,23 +1,23 @@
 """Opens the estimator of a server's own deployment, as the settings say."""
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 from llm_carbon_meter.carbon.emissions import embodied_rate
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.physics.gpu_specs import GpuSpec, assumed_gpu, gpu_spec
+from llm_carbon_meter.physics.deployed_gpu import gpu_of
+from llm_carbon_meter.physics.gpu_specs import GpuSpec
 from llm_carbon_meter.physics.model_specs import ModelSpec
 from llm_carbon_meter.predictor.energy_model import EnergyModel
 from llm_carbon_meter.predictor.estimator import DeploymentEstimator
 from llm_carbon_meter.predictor.live import LiveEstimator
 from llm_carbon_meter.predictor.models import energy_model, placed
-from llm_carbon_meter.records import CarbonIntensity, MeterError, SpecError
+from llm_carbon_meter.records import CarbonIntensity, MeterError
 
 
 def open_estimator(
     config: Config,
-    deployment: Mapping[str, str | int],
+    deployment: Mapping[str, str | float],
     model: ModelSpec | None,
     intensity: CarbonIntensity,
     faults: Faults,
@@ -56,28 +56,13 @@ def _energy_model(config: Config, faults: Faults) -> EnergyModel:
         return energy_model("flop")
 
 
-class _Gpu(NamedTuple):
-    spec: GpuSpec
-    remark: str
-    """Empty where nothing is assumed."""
-
-
-def _gpu(config: Config, deployment: Mapping[str, str | int], faults: Faults) -> _Gpu:
+def _gpu(
+    config: Config, deployment: Mapping[str, str | float], faults: Faults
+) -> tuple[GpuSpec, str]:
     """The data sheet to estimate with, and what makes the estimate less certain."""
-    spec, remark = _named_gpu(config, str(deployment.get("gpu", "")), faults)
+    gpu = gpu_of(config, deployment, faults)
+    if gpu.unknown is not None:
+        faults.note("gpu", gpu.unknown, f"Estimates assume {gpu.spec.name}.")
     stages = int(deployment.get("pipeline_parallel_size", 1))
     staged = f"{stages} pipeline stages counted as one" if stages > 1 else ""
-    return _Gpu(spec, "; ".join(filter(None, (remark, staged))))
-
-
-def _named_gpu(config: Config, name: str, faults: Faults) -> _Gpu:
-    """The data sheet of the engine's GPU, or the assumed one and why."""
-    if not name:
-        assumed = assumed_gpu(config, faults)
-        return _Gpu(assumed, f"no GPU was found, {assumed.name} is assumed")
-    try:
-        return _Gpu(gpu_spec(name), "")
-    except SpecError as error:
-        assumed = assumed_gpu(config, faults)
-        faults.note("gpu", error, f"Estimates assume {assumed.name}.")
-        return _Gpu(assumed, f"the GPU {name} is not known, {assumed.name} is assumed")
+    return gpu.spec, "; ".join(filter(None, (gpu.remark, staged)))

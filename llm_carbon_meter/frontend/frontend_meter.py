@@ -63,7 +63,7 @@ class FrontendMeter:
         config: Config,
         model_name: str,
         model: ModelSpec | None,
-        deployment: Mapping[str, str | int],
+        deployment: Mapping[str, str | float],
         index: int,
         concurrency: Concurrency,
         tracing: bool,

@@ -14,7 +14,7 @@ class Surroundings(NamedTuple):
     """What all records of a server have in common."""
 
     model_name: str
-    deployment: Mapping[str, str | int]
+    deployment: Mapping[str, str | float]
     pue: float
     covers: str
 

@@ -48,9 +48,9 @@ def allreduce_shares(rows: StepRows, durations: Floats, model: CostModel) -> Flo
 
 
 def step_watts(loads: Floats, coefficients: StepCoefficients) -> Floats:
-    """Expected board power of steps, per GPU, shape (steps,)."""
+    """Expected power of steps, per GPU, shape (steps,)."""
     dynamic = loads @ np.array((coefficients.memory_watts, coefficients.compute_watts))
-    return np.asarray(np.minimum(coefficients.static_watts + dynamic, coefficients.board_watts))
+    return np.asarray(np.minimum(coefficients.static_watts + dynamic, coefficients.limit_watts))
 
 
 def equal_weights(

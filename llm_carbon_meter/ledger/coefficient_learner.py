@@ -36,7 +36,7 @@ USUAL_ERROR: Final = 0.3
 OUTLIER: Final = 2.5
 """Errors beyond this many times the usual one pull no harder."""
 LEAST: Final = 1e-3
-"""Of any coefficient, watts as a share of the board's: nothing is free."""
+"""Of any coefficient, watts as a share of the limit: nothing is free."""
 TINY: Final = 1e-9
 ROUNDING: Final = 1e-6
 """How far below 0 an eigenvalue of sums of squares may lie, as a share of their trace."""
@@ -145,7 +145,7 @@ class _Window:
 
 def _awake(coefficients: StepCoefficients) -> StepCoefficients:
     """A part of what memory and computing draw is drawn anyhow; busy with either, it is as much."""
-    watts = AWAKE_LOAD * (coefficients.board_watts - coefficients.idle_watts)
+    watts = AWAKE_LOAD * coefficients.compute_watts
     return replace(
         coefficients,
         static_watts=coefficients.static_watts + watts,
@@ -168,7 +168,7 @@ class CoefficientLearner:
     def __init__(self, gpu: GpuSpec, state: LearnerState | None = None) -> None:
         self.coefficients = _awake(sheet_coefficients(gpu))
         self._time = Fit(self.coefficients.seconds)
-        self._power = Fit(self._board_shares())
+        self._power = Fit(self._limit_shares())
         self._windows: dict[str, _Window] = {}
         self._usual_error = USUAL_ERROR
         if state is not None:
@@ -181,8 +181,8 @@ class CoefficientLearner:
         """All that was learnt."""
         return LearnerState(self._time.state, self._power.state)
 
-    def _board_shares(self) -> Floats:
-        """Watts as shares of the board's, in the order of a window's seconds."""
+    def _limit_shares(self) -> Floats:
+        """Watts as shares of the GPU's limit, in the order of a window's seconds."""
         coefficients = self.coefficients
         awake_watts = coefficients.static_watts - coefficients.idle_watts
         watts = (
@@ -191,7 +191,7 @@ class CoefficientLearner:
             coefficients.compute_watts,
             coefficients.idle_watts,
         )
-        return np.array(watts) / coefficients.board_watts
+        return np.array(watts) / coefficients.limit_watts
 
     def see_steps(self, work: Work, durations: Floats) -> None:
         """Steps and the seconds that they took; relative errors count."""
@@ -233,12 +233,12 @@ class CoefficientLearner:
 
     def _learn(self, window: _Window) -> None:
         """Relative errors count here, too, and a window that fits badly counts less."""
-        board_watts = self.coefficients.board_watts
-        expected = float(window.seconds @ self._board_shares()) * board_watts
+        limit_watts = self.coefficients.limit_watts
+        expected = float(window.seconds @ self._limit_shares()) * limit_watts
         error = abs(window.joules / expected - 1)
         trust = min(1.0, OUTLIER * self._usual_error / max(error, TINY))
         self._usual_error += 0.05 * (min(error, OUTLIER * self._usual_error) - self._usual_error)
-        seen, weight = window.seconds * board_watts / expected, trust * window.length_s
+        seen, weight = window.seconds * limit_watts / expected, trust * window.length_s
         self._power.see(
             np.asarray(weight * np.outer(seen, seen), np.float64),
             weight * seen * window.joules / expected,
@@ -249,7 +249,7 @@ class CoefficientLearner:
     def _reckon(self) -> None:
         start, moments = self._time.start, self._time.moments
         doubted = SHEET_SECONDS * float(start @ moments @ start) / DOUBTS**2
-        watts = self._power.solve(np.full(4, SHEET_WINDOWS)) * self.coefficients.board_watts
+        watts = self._power.solve(np.full(4, SHEET_WINDOWS)) * self.coefficients.limit_watts
         awake, memory, compute, idle = watts.tolist()
         self.coefficients = replace(
             self.coefficients,

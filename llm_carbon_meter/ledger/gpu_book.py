@@ -98,21 +98,21 @@ class GpuBook:
         )
 
 
-def unsettled(slot: int, steps: OpenSteps, gpus: Iterable[GpuBook], board_watts: float) -> Figures:
+def unsettled(slot: int, steps: OpenSteps, gpus: Iterable[GpuBook], limit_watts: float) -> Figures:
     """Expected joules and seconds of a request's steps, or parts, that no tick has covered.
 
     Args:
         slot: of the request.
         steps: all that are open.
         gpus: that work on them.
-        board_watts: no GPU draws more.
+        limit_watts: no GPU draws more.
     """
     rows = np.flatnonzero(steps.row_key // COLUMNS == slot)
     step = np.searchsorted(steps.first_row, rows, side="right") - 1
     joules, seconds = np.zeros(len(rows)), np.zeros(len(rows))
     for gpu in gpus:
         left_s = gpu.unsettled_s(steps.start[step], steps.end[step])
-        joules += left_s * np.minimum(steps.watts[step] * gpu.scale, board_watts)
+        joules += left_s * np.minimum(steps.watts[step] * gpu.scale, limit_watts)
         seconds += left_s
     share = steps.row_share[rows]
     by_column = np.bincount(steps.row_key[rows] % COLUMNS, joules * share, COLUMNS)

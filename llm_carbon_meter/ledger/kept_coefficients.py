@@ -67,7 +67,7 @@ def _identity(model: CostModel) -> Identity:
     gpu = model.gpu
     return {
         "gpu": gpu.name,
-        "peaks": [gpu.compute_ops_per_s, gpu.bandwidth_bytes_per_s, gpu.board_watts],
+        "peaks": [gpu.compute_ops_per_s, gpu.bandwidth_bytes_per_s, gpu.limit_watts],
         "units": [LAUNCH_S, *EFFICIENCIES.ravel().tolist()],
         "costs": asdict(model.costs) if model.costs else None,
     }

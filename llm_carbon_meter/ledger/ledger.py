@@ -157,8 +157,8 @@ class EnergyLedger:
             Its figure as known now: what is settled, and the rest filled from the power model.
         """
         slot = self._requests.close(end)
-        board_watts = self._model.gpu.board_watts
-        expected = unsettled(slot, self._steps, self._gpus.values(), board_watts)
+        limit_watts = self._model.gpu.limit_watts
+        expected = unsettled(slot, self._steps, self._gpus.values(), limit_watts)
         figures = self._requests.figures(slot).plus(expected, grams_per_joule)
         return self._requests.record(slot, figures, Status.PROVISIONAL, self._provenance)
 

@@ -33,7 +33,7 @@ class StepCoefficients:
     """More, while it computes."""
     idle_watts: float
     """Without a step."""
-    board_watts: float
+    limit_watts: float
     """Never more than this."""
 
     @property
@@ -55,7 +55,7 @@ class StepCoefficients:
 
 
 def sheet_coefficients(gpu: GpuSpec) -> StepCoefficients:
-    """What the data sheet promises."""
+    """What the data sheet promises; below its power limit a GPU draws what it would without one."""
     dynamic = gpu.board_watts - gpu.idle_watts
     return StepCoefficients(
         np.array(ROOFLINE),
@@ -63,5 +63,5 @@ def sheet_coefficients(gpu: GpuSpec) -> StepCoefficients:
         MEMORY_BOUND_LOAD * dynamic,
         dynamic,
         gpu.idle_watts,
-        gpu.board_watts,
+        gpu.limit_watts,
     )

@@ -6,12 +6,13 @@ its GPU's, and may differ from the product by `DEPLOYMENT_SPREAD`.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llm_carbon_meter.physics.gpu_specs import GpuSpec
 from llm_carbon_meter.predictor.measured_engines import (
     expected_factors,
     nearest_engines,
@@ -52,6 +53,14 @@ DEPLOYMENT_SPREAD: Final = by_factor(
 
 FORMAT_SPREAD: Final = by_factor({"weights": 0.25, "products": 0.2, "launches": 0.2})
 """Of a number format that was not measured, besides."""
+LIMIT_SPREAD: Final = by_factor({"weights": 0.2, "products": 0.5, "static": 0.3, "dynamic": 0.3})
+"""Of a power limit that is e times lower than the board power, besides. None was measured: the law
+has one slope of time against power for all steps (`step_law.SLOWED`)."""
+
+
+def limit_spread(gpu: GpuSpec) -> Floats:
+    """Standard deviations that a GPU's power limit adds; 0 where that is its board power."""
+    return np.asarray(LIMIT_SPREAD * np.log(gpu.board_watts / gpu.limit_watts))
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +88,16 @@ class FittedPhysics:
     """GPU -> each of `FACTORS`, against what its data sheet says."""
     kernels: Mapping[str, Floats] = field(default_factory=dict)
     """GPU whose kernels were measured -> likewise, from these alone."""
+
+    def at_limit(self, gpu: GpuSpec) -> "FittedPhysics":
+        """The same law with energies in units of the GPU's power limit instead of its board power.
+
+        So a step draws what it drew, and the law's limit is the one that is enforced.
+        """
+        more = np.log(gpu.board_watts / gpu.limit_watts)
+        return replace(
+            self, energy=self.energy + more, static=self.static + more, active=self.active + more
+        )
 
     def prior(self, engine: str, version: str, gpu: str) -> Prior:
         """Of a deployment; an engine that was not measured is like its nearest kin."""

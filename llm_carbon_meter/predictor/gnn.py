@@ -20,7 +20,13 @@ from llm_carbon_meter.physics.model_specs import in_16_bits
 from llm_carbon_meter.physics.phases import PLAIN, SUMS, Serving, mean_steps, num_steps
 from llm_carbon_meter.predictor.energy_model import Deployment, Numbers, PhaseEnergy
 from llm_carbon_meter.predictor.features import SHARES, DeploymentGraph, ReferenceGraph, neighbours
-from llm_carbon_meter.predictor.fitted_physics import FORMAT_SPREAD, FittedPhysics, Prior, by_factor
+from llm_carbon_meter.predictor.fitted_physics import (
+    FORMAT_SPREAD,
+    FittedPhysics,
+    Prior,
+    by_factor,
+    limit_spread,
+)
 from llm_carbon_meter.predictor.measured_engines import engine_key, is_measured
 from llm_carbon_meter.predictor.posterior import ENERGY_NOISE, NUDGE
 from llm_carbon_meter.predictor.step_law import FACTORS, Constants, constants_of, spent, term_matrix
@@ -161,6 +167,7 @@ class Weights:
         covariance = wider**2 * kin.covariance + np.outer(untrusted, untrusted)
         if deployment.model.number_format not in self.formats:
             covariance = covariance + np.diag(FORMAT_SPREAD**2)
+        covariance = covariance + np.diag(limit_spread(deployment.gpu) ** 2)
         return Prior(kin.mean + gate * correction, covariance)
 
     def _correction(self, deployment: Deployment) -> Floats:
@@ -199,10 +206,10 @@ class BoundGnn:
     """The predictor on one deployment: its step law, with the factors that are expected of it."""
 
     def __init__(self, weights: Weights, deployment: Deployment) -> None:
-        self._physics = weights.physics
+        self._physics = weights.physics.at_limit(deployment.gpu)
         self._model, self._num_gpus = deployment.model, deployment.num_gpus
         self._budget = deployment.max_num_batched_tokens
-        self._board_watts = deployment.gpu.board_watts * deployment.num_gpus
+        self._limit_watts = deployment.gpu.limit_watts * deployment.num_gpus
         matrix = term_matrix(
             deployment.model, deployment.gpu, deployment.num_gpus, deployment.engine
         )
@@ -239,7 +246,7 @@ class BoundGnn:
         totals = boards.sum(-1)
         slopes = np.log(totals[2:] / totals[0]) / NUDGE
         variance = (self._covariance @ slopes * slopes).sum(0)
-        joules = self._board_watts / concurrency
+        joules = self._limit_watts / concurrency
         figures = (
             joules * boards[0, :, 0],
             joules * boards[0, :, 1],
@@ -258,8 +265,9 @@ def _outside(weights: Weights, deployment: Deployment) -> str:
     measured = is_measured(engine, version, tuple(weights.physics.engines))
     reasons = [
         deployment.model.approximation,
-        f"GPU {deployment.gpu.name} not measured"
-        if deployment.gpu.name not in weights.physics.gpus
+        deployment.gpu.approximation,
+        f"GPU {deployment.gpu.label} not measured"
+        if deployment.gpu.name not in weights.physics.gpus or deployment.gpu.is_limited
         else "",
         f"engine {engine_key(engine, version) or 'unknown'} not measured" if not measured else "",
         f"{deployment.model.number_format} not measured"

@@ -191,12 +191,14 @@ class FactorState:
 
 
 def identity(deployment: Deployment, checksum: str) -> Identity:
-    """What learnt factors hold for: another model, GPU, engine version or prior needs its own."""
+    """What learnt factors hold for: another model, GPU, power limit, engine version or prior needs
+    its own."""
     return {
         "weights": checksum,
         "model": deployment.model.name,
         "weight_bytes": str(deployment.model.weight_bytes),
         "gpu": deployment.gpu.name,
+        "limit_watts": deployment.gpu.limit_watts,
         "num_gpus": deployment.num_gpus,
         "engine": deployment.engine,
         "engine_version": deployment.engine_version,
@@ -224,10 +226,11 @@ class LiveLearner:
         prior = weights.prior(deployment)
         before = self._file.load(lambda state: state.factors)
         seen = Prior(np.array(before.mean), np.array(before.covariance)) if before else None
-        self._posterior = FactorPosterior(weights.physics, prior, seen)
+        physics = weights.physics.at_limit(deployment.gpu)
+        self._posterior = FactorPosterior(physics, prior, seen)
         self._ticks = before.ticks if before else 0
         self._saved_ticks = self._ticks
-        self._board_watts = deployment.gpu.board_watts
+        self._limit_watts = deployment.gpu.limit_watts
         self._waiting: list[tuple[Floats, Floats]] = []
         """Steps that have not taught yet, and how much of each is meant."""
         self._seconds = self._joules = 0.0
@@ -264,7 +267,7 @@ class LiveLearner:
         every = -(-len(parts) // MOST_STEPS)
         few = parts[::every]
         steps = Steps(sums[::every] @ self._terms, few * (parts.sum() / few.sum()))
-        boards = self._joules / self._board_watts
+        boards = self._joules / self._limit_watts
         self._posterior.observe(steps, boards if boards > 0 else None, self._seconds)
         self._waiting, self._seconds, self._joules = [], 0.0, 0.0
 

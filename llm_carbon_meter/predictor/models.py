@@ -19,7 +19,7 @@ ENERGY_MODELS: Final[Mapping[str, Callable[[], EnergyModel]]] = {
 }
 
 
-def placed(model: ModelSpec, gpu: GpuSpec, where: Mapping[str, str | int]) -> Deployment:
+def placed(model: ModelSpec, gpu: GpuSpec, where: Mapping[str, str | float]) -> Deployment:
     """A deployment of a server's own model.
 
     Args:

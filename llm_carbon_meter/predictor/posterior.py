@@ -91,7 +91,7 @@ class FactorPosterior:
 
         Args:
             steps: them.
-            boards: their energy per GPU, in units of board power x 1 s; None where unknown.
+            boards: their energy per GPU, in units of the law's power x 1 s; None where unknown.
             seconds: their time, likewise.
         """
         if seconds is not None:

@@ -4,8 +4,9 @@
     energy  = static power x seconds + active power x GPU time + what is moved and computed
 
 GPU, launch and host time are sums of terms (`TERMS`) times rates, but that a kernel moves while it
-computes: of both, the longer counts (`KERNELS`). A step that would draw more than board power takes
-longer and spends less. The rates are fitted (fitted_physics.py); a deployment's own differ from
+computes: of both, the longer counts (`KERNELS`). A step that would draw more than the board's power
+takes longer and spends less; where the GPU's limit is lower, that power is the limit
+(`FittedPhysics.at_limit`). The rates are fitted (fitted_physics.py); a deployment's own differ from
 them by its `FACTORS`.
 
 Operators only, so that the same lines are fitted in torch and served in numpy. Every term raises

@@ -49,10 +49,12 @@ struct profile { struct point *points; int count; };
 struct script {
     int gpus, init_error;
     unsigned architecture;
-    char name[NAME_SIZE];
+    char name[NAME_SIZE], instance_name[NAME_SIZE];
     double origin, period_s, lag_s, cycle_s;
     struct profile power[MAX_GPUS];
     unsigned unsupported[MAX_GPUS];
+    double limit_watts[MAX_GPUS]; /* 0: does not say */
+    unsigned clock_mhz[MAX_GPUS]; /* 0: as by default */
     struct event events[MAX_EVENTS];
     int num_events;
 };
@@ -157,6 +159,22 @@ static bool parse_unsupported(char **rest)
     return false;
 }
 
+static bool parse_limit(char **rest)
+{
+    int gpu;
+    return next_gpu(rest, &gpu) && next_number(rest, &script.limit_watts[gpu]);
+}
+
+static bool parse_clock(char **rest)
+{
+    int gpu;
+    double mhz;
+    if (!next_gpu(rest, &gpu) || !next_number(rest, &mhz))
+        return false;
+    script.clock_mhz[gpu] = (unsigned)mhz;
+    return true;
+}
+
 static bool parse_scalar(const char *key, double value)
 {
     if (strcmp(key, "gpus") == 0 && value >= 1 && value <= MAX_GPUS)
@@ -185,10 +203,15 @@ static bool parse_line(char *line)
     char *key = strtok_r(line, " \t", &rest);
     if (key == NULL)
         return true;
-    if (strcmp(key, "name") == 0) {
-        snprintf(script.name, sizeof script.name, "%s", rest);
+    if (strcmp(key, "name") == 0 || strcmp(key, "instance") == 0) {
+        char *name = key[0] == 'n' ? script.name : script.instance_name;
+        snprintf(name, NAME_SIZE, "%s", rest);
         return true;
     }
+    if (strcmp(key, "limit") == 0)
+        return parse_limit(&rest);
+    if (strcmp(key, "clock") == 0)
+        return parse_clock(&rest);
     if (strcmp(key, "power") == 0)
         return parse_power(&rest);
     if (strcmp(key, "unsupported") == 0)
@@ -208,6 +231,7 @@ static void forget_script(void)
     script.gpus = 1;
     script.architecture = HOPPER;
     strcpy(script.name, "NVML stub");
+    strcpy(script.instance_name, "NVML stub MIG 1g.10gb");
 }
 
 static bool load(const char *path)
@@ -532,13 +556,40 @@ EXPORT int nvmlDeviceGetDeviceHandleFromMigDeviceHandle(struct device *slice, st
 EXPORT int nvmlDeviceGetName(struct device *device, char *out, unsigned size)
 {
     int gpu, result = enter(device, &gpu);
-    return leave(result == SUCCESS ? put_text(out, size, script.name) : result);
+    const char *name = is_slice(device) ? script.instance_name : script.name;
+    return leave(result == SUCCESS ? put_text(out, size, name) : result);
 }
 
 EXPORT int nvmlDeviceGetArchitecture(struct device *device, unsigned *architecture)
 {
     int gpu, result = enter(device, &gpu);
     *architecture = script.architecture;
+    return leave(result);
+}
+
+EXPORT int nvmlDeviceGetEnforcedPowerLimit(struct device *device, unsigned *limit)
+{
+    int gpu, result = enter(device, &gpu);
+    if (result == SUCCESS && (is_slice(device) || script.limit_watts[gpu] <= 0))
+        result = NOT_SUPPORTED;
+    if (result == SUCCESS)
+        *limit = milliwatts(script.limit_watts[gpu]);
+    return leave(result);
+}
+
+EXPORT int nvmlDeviceGetDefaultApplicationsClock(struct device *device, int clock, unsigned *mhz)
+{
+    (void)clock;
+    int gpu, result = enter(device, &gpu);
+    *mhz = FAST_MHZ;
+    return leave(result);
+}
+
+EXPORT int nvmlDeviceGetApplicationsClock(struct device *device, int clock, unsigned *mhz)
+{
+    (void)clock;
+    int gpu, result = enter(device, &gpu);
+    *mhz = result == SUCCESS && script.clock_mhz[gpu] > 0 ? script.clock_mhz[gpu] : FAST_MHZ;
     return leave(result);
 }
 

@@ -79,7 +79,9 @@ class StubScript:
     origin_s: float = field(default_factory=time.monotonic)
     """``time.monotonic()`` at which the script's time and the counters are 0."""
     extra: Sequence[str] = ()
-    """Further lines: ``name TEXT``, ``init_error CODE``, ``architecture CODE``, ``unsupported GPU
+    """Further lines: ``name TEXT``, ``instance TEXT`` (the name of MIG instances), ``init_error
+    CODE``, ``architecture CODE``, ``limit GPU WATTS`` (power limit; else the GPU does not say),
+    ``clock GPU MHZ`` (application clock of the SMs; else 1980, the default), ``unsupported GPU
     energy|energy_field|instant|average|usage``, and what happens, in seconds after the origin:
     ``reset GPU T`` (counter to 0), ``lag GPU FROM MS`` (the lag of its counter from then on; while
     it grows the counter stands still), ``lost GPU FROM TO``, ``slow_ms GPU FROM TO MS``, ``zero GPU

@@ -104,10 +104,10 @@ def _metered(drive: Drive, hooks: BareHooks) -> list[float]:
             gpus=(),
             first_gpu=0,
             num_gpus=8,
-            gpu_name="H100",
             model=built_in_model("Llama-3.1-8B"),
             tensor_parallel=8,
             start_s=time.monotonic(),
+            deployment={"gpu": "H100"},
         )
         meter, capture = MeterProcess(setup, Faults()), StepCapture(Faults())
         meter.ready()

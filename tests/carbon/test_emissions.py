@@ -44,6 +44,16 @@ def test_embodied_rates(method: str, gpu: str, host: bool, milligrams: float) ->
     assert 1000 * rate == pytest.approx(milligrams, rel=1e-3)
 
 
+@pytest.mark.parametrize(("method", "host"), [("pcf", True), ("llmcarbon", False)])
+def test_a_part_of_a_gpu_has_its_part_of_the_making(method: str, host: bool) -> None:
+    """Seven MIG instances together carry what their GPU and server cost."""
+    whole, part = (
+        embodied_rate(method, gpu_spec(name), host=host) for name in ("A100", "A100 MIG 1g.10gb")
+    )
+    assert whole is not None
+    assert part == pytest.approx(whole / 7)
+
+
 def test_embodied_can_be_left_out() -> None:
     """Then there is no figure, not a 0, and nothing speaks of it."""
     assert embodied_rate("none", gpu_spec("H100"), host=False) is None

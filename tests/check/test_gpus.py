@@ -16,7 +16,7 @@ from llm_carbon_meter.ledger.kept_coefficients import KeptCoefficients
 from llm_carbon_meter.ledger.lag_learner import LagLearner
 from llm_carbon_meter.power.nvml.architectures import Measured
 from llm_carbon_meter.records import Quality
-from tests.support.scripted_nvml import uuid_of
+from tests.support.scripted_nvml import MIG_UUID, uuid_of
 from tests.support.steps.cost_models import LLAMA
 
 ALWAYS = "0 9e9"
@@ -51,6 +51,72 @@ def test_processes_of_another_namespace_are_unknown(
     monkeypatch.setattr(gpus, "sees_host_numbers", lambda listed: False)
     stub.steady(100, extra=(f"process 0 {ALWAYS} 4711",))
     assert "unknown" in found()[0]["shared"].text
+
+
+@pytest.mark.parametrize(
+    ("name", "limit", "verdict", "words"),
+    [
+        ("NVIDIA GB300", None, Verdict.OK, "GB300, 1400 W; the GPU does not say its power limit"),
+        ("NVIDIA B300 SXM6 AC", 1100, Verdict.OK, "B300, 1100 W; power limit 1100 W"),
+        ("NVIDIA H800", 500, Verdict.OK, "H800, 700 W; power limit 500 W, which estimates and"),
+        (
+            "NVIDIA H20",
+            500,
+            Verdict.OK,
+            "H20, 400 W; power limit 500 W, more than the data sheet's",
+        ),
+        ("NVIDIA L20", 9, Verdict.NOTE, "not taken: a power limit of 9 W cannot be that of L20"),
+        ("GRID A100D-40C", None, Verdict.NOTE, "a virtual GPU, taken to have the whole A100-PCIe"),
+        ("NVIDIA H101", 350, Verdict.NOTE, "H101 is not known, H100 is assumed; GPU 'NVIDIA H101'"),
+        ("NVIDIA H101", 350, Verdict.NOTE, "nearest is H100; known: T4"),
+    ],
+)
+def test_the_sheet_of_each_gpu_is_told(
+    stub: Any, name: str, limit: int | None, verdict: Verdict, words: str
+) -> None:
+    """Its board power, the limit that is enforced, and what was assumed where none is known."""
+    stub.steady(100, extra=(f"name {name}", *([f"limit 0 {limit}"] if limit else [])))
+    sheet = found()[0]["sheet"]
+    assert words in sheet.text
+    assert sheet.verdict is verdict
+    assert sheet.figures["power_limit_watts"] == limit
+
+
+def test_a_clock_that_is_set_lower_is_told(stub: Any) -> None:
+    """Estimates do not know clocks; locked ones cannot be read."""
+    stub.steady(100, extra=("name NVIDIA H200", "clock 0 1200"))
+    sheet = found()[0]["sheet"]
+    assert "SM clock set to 1200 MHz of 1980" in sheet.text
+    assert sheet.figures["clock_mhz"] == 1200
+
+
+WITHOUT_SENSORS = tuple(f"unsupported 0 {sensor}" for sensor in ("energy", "instant", "usage"))
+
+
+def test_a_known_gpu_without_a_sensor_is_modelled_by_its_own_sheet(stub: Any) -> None:
+    """Not by the assumed one, whatever the settings assume; at its limit."""
+    stub.steady(100, extra=("name Tesla T4", "limit 0 60", *WITHOUT_SENSORS))
+    findings, quality = found(assume_gpu="L4")
+    assert quality is Quality.MODELLED
+    assert "load x the data sheet of T4 at 60 W (GPU 0 was looked up" in findings["power"].text
+    assert found(power="modelled")[0]["power"].figures == {"sheet": "T4"}
+
+
+def test_a_mig_instance_is_modelled_by_its_slice(
+    stub: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or the whole GPU is read, where all its instances are ours."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", MIG_UUID)
+    name = "NVIDIA A100-SXM4-80GB"
+    lines = (f"name {name}", f"instance {name} MIG 1g.10gb", f"mig 0 {ALWAYS}")
+    stub.steady(100, extra=lines)
+    modelled, _ = found()
+    assert "MIG 1g.10gb (Hopper)" in modelled["cuda 0"].text
+    assert "1 of 7 slices of A100" in modelled["sheet"].text
+    assert "data sheet of A100 MIG 1g.10gb" in modelled["power"].text
+    read, quality = found(mig_parent=True)
+    assert quality is Quality.MIG_PARENT
+    assert read["sheet"].text.startswith("A100, 400 W")
 
 
 def test_a_gpu_without_a_counter_is_taken_for_virtual(stub: Any) -> None:

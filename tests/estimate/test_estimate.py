@@ -62,6 +62,35 @@ def test_the_readme_shows_what_is_printed(
     assert [line.strip() for line in lines] == [line.strip() for line in printed if line]
 
 
+def test_a_power_limit_is_printed_and_saves_energy(capsys: pytest.CaptureFixture[str]) -> None:
+    """Beside the GPU's name and in the reason of the interval, here and in the comparison."""
+    asked = ["estimate", "--model", "Llama-3.1-8B", "--gpu", "H100", *TOKENS, "--compare"]
+    assert main(asked) == 0
+    before = capsys.readouterr().out
+    assert main([*asked, "--power-limit", "500"]) == 0
+    after = capsys.readouterr().out
+    assert "on 1 x H100 at 500 W, " in after
+    assert "GPU H100 at 500 W not measured" in after
+    assert "\nH100 at 500 W *" in after
+    total = [float(re.findall(r"^total +(\S+)", text, re.M)[0]) for text in (before, after)]
+    assert 0.8 * total[0] < total[1] < total[0]
+
+
+def test_rows_may_have_a_power_limit(tmp_path: Path) -> None:
+    """Empty is the data sheet's; one that cannot be is the row's error, and no other's."""
+    limits = ("", "700", "500", "80000", "x")
+    rows = [{**ROW, "concurrency": "32", "power_limit_w": limit} for limit in limits]
+    source, target = write(tmp_path / "rows.csv", rows), tmp_path / "out.csv"
+    assert main(["estimate", "--input", str(source), "--output", str(target)]) == 1
+    answers = list(csv.DictReader(target.read_text("utf-8").splitlines()))
+    full, same, less, beyond, none = (row["energy_wh"] for row in answers)
+    assert full == same != ""
+    assert 0.8 * float(full) < float(less) < float(full)
+    assert (beyond, none) == ("", "")
+    assert "cannot be that of H100" in answers[3]["error"]
+    assert "power_limit_w is 'x'" in answers[4]["error"]
+
+
 def test_the_comparison_knows_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
     """Other GPUs that hold 70 billion weights on two, and the names of those that do not."""
     command = ["estimate", "--model", "Llama-3.1-70B", "--gpu", "H200", "--num-gpus", "2"]
@@ -107,6 +136,9 @@ def test_weights_in_memory_are_all_parameters(name: str) -> None:
         (["--model", "Llama-3.1-8B", "--dtype", "fp7", *TOKENS], "known: bfloat16, float16"),
         (["--model", "Llama-3.1-8B", "--concurrency", "0.5", *TOKENS], "concurrency is 0.5"),
         (["--model", "Llama-3.1-8B", "--concurrency", "nan", *TOKENS], "concurrency is nan"),
+        (["--model", "Llama-3.1-8B", "--gpu", "MI300X", *TOKENS], "is no NVIDIA GPU"),
+        (["--model", "Llama-3.1-8B", "--power-limit", "800", *TOKENS], "idle and 700 W at most"),
+        (["--model", "Llama-3.1-8B", "--power-limit", "nan", *TOKENS], "a power limit of nan W"),
         (["--model", "Llama-2-7B", *TOKENS[:3], "4000"], "holds 4096"),
         (["--model", "Llama-2-7B", *TOKENS[:3], "0"], "output_tokens is 0"),
     ],
@@ -128,6 +160,7 @@ def test_wrong_words_get_one_line(
         (["--model", "Llama-3.1-8B"], "give --prompt-tokens"),
         (["--input", "a.csv"], "belong together"),
         (["--output", "a.csv"], "belong together"),
+        (["--input", "a", "--output", "b", "--power-limit", "9"], "to no --power-limit"),
         (["--input", "a.csv", "--output", "b.csv", "--model", "x"], "no --model"),
     ],
 )

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
+from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.ledger.attribution import POLICIES
 from llm_carbon_meter.ledger.ledger import EnergyLedger
-from llm_carbon_meter.meter import physics_gpu
-from llm_carbon_meter.physics.gpu_specs import gpu_spec
+from llm_carbon_meter.physics.deployed_gpu import gpu_of
 from llm_carbon_meter.physics.kernels import step_costs
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.physics.step_work import CostModel
@@ -40,7 +40,7 @@ LARGEST_ERROR = 0.15
 @pytest.fixture(scope="module")
 def physics(gpu: GpuFacts) -> CostModel:
     """The data sheet of this GPU, the kernels of the model."""
-    return CostModel(physics_gpu(gpu.name, gpu_spec("H100")), step_costs(MODEL))
+    return CostModel(gpu_of(Config(), {"gpu": gpu.name}, Faults()).spec, step_costs(MODEL))
 
 
 @pytest.mark.parametrize("name", BATCHES)

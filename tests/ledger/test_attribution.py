@@ -16,6 +16,7 @@ from llm_carbon_meter.ledger.attribution import (
     step_loads,
     step_watts,
 )
+from llm_carbon_meter.physics.gpu_specs import at_limit
 from llm_carbon_meter.physics.kernels import StepCosts
 from llm_carbon_meter.physics.step_coefficients import StepCoefficients, sheet_coefficients
 from llm_carbon_meter.physics.step_work import CostModel, Floats, StepRows, step_work
@@ -26,7 +27,7 @@ UNITS = replace(
     H100,
     compute_ops_per_s=1.0,
     bandwidth_bytes_per_s=1.0,
-    board_watts=1.0,
+    limit_watts=1.0,
     idle_watts=0.0,
 )
 """One operation and one byte a second."""
@@ -268,7 +269,7 @@ def test_one_gpu_exchanges_nothing(model: CostModel) -> None:
 def test_coefficients_come_from_the_data_sheet() -> None:
     """Idle power, dynamic power at the compute peak, and less while waiting for memory."""
     coefficients = sheet_coefficients(H100)
-    assert (coefficients.static_watts, coefficients.idle_watts, coefficients.board_watts) == (
+    assert (coefficients.static_watts, coefficients.idle_watts, coefficients.limit_watts) == (
         70,
         70,
         700,
@@ -277,6 +278,16 @@ def test_coefficients_come_from_the_data_sheet() -> None:
         (0.6 * 630, 630)
     )
     assert coefficients.compute_seconds == 1
+
+
+def test_a_lower_limit_caps_steps_and_takes_nothing_from_lighter_ones() -> None:
+    """A step that computes draws the limit, one that streams what it drew; idle is the same."""
+    limited = sheet_coefficients(at_limit(H100, 500.0))
+    loads = np.array([[0.0, 1.0], [1.0, 0.0], [0.2, 0.0]])
+    free, capped = (step_watts(loads, one) for one in (sheet_coefficients(H100), limited))
+    assert free.tolist() == pytest.approx([700.0, 448.0, 145.6])
+    assert capped.tolist() == pytest.approx([500.0, 448.0, 145.6])
+    assert limited.idle_watts == H100.idle_watts
 
 
 def test_time_beyond_the_streaming_of_weights_is_the_chunks() -> None:

@@ -23,6 +23,7 @@ from llm_carbon_meter.ledger.coefficient_learner import (
 )
 from llm_carbon_meter.ledger.ledger import EnergyLedger
 from llm_carbon_meter.meter import teaches
+from llm_carbon_meter.physics.gpu_specs import at_limit
 from llm_carbon_meter.physics.step_coefficients import StepCoefficients, sheet_coefficients
 from llm_carbon_meter.physics.step_work import CostModel, Floats, StepRows, Work, step_work
 from llm_carbon_meter.power.modelled import ModelledMeter
@@ -103,10 +104,18 @@ def test_nothing_seen_is_the_data_sheet() -> None:
         (coefficients.compute_watts, sheet.compute_watts),
     ):
         assert coefficients.static_watts + learnt == pytest.approx(sheet.static_watts + expected)
-    assert (coefficients.idle_watts, coefficients.board_watts) == (
+    assert (coefficients.idle_watts, coefficients.limit_watts) == (
         sheet.idle_watts,
-        sheet.board_watts,
+        sheet.limit_watts,
     )
+
+
+def test_a_limit_takes_nothing_from_what_a_learner_begins_with() -> None:
+    """A GPU at a lower limit draws as much for being awake, moving bytes and computing."""
+    free, limited = (CoefficientLearner(gpu).coefficients for gpu in (H100, at_limit(H100, 500.0)))
+    assert limited.limit_watts == 500.0
+    for name in ("static_watts", "memory_watts", "compute_watts", "idle_watts"):
+        assert getattr(limited, name) == getattr(free, name)
 
 
 @pytest.mark.parametrize(("chunk", "running"), KINDS)

@@ -42,7 +42,7 @@ def additive_coefficients(draw_one: st.DrawFn) -> StepCoefficients:
     """StepCoefficients under which no request's time depends on another's."""
     seconds = np.array([1.0, *(draw_one(a_factor) for _ in range(4)), 0.0, 0.0, 0.0])
     static, memory, compute = (draw_one(some_watts) for _ in range(3))
-    return StepCoefficients(seconds, static, memory, compute, idle_watts=70.0, board_watts=700.0)
+    return StepCoefficients(seconds, static, memory, compute, idle_watts=70.0, limit_watts=700.0)
 
 
 def columns(step: Sequence[Row]) -> tuple[Floats, Floats, Floats]:

@@ -1,6 +1,5 @@
 """Step coefficients outlive their meter, in a file that the like alone reads."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -12,7 +11,7 @@ from llm_carbon_meter.formats.kept_state import SAVE_S
 from llm_carbon_meter.ledger.coefficient_learner import CoefficientLearner
 from llm_carbon_meter.ledger.kept_coefficients import KeptCoefficients, kept_lags
 from llm_carbon_meter.ledger.lag_learner import LagLearner
-from llm_carbon_meter.physics.gpu_specs import gpu_spec
+from llm_carbon_meter.physics.gpu_specs import at_limit, gpu_spec
 from llm_carbon_meter.physics.kernels import step_costs
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.physics.step_work import CostModel
@@ -59,7 +58,7 @@ def test_the_next_meter_goes_on_with_what_was_learnt(path: Path) -> None:
     "other",
     [
         CostModel(gpu_spec("A100"), LLAMA.costs),
-        CostModel(replace(H100, board_watts=600.0), LLAMA.costs),
+        CostModel(at_limit(H100, 500.0), LLAMA.costs),
         CostModel(H100, step_costs(built_in_model("Llama-3.1-8B"), 2)),
         CostModel(H100, step_costs(built_in_model("Qwen2.5-14B"))),
     ],

@@ -8,6 +8,8 @@ from hypothesis import strategies as st
 
 from llm_carbon_meter.ledger.counters import MAX_WAITING_TICKS
 from llm_carbon_meter.ledger.ledger import EnergyLedger
+from llm_carbon_meter.physics.gpu_specs import at_limit
+from llm_carbon_meter.physics.step_work import CostModel
 from llm_carbon_meter.power.modelled import ModelledMeter
 from llm_carbon_meter.records import (
     Account,
@@ -102,6 +104,16 @@ def test_a_figure_waits_for_its_last_tick() -> None:
     (final,) = ledger.settle(2)
     assert final.joules == pytest.approx(1000)
     assert final.status is Status.FINAL
+
+
+@pytest.mark.parametrize(("limit", "at_most"), [(700.0, 700.0), (500.0, 500.0)])
+def test_what_is_filled_in_is_no_more_than_a_gpu_may_draw(limit: float, at_most: float) -> None:
+    """Twice as much was counted as was expected: 896 W, which no H100 goes on to draw."""
+    ledger = ledger_of(model=CostModel(at_limit(H100, limit), None))
+    read(ledger, "gpu-0", (0, 0), (1, 896))
+    ledger.observe_steps([step_of(0, 2, "a")])
+    ledger.settle(1)
+    assert ledger.close(end_of("a", 2)).joules == pytest.approx(896 + at_most)
 
 
 def test_ticks_wait_for_steps_that_are_still_running() -> None:

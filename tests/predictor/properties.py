@@ -11,8 +11,9 @@ from dataclasses import replace
 from itertools import product
 
 import numpy as np
+from numpy.typing import NDArray
 
-from llm_carbon_meter.physics.gpu_specs import GpuSpec, gpu_specs
+from llm_carbon_meter.physics.gpu_specs import GpuSpec, at_limit, gpu_specs
 from llm_carbon_meter.physics.model_list import built_in_config, built_in_model, built_in_names
 from llm_carbon_meter.physics.model_specs import model_spec
 from llm_carbon_meter.physics.number_formats import with_dtype
@@ -28,6 +29,8 @@ ROUNDING = 1e-9
 MORE_PER_REQUEST = 0.01
 """A request in a larger batch may cost so much more, from rounding to saturation."""
 OVER_LIMIT = 0.02
+LIMIT = 0.6
+"""Of the dynamic power, that a lower limit leaves."""
 WEIGHT_ONLY = ("int4", "mxfp4")
 MODEL = GnnModel()
 
@@ -69,8 +72,30 @@ def violations(place: Deployment) -> Counter[str]:
         "figures are finite and above 0": (~(np.isfinite(request) & (request > 0))).sum(),
         "weight-only formats decode no dearer": _dearer(place, bound),
         "a new version differs by no more than its interval": _strange(place, bound),
+        **_at_a_limit(place, request, energy.gpu_seconds.reshape(shape)),
     }
     return Counter({name: int(count) for name, count in counts.items()})
+
+
+def _at_a_limit(
+    place: Deployment, request: NDArray[np.float64], gpu_seconds: NDArray[np.float64]
+) -> dict[str, int]:
+    """The same requests on GPUs that are set to a lower limit: slower, with no more energy."""
+    if place.engine_version != "0.11.1":
+        return {}
+    gpu = place.gpu
+    limited = at_limit(gpu, gpu.idle_watts + LIMIT * (gpu.board_watts - gpu.idle_watts))
+    axes = (axis.ravel() for axis in np.meshgrid(BATCHES, PROMPTS, OUTPUTS, indexing="ij"))
+    energy = MODEL.bind(replace(place, gpu=limited)).phases(*axes)
+    joules = (energy.prefill_joules + energy.decode_joules).reshape(request.shape)
+    seconds = energy.gpu_seconds.reshape(request.shape)
+    return {
+        "power stays below a limit that is set": (
+            joules / seconds > limited.limit_watts * (1 + OVER_LIMIT)
+        ).sum(),
+        "a lower limit costs no energy": (joules > request * (1 + ROUNDING)).sum(),
+        "a lower limit saves no time": (seconds < gpu_seconds * (1 - ROUNDING)).sum(),
+    }
 
 
 ALONE = 1.0, 512.0, 256.0

@@ -3,14 +3,16 @@
 import numpy as np
 import pytest
 
+from llm_carbon_meter.physics.gpu_specs import at_limit, gpu_spec
 from llm_carbon_meter.predictor.fitted_physics import (
     DEPLOYMENT_SPREAD,
     GPU_SPREAD,
     KERNEL_SPREAD,
     FittedPhysics,
     by_factor,
+    limit_spread,
 )
-from llm_carbon_meter.predictor.step_law import FACTORS, TERMS
+from llm_carbon_meter.predictor.step_law import FACTORS, TERMS, constants_of, spent
 
 PHYSICS = FittedPhysics(
     time=np.zeros(len(TERMS)),
@@ -29,6 +31,41 @@ PHYSICS = FittedPhysics(
 def place(name: str) -> int:
     """Of a factor."""
     return FACTORS.index(name)
+
+
+def test_at_its_board_power_the_law_is_to_the_bit_what_it_was() -> None:
+    """Nothing is fitted anew for a limit."""
+    same = PHYSICS.at_limit(gpu_spec("H100"))
+    np.testing.assert_array_equal(same.energy, PHYSICS.energy)
+    assert (same.static, same.active) == (PHYSICS.static, PHYSICS.active)
+    assert not limit_spread(gpu_spec("H100")).any()
+
+
+def test_a_lower_limit_moves_the_cap_and_nothing_below_it() -> None:
+    """Light steps take the same seconds and joules; heavy ones draw the limit, for longer."""
+    terms = np.zeros((2, len(TERMS)))
+    terms[:, TERMS.index("weights")] = 1e-2
+    terms[1, TERMS.index("attention")] = 1e-2
+    sheet, limited = gpu_spec("H100"), at_limit(gpu_spec("H100"), 400.0)
+    spends = []
+    for gpu in (sheet, limited):
+        law = constants_of(PHYSICS.at_limit(gpu), np.zeros(len(FACTORS)), np)
+        seconds, units = spent(law, terms)
+        spends.append((seconds, units * gpu.limit_watts))
+    (seconds, joules), (longer, fewer) = spends
+    watts = joules / seconds
+    assert watts[1] > 650 > 400
+    assert (fewer / longer)[1] == pytest.approx(400, rel=0.01)
+    assert longer[1] > 1.1 * seconds[1]
+    assert fewer[1] < joules[1]
+
+
+def test_a_lower_limit_is_less_certain_the_lower_it_is() -> None:
+    """Nobody measured one."""
+    spreads = [limit_spread(at_limit(gpu_spec("H100"), watts)) for watts in (700.0, 600.0, 400.0)]
+    assert not spreads[0].any()
+    assert (spreads[2] >= spreads[1]).all()
+    assert spreads[2].sum() > 2 * spreads[1].sum() > 0
 
 
 def test_engine_and_gpu_multiply() -> None:

@@ -12,7 +12,7 @@ from safetensors.numpy import load
 from torch_geometric.nn import SAGEConv
 from torch_geometric.utils import dense_to_sparse
 
-from llm_carbon_meter.physics.gpu_specs import gpu_spec
+from llm_carbon_meter.physics.gpu_specs import at_limit, gpu_spec
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.predictor.energy_model import Deployment
 from llm_carbon_meter.predictor.features import DeploymentGraph, neighbours
@@ -48,6 +48,30 @@ def bound(model: str = "Llama-3.1-8B", gpus: int = 1, gpu: str = "H100", **more:
     """The shipped predictor on a deployment."""
     engine = {"engine": "vllm", "engine_version": "0.11.1"} | more
     return GnnModel().bind(Deployment(built_in_model(model), gpu_spec(gpu), gpus, **engine))
+
+
+@pytest.mark.parametrize("gpus", [1, 4])
+def test_a_lower_limit_makes_an_estimate_slower_and_no_dearer(gpus: int) -> None:
+    """Where a GPU would draw more; and nobody measured that."""
+    place = Deployment(built_in_model("Llama-3.1-70B"), gpu_spec("H100"), gpus, "vllm", "0.11.1")
+    limited = replace(place, gpu=at_limit(place.gpu, 500.0))
+    free, capped = (GnnModel().bind(one) for one in (place, limited))
+    before, after = (one.phases(64.0, 4000.0, 100.0) for one in (free, capped))
+    assert after.prefill_joules < 0.9 * before.prefill_joules
+    assert after.gpu_seconds > 1.05 * before.gpu_seconds
+    assert after.width > before.width
+    same = replace(place, gpu=at_limit(place.gpu, 700.0))
+    assert GnnModel().bind(same).phases(64.0, 4000.0, 100.0) == before
+    assert capped.out_of_domain == "GPU H100 at 500 W not measured"
+    assert free.out_of_domain == ""
+
+
+def test_a_part_of_a_gpu_says_what_is_only_nearly_so() -> None:
+    """And that nobody measured it."""
+    assert "1 of 7 slices of A100" in bound(gpu="A100 MIG 1g.10gb").out_of_domain
+    virtual = bound(gpu="GRID A100DX-40C").out_of_domain
+    assert "virtual GPU" in virtual
+    assert "GPU A100DX-40C not measured" in virtual
 
 
 def folder() -> Any:

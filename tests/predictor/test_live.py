@@ -11,7 +11,7 @@ import pytest
 from llm_carbon_meter.carbon.grid import constant
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.physics.gpu_specs import gpu_spec
+from llm_carbon_meter.physics.gpu_specs import at_limit, gpu_spec
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.physics.phases import phase_sums
 from llm_carbon_meter.predictor.energy_model import Deployment
@@ -59,6 +59,18 @@ def test_an_estimate_follows_its_meter() -> None:
     assert after.calibrated.joules == pytest.approx(after.joules * after.calibration)
 
 
+def test_an_estimate_at_a_lower_limit_follows_its_meter() -> None:
+    """Both ends take the limit for the law's unit: 400 J for a hundred steps of eight at 450 W."""
+    place = replace(PLACE, gpu=at_limit(PLACE.gpu, 450.0))
+    meter = learner(place=place)
+    teach(meter, ticks=100, watts=400.0)
+    live = LiveEstimator(DeploymentEstimator(GnnModel(), place, constant(Config(), Faults())))
+    assert meter.factors is not None
+    live.adopt(meter.factors)
+    (after,) = live.estimates([QUERY])
+    assert after.calibrated.decode_joules == pytest.approx(99 * 400 / 100 / 8, rel=0.05)
+
+
 def test_a_tick_of_many_steps_is_looked_at_in_part() -> None:
     """Every n-th step stands for n: the same is learnt of equal steps."""
     few, many = learner(), learner()
@@ -100,12 +112,13 @@ def test_what_was_learnt_survives_a_restart(tmp_path: Path) -> None:
     [
         {"engine_version": "0.33.0"},
         {"gpu": gpu_spec("A100")},
+        {"gpu": at_limit(gpu_spec("H100"), 500.0)},
         {"num_gpus": 2},
         {"model": built_in_model("Llama-3-8B")},
     ],
 )
 def test_another_deployment_begins_anew(tmp_path: Path, change: dict[str, Any]) -> None:
-    """Engine version, GPU, their number and model each end what was learnt; so do other weights."""
+    """Engine version, GPU, its limit, GPUs and model each end what was learnt; so do weights."""
     file, faults = tmp_path / "calibration.json", Faults()
     first = learner(file)
     teach(first)

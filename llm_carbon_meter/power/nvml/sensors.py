@@ -14,6 +14,7 @@ from llm_carbon_meter.power.nvml.binding import (
     value,
 )
 from llm_carbon_meter.records import Quality
+from llm_carbon_meter.units import MILLI
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +95,21 @@ def processes(nvml: Any, handle: Any) -> list[int]:
     """Numbers of the processes that compute on a GPU, as the driver has them; takes long."""
     listed: list[Any] = ask(nvml, lambda: nvml.nvmlDeviceGetComputeRunningProcesses(handle), [])
     return [process.pid for process in listed]
+
+
+def power_limit_watts(nvml: Any, handle: Any) -> float | None:
+    """What the driver lets a GPU draw; None where it does not say."""
+    limit = ask(nvml, lambda: float(nvml.nvmlDeviceGetEnforcedPowerLimit(handle)), None)
+    return None if limit is None else limit * MILLI
+
+
+def instance_name(nvml: Any, device: str) -> str:
+    """The name of a MIG instance, with its profile; empty where a device is none."""
+    if not device.startswith("MIG-"):
+        return ""
+    return ask(
+        nvml, lambda: str(nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByUUID(device))), ""
+    )
 
 
 def chips(nvml: Any, handle: Any) -> tuple[str, Architecture]:

@@ -5,7 +5,7 @@ from typing import Any, Final, NamedTuple
 
 from llm_carbon_meter.power.nvml.binding import ask, binding, explained
 from llm_carbon_meter.power.nvml.devices import find
-from llm_carbon_meter.units import MILLI
+from llm_carbon_meter.power.nvml.sensors import power_limit_watts
 
 REASONS: Final = {
     "sw_power_cap": 0x4,
@@ -73,8 +73,7 @@ class StateReader:
             PowerError: it is lost.
         """
         with explained(self._nvml, "the GPU's power limit was read"):
-            limit = self._number("nvmlDeviceGetEnforcedPowerLimit", self._handles[0])
-        return None if limit is None else limit * MILLI
+            return power_limit_watts(self._nvml, self._handles[0])
 
     def _number(self, call: str, handle: Any, *arguments: int) -> float | None:
         asked = getattr(self._nvml, call)

@@ -1,13 +1,29 @@
 """The GPUs of a host as NVML names them, for people: nothing here is read while serving."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, Final, NamedTuple
 
 from llm_carbon_meter.power.nvml.architectures import Architecture
-from llm_carbon_meter.power.nvml.binding import binding, explained
+from llm_carbon_meter.power.nvml.binding import ask, binding, explained
 from llm_carbon_meter.power.nvml.devices import every_gpu, find
-from llm_carbon_meter.power.nvml.sensors import chips, processes, scope
+from llm_carbon_meter.power.nvml.sensors import (
+    chips,
+    instance_name,
+    power_limit_watts,
+    processes,
+    scope,
+)
 from llm_carbon_meter.records import Quality
+
+SM_CLOCK: Final = 1  # NVML_CLOCK_SM
+
+
+class Clocks(NamedTuple):
+    """Of the SMs, in MHz."""
+
+    set_to: float
+    """Application clock: the driver goes no higher where that is below the default."""
+    default: float
 
 
 class GpuFacts(NamedTuple):
@@ -17,6 +33,12 @@ class GpuFacts(NamedTuple):
     """As it was asked for."""
     uuid: str
     name: str
+    instance: str
+    """Name of the MIG instance that was asked for, with its profile; empty for a whole GPU."""
+    power_limit_watts: float | None
+    """That is enforced; None where the GPU does not say."""
+    clocks: Clocks | None
+    """None where the GPU does not say."""
     architecture: Architecture
     scope: Quality
     """Scope of its sensors; COUNTER where they count this GPU alone."""
@@ -46,13 +68,30 @@ def survey(devices: Sequence[str] | None) -> Survey:
         with explained(nvml, "the GPUs were listed"):
             count = len(list(every_gpu(nvml)))
             wanted = [str(index) for index in range(count)] if devices is None else devices
-            gpus = []
-            for device in wanted:
-                handle = find(nvml, device)
-                uuid = nvml.nvmlDeviceGetUUID(handle)
-                name, architecture = chips(nvml, handle)
-                users = processes(nvml, handle)
-                gpus.append(GpuFacts(device, uuid, name, architecture, scope(nvml, handle), users))
+            gpus = [_facts(nvml, device) for device in wanted]
             return Survey(str(nvml.nvmlSystemGetDriverVersion()), count, gpus)
     finally:
         nvml.nvmlShutdown()
+
+
+def _facts(nvml: Any, device: str) -> GpuFacts:
+    handle = find(nvml, device)
+    name, architecture = chips(nvml, handle)
+    return GpuFacts(
+        device,
+        nvml.nvmlDeviceGetUUID(handle),
+        name,
+        instance_name(nvml, device),
+        power_limit_watts(nvml, handle),
+        ask(nvml, lambda: _clocks(nvml, handle), None),
+        architecture,
+        scope(nvml, handle),
+        processes(nvml, handle),
+    )
+
+
+def _clocks(nvml: Any, handle: Any) -> Clocks:
+    return Clocks(
+        float(nvml.nvmlDeviceGetApplicationsClock(handle, SM_CLOCK)),
+        float(nvml.nvmlDeviceGetDefaultApplicationsClock(handle, SM_CLOCK)),
+    )

@@ -50,7 +50,7 @@ class ApiServer:
         config: Config,
         model_name: str,
         model: ModelSpec | None,
-        deployment: Mapping[str, str | int],
+        deployment: Mapping[str, str | float],
         *,
         num_engines: int,
         index: int,

@@ -15,8 +15,8 @@ from typing import Any
 
 from llm_carbon_meter.config import cuda_visible_devices
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.meter import EngineMeter, cost_model, open_power, physics_gpu
-from llm_carbon_meter.physics.gpu_specs import assumed_gpu
+from llm_carbon_meter.meter import EngineMeter, cost_model, open_power
+from llm_carbon_meter.physics.deployed_gpu import gpu_of
 from llm_carbon_meter.power.nvml.devices import visible_devices
 from llm_carbon_meter.predictor.models import placed
 from llm_carbon_meter.records import MeterError
@@ -59,15 +59,14 @@ def serve(engine: "Connection[Any, Any]") -> None:
 def _meter(setup: Setup, decoder: StepDecoder, publisher: Publisher, faults: Faults) -> EngineMeter:
     """Raises MeterError where the power source cannot be opened."""
     config = setup.config
-    assumed = assumed_gpu(config, faults)
+    gpu = gpu_of(config, setup.deployment, faults).spec
 
     def devices() -> Sequence[str]:
         return setup.gpus or visible_devices(
             cuda_visible_devices(), setup.first_gpu, setup.num_gpus
         )
 
-    power = open_power(config, devices, setup.num_gpus, assumed, setup.start_s, faults)
-    gpu = physics_gpu(setup.gpu_name, assumed)
+    power = open_power(config, devices, setup.num_gpus, gpu, setup.start_s, faults)
     physics = cost_model(gpu, setup.model, setup.tensor_parallel)
     return EngineMeter(
         config,

@@ -47,13 +47,12 @@ class Setup:
     first_gpu: int
     """Else the engine's place among the visible ones."""
     num_gpus: int
-    gpu_name: str
     model: ModelSpec | None
     tensor_parallel: int
     start_s: float
     """Monotonic time from which modelled joules count."""
-    deployment: Mapping[str, str | int] = dataclasses.field(default_factory=dict)
-    """Engine, version and parallelism, as records have them."""
+    deployment: Mapping[str, str | float] = dataclasses.field(default_factory=dict)
+    """Engine, version, GPU and its power limit, and parallelism, as records have them."""
     outside: bool = False
     """The engine's steps are made up by a proxy that does not see them."""
 

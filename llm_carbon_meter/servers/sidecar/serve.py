@@ -17,8 +17,8 @@ from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.physics.model_list import named_config
 from llm_carbon_meter.physics.model_specs import ModelSpec, model_spec
 from llm_carbon_meter.power.nvml.devices import listed_devices
-from llm_carbon_meter.power.nvml.survey import survey
-from llm_carbon_meter.records import ConfigError, PowerError, SpecError
+from llm_carbon_meter.records import ConfigError, SpecError
+from llm_carbon_meter.servers.shared.gpu_fields import gpu_fields
 from llm_carbon_meter.servers.shared.local_meter import LocalMeter
 from llm_carbon_meter.servers.shared.meter_process import Setup
 from llm_carbon_meter.servers.shared.settings import read_settings
@@ -61,20 +61,18 @@ def serve(upstream: str, listen: str, model: str, gpus: str) -> int:
 def _setup(
     config: Config, devices: Sequence[str], model: str, begun_s: float, faults: Faults
 ) -> Setup:
-    name = _gpu_name(config, devices)
     return Setup(
         config=config,
         engine=0,
         gpus=devices,
         first_gpu=0,
         num_gpus=len(devices),
-        gpu_name=name,
         model=_spec(model, len(devices), faults),
         tensor_parallel=len(devices),
         start_s=begun_s,
         deployment={
             "engine": "unknown",
-            "gpu": name,
+            **gpu_fields(config, lambda: devices),
             "tensor_parallel_size": len(devices),
         },
         outside=True,
@@ -164,13 +162,3 @@ def _spec(model: str, num_gpus: int, faults: Faults) -> ModelSpec | None:
         advice = "Requests have no estimate; --model takes a name or a config.json."
         faults.note("model", error, advice)
         return None
-
-
-def _gpu_name(config: Config, devices: Sequence[str]) -> str:
-    """As NVML names the first; empty where power does not come from there."""
-    if config.power not in ("auto", "nvml"):
-        return ""
-    try:
-        return survey(devices).gpus[0].name
-    except PowerError:  # the meter says so
-        return ""

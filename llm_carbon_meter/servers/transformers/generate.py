@@ -12,12 +12,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
-from llm_carbon_meter.config import Config, cuda_visible_devices
+from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend.sums import sum_energies
-from llm_carbon_meter.meter import EngineMeter, cost_model, open_power, physics_gpu
-from llm_carbon_meter.physics.gpu_specs import assumed_gpu
-from llm_carbon_meter.power.nvml.devices import visible_devices
+from llm_carbon_meter.meter import EngineMeter, cost_model, open_power
+from llm_carbon_meter.physics.deployed_gpu import gpu_of
 from llm_carbon_meter.records import (
     Account,
     EngineLoad,
@@ -30,8 +29,9 @@ from llm_carbon_meter.records import (
     Status,
     StepEvent,
 )
+from llm_carbon_meter.servers.shared.gpu_fields import gpu_fields
 from llm_carbon_meter.servers.transformers.calls import Call, watch
-from llm_carbon_meter.servers.transformers.model import gpu_name, gpus_of, spec_of
+from llm_carbon_meter.servers.transformers.model import gpu_name, gpus_of, spec_of, visible_gpus
 
 SETTLED_S: Final = 10.0
 """A call's last tick takes a second; longer than this nobody waits."""
@@ -61,20 +61,21 @@ class GenerateMeter:
         self._names: dict[int, Sequence[str]] = {}
         self._energies: dict[str, RequestEnergy] = {}
         gpus = gpus_of(model)
-        assumed, count = assumed_gpu(config, faults), max(len(gpus), 1)
+        seen = gpu_fields(config, lambda: visible_gpus(gpus), gpu_name(gpus))
+        gpu = gpu_of(config, seen, faults).spec
         spec = spec_of(model, type(model).__name__, faults)
         self._meter = EngineMeter(
             config,
             open_power(
                 config,
-                lambda: visible_devices(cuda_visible_devices(), min(gpus, default=0), count),
-                count,
-                assumed,
+                lambda: visible_gpus(gpus),
+                max(len(gpus), 1),
+                gpu,
                 time.monotonic(),
                 faults,
             ),
             self._steps,
-            cost_model(physics_gpu(gpu_name(gpus), assumed), spec, 1),
+            cost_model(gpu, spec, 1),
             0,
             self._receive,
             faults,

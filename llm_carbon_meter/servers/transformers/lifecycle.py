@@ -12,11 +12,12 @@ from typing import Any, Final
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import MeterError
+from llm_carbon_meter.servers.shared.gpu_fields import gpu_fields
 from llm_carbon_meter.servers.shared.local_meter import LocalMeter
 from llm_carbon_meter.servers.shared.meter_process import Setup
 from llm_carbon_meter.servers.transformers.calls import watch
 from llm_carbon_meter.servers.transformers.capture import BatchCapture
-from llm_carbon_meter.servers.transformers.model import gpu_name, gpus_of, spec_of
+from llm_carbon_meter.servers.transformers.model import gpu_name, gpus_of, spec_of, visible_gpus
 from llm_carbon_meter.servers.transformers.plain import PlainCalls
 
 CACHE_PAGE_TOKENS: Final = 256
@@ -106,11 +107,10 @@ class ServedModel:
             gpus=[],
             first_gpu=min(gpus, default=0),
             num_gpus=max(len(gpus), 1),
-            gpu_name=gpu_name(gpus),
             model=spec,
             tensor_parallel=1,
             start_s=begun_s,
-            deployment=deployment(model, gpus),
+            deployment=deployment(model, gpus, self.config),
         )
         self.meter = LocalMeter(
             setup,
@@ -142,7 +142,7 @@ def _nothing() -> None:
     """What a reference to no model gives."""
 
 
-def deployment(model: Any, gpus: Sequence[int]) -> Mapping[str, str | int]:
+def deployment(model: Any, gpus: Sequence[int], config: Config) -> Mapping[str, str | float]:
     """What a request's energy depends on beside the request, for its record."""
     from transformers import __version__ as version
 
@@ -151,7 +151,7 @@ def deployment(model: Any, gpus: Sequence[int]) -> Mapping[str, str | int]:
     return {
         "engine": "transformers",
         "engine_version": str(version),
-        "gpu": gpu_name(gpus),
+        **gpu_fields(config, lambda: visible_gpus(gpus), gpu_name(gpus)),
         "dtype": dtype,
         "quantization": str(getattr(quantisation, "quant_method", "") or ""),
         "kv_cache_dtype": dtype,

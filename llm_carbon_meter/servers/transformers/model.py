@@ -3,8 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
+from llm_carbon_meter.config import cuda_visible_devices
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.physics.model_specs import ModelSpec, model_spec
+from llm_carbon_meter.power.nvml.devices import visible_devices
 from llm_carbon_meter.records import SpecError
 
 
@@ -23,6 +25,15 @@ def gpus_of(model: Any) -> list[int]:
     """CUDA's indices of the GPUs that hold it."""
     devices = {parameter.device for parameter in model.parameters()}
     return sorted(device.index or 0 for device in devices if device.type == "cuda")
+
+
+def visible_gpus(gpus: Sequence[int]) -> Sequence[str]:
+    """NVML's indices or UUIDs of the GPUs that hold it; of the first one where none does.
+
+    Raises:
+        PowerError: CUDA_VISIBLE_DEVICES shows fewer.
+    """
+    return visible_devices(cuda_visible_devices(), min(gpus, default=0), max(len(gpus), 1))
 
 
 def gpu_name(gpus: Sequence[int]) -> str:

@@ -6,13 +6,15 @@ An error of ours is counted and metering goes silent; serving goes on.
 import dataclasses
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from llm_carbon_meter.config import Config
+from llm_carbon_meter.config import Config, cuda_visible_devices
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.physics.model_specs import ModelSpec, model_spec
+from llm_carbon_meter.power.nvml.devices import visible_devices
 from llm_carbon_meter.records import MeterError, SpecError
+from llm_carbon_meter.servers.shared.gpu_fields import gpu_fields
 from llm_carbon_meter.servers.shared.meter_process import MeterProcess, Setup
 from llm_carbon_meter.servers.vllm.capture import StepCapture, request_end
 
@@ -94,19 +96,17 @@ class EngineHooks:
 
     def _begin(self, vllm_config: Any) -> _Early:
         begun_s, parallel = time.monotonic(), vllm_config.parallel_config
-        assigned = getattr(parallel, "assigned_physical_gpu_ids", None) or ()
-        num_gpus = int(parallel.world_size)
+        place = _place(parallel)
         setup = Setup(
             config=self._config,
             engine=int(getattr(parallel, "data_parallel_index", 0) or 0),
-            gpus=[str(device) for device in assigned],
-            first_gpu=int(parallel.data_parallel_rank_local or 0) * num_gpus,
-            num_gpus=num_gpus,
-            gpu_name=_gpu_name(),
+            gpus=place.gpus,
+            first_gpu=place.first,
+            num_gpus=place.num_gpus,
             model=self._model(vllm_config),
             tensor_parallel=int(parallel.tensor_parallel_size),
             start_s=begun_s,
-            deployment=deployment(vllm_config),
+            deployment=deployment(vllm_config, self._config),
         )
         return _Early(MeterProcess(setup, self.faults), begun_s)
 
@@ -170,7 +170,27 @@ def _quantisation(model: Any) -> Mapping[str, Any]:
     return {"quant_method": str(model.quantization)} if model.quantization else {}
 
 
-def deployment(vllm_config: Any) -> dict[str, str | int]:
+class _Place(NamedTuple):
+    """Where an engine's GPUs are."""
+
+    gpus: Sequence[str]
+    """NVML's identifiers, where vLLM has them."""
+    first: int
+    """Else the place of the first among the visible ones."""
+    num_gpus: int
+
+    def devices(self) -> Sequence[str]:
+        return self.gpus or visible_devices(cuda_visible_devices(), self.first, self.num_gpus)
+
+
+def _place(parallel: Any) -> _Place:
+    assigned = getattr(parallel, "assigned_physical_gpu_ids", None) or ()
+    count = int(parallel.world_size)
+    first = int(parallel.data_parallel_rank_local or 0) * count
+    return _Place([str(device) for device in assigned], first, count)
+
+
+def deployment(vllm_config: Any, config: Config) -> dict[str, str | float]:
     """What a request's energy depends on beside the request, for its record."""
     from vllm.version import __version__ as version
 
@@ -178,7 +198,7 @@ def deployment(vllm_config: Any) -> dict[str, str | int]:
     return {
         "engine": "vllm",
         "engine_version": str(version),
-        "gpu": _gpu_name(),
+        **gpu_fields(config, _place(parallel).devices, gpu_name()),
         "dtype": str(model.dtype).removeprefix("torch."),
         "quantization": str(model.quantization or ""),
         "kv_cache_dtype": str(vllm_config.cache_config.cache_dtype),
@@ -188,8 +208,9 @@ def deployment(vllm_config: Any) -> dict[str, str | int]:
     }
 
 
-def _gpu_name() -> str:
-    """The name of the engine's GPU as CUDA gives it; empty on a host without one."""
-    from vllm.platforms import current_platform
+def gpu_name() -> str:
+    """The name of the engine's GPU as its platform gives it; empty on a host without one."""
+    from vllm.platforms import current_platform as platform
 
-    return str(current_platform.get_device_name()) if current_platform.is_cuda() else ""
+    named = platform.is_cuda_alike() or platform.is_xpu()
+    return str(platform.get_device_name()) if named else ""

@@ -55,7 +55,7 @@ class FrontendHooks:
             self._config,
             str(vllm_config.model_config.served_model_name),
             self._model(vllm_config),
-            deployment(vllm_config),
+            deployment(vllm_config, self._config),
             num_engines=vllm_config.parallel_config.data_parallel_size,
             index=index,
             count=count,

@@ -32,7 +32,7 @@ def test_whatever_fails_at_the_start_leaves_no_process(
     monkeypatch.setattr(local_meter, "MeterProcess", Watched)
     monkeypatch.setattr(local_meter, "ApiServer", broken)
     config = Config(power="modelled", channel_dir=str(tmp_path))
-    setup = Setup(config, 0, [], 0, 1, "", None, 1, time.monotonic())
+    setup = Setup(config, 0, [], 0, 1, None, 1, time.monotonic())
     with pytest.raises(ValueError, match="registered already"):
         LocalMeter(setup, "toy", held=lambda: 0, tracing=False, faults=Faults())
     (process,) = processes

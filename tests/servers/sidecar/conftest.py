@@ -38,7 +38,7 @@ def meter(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Metering]:
     channel.chmod(0o700)
     config = Config(power="modelled", estimator="flop", channel_dir=str(channel))
     model = built_in_model("Llama-3.1-8B")
-    setup = Setup(config, 0, ["0"], 0, 1, "", model, 1, time.monotonic(), outside=True)
+    setup = Setup(config, 0, ["0"], 0, 1, model, 1, time.monotonic(), outside=True)
     with metrics_withdrawn():
         capture = OutsideCapture(Faults())
         local = LocalMeter(setup, "toy", held=capture.held, tracing=False, faults=Faults())

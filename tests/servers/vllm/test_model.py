@@ -12,7 +12,7 @@ from llm_carbon_meter.physics.kernels import context_sum, kernel_table
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.physics.model_specs import ModelSpec, model_spec
 from llm_carbon_meter.physics.phases import phase_totals
-from llm_carbon_meter.servers.vllm.engine_hooks import engine_model
+from llm_carbon_meter.servers.vllm.engine_hooks import engine_model, gpu_name
 from tests.support.made.families import TINY
 from tests.support.made.tiny_configs import tiny_config
 
@@ -190,3 +190,25 @@ def test_weights_of_a_dense_step_are_those_of_vllm() -> None:
     totals = phase_totals(LLAMA, 4, 1, PROMPT, 1).prefill
     linear = [one for one in totals if one.kind.endswith("_proj")]
     assert theirs == sum(one.count * one.weight_bytes for one in linear)
+
+
+@pytest.mark.parametrize(
+    ("platform", "name", "expected"),
+    [
+        ("cuda", "NVIDIA H20", "NVIDIA H20"),
+        ("rocm", "AMD_Instinct_MI300X", "AMD_Instinct_MI300X"),
+        ("xpu", "Intel(R) Data Center GPU Max 1550", "Intel(R) Data Center GPU Max 1550"),
+        ("cpu", "cpu", ""),
+    ],
+)
+def test_a_gpu_has_its_platform_s_name(
+    monkeypatch: pytest.MonkeyPatch, platform: str, name: str, expected: str
+) -> None:
+    """Also one that is no NVIDIA's: an estimate then says that it is not known."""
+    fake = SimpleNamespace(
+        is_cuda_alike=lambda: platform in ("cuda", "rocm"),
+        is_xpu=lambda: platform == "xpu",
+        get_device_name=lambda: name,
+    )
+    monkeypatch.setattr("vllm.platforms.current_platform", fake)
+    assert gpu_name() == expected

@@ -168,6 +168,37 @@ def test_without_flags_or_sensor_the_server_still_exports_metrics(
         assert metered.metric("llm_carbon_meter_errors_total", where="power") == 1
 
 
+@pytest.mark.slow
+def test_a_gpu_at_a_lower_limit_is_told_in_every_record(start_server: StartServer) -> None:
+    """NVML's name and limit are the deployment's, estimates keep to both, nothing is assumed."""
+    lines = ("name NVIDIA B300 SXM6 AC", "limit 0 700")
+    with start_server(extra=lines) as metered:
+        record = complete(metered, "x", 5)
+        assert record["deployment"]["gpu"] == "NVIDIA B300 SXM6 AC"
+        assert record["deployment"]["power_limit_watts"] == 700
+        assert "GPU B300 at 700 W not measured" in record["estimate"]["out_of_domain"]
+        assert "assumed" not in record["estimate"]["out_of_domain"]
+        assert record["quality"] == "counter"
+        assert_balanced(metered)
+
+
+@pytest.mark.slow
+def test_a_known_gpu_without_a_sensor_is_modelled_by_its_own_sheet(
+    start_server: StartServer,
+) -> None:
+    """A T4 draws between 7 and 70 W, not what an H100 does."""
+    sensors = ("energy", "instant", "average", "usage")
+    lines = ("name Tesla T4", *(f"unsupported 0 {sensor}" for sensor in sensors))
+    with start_server(environment={"LLM_CARBON_METER_POWER": "auto"}, extra=lines) as metered:
+        record = complete(metered, "x", 20)
+        assert record["source"] == record["quality"] == "modelled"
+        assert record["deployment"]["gpu"] == "Tesla T4"
+        assert "assumed" not in record["estimate"]["out_of_domain"]
+        watts = metered.metric("llm_carbon_meter_gpu_power_watts", source="modelled")
+        assert 7.0 <= watts <= 70.0
+        assert "data sheet of T4" in metered.server.log.read_text()
+
+
 def test_a_wrong_setting_stops_a_strict_start(start_server: StartServer) -> None:
     """The error names the setting, its value and what is expected."""
     strict = {"LLM_CARBON_METER_STRICT": "1", "LLM_CARBON_METER_POLICY": "fair"}
