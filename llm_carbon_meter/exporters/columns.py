@@ -36,6 +36,11 @@ def figure(value: float, sign: str = "-") -> str:
     return f"{Decimal(rounded):{sign}f}" if usual else rounded
 
 
+def yes_or_no(fact: bool) -> str:
+    """A fact in a table."""
+    return "yes" if fact else "no"
+
+
 def percent(ratio: float, sign: str = "-") -> str:
     """A ratio as a percentage, with the digits of `figure`."""
     return figure(100.0 * ratio, sign) + "%"

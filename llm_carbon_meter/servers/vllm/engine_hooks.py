@@ -155,7 +155,8 @@ def engine_model(vllm_config: Any) -> ModelSpec:
     config["dtype"] = str(model.dtype).removeprefix("torch.")
     config["quantization_config"] = _quantisation(model)
     spec = model_spec(config, str(model.served_model_name or model.model))
-    return dataclasses.replace(spec, kv_bytes=1.0) if cache_dtype.startswith("fp8") else spec
+    kv_bytes = 1.0 if cache_dtype.startswith("fp8") else spec.kv_bytes
+    return dataclasses.replace(spec, kv_bytes=kv_bytes, max_context=int(model.max_model_len))
 
 
 def _quantisation(model: Any) -> Mapping[str, Any]:
