@@ -1,15 +1,14 @@
 """``llm-carbon-meter estimate`` of one request: an estimate without a server."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from llm_carbon_meter.exporters.columns import aligned, figure, yes_or_no
-from llm_carbon_meter.physics.gpu_specs import GpuSpec, gpu_spec, gpu_specs
+from llm_carbon_meter.exporters.columns import aligned, figure, first_unmeasured, yes_or_no
+from llm_carbon_meter.physics.gpu_specs import all_gpus, gpu_spec
 from llm_carbon_meter.physics.memory import Memory, check_context, check_memory, memory_of
 from llm_carbon_meter.physics.model_list import named_config
 from llm_carbon_meter.physics.model_specs import model_spec
@@ -88,12 +87,6 @@ def check_request(
 
 
 _METHODS: Mapping[str, str] = {"flop": "the FLOP formula of the LLM-BENCH note", "gnn": "the GNN"}
-
-
-@cache
-def _gpus() -> Sequence[GpuSpec]:
-    """Every GPU of the table once."""
-    return list({spec.name: spec for spec in gpu_specs().values()}.values())
 
 
 class _Placed(NamedTuple):
@@ -200,7 +193,7 @@ class OfflineEstimate:
     def comparison(self) -> str:
         """The same on every other GPU of the table that such requests fit on, cheapest first."""
         placed, too_small = [self._here], []
-        for gpu in _gpus():
+        for gpu in all_gpus():
             if gpu.name == self._deployment.gpu.name:
                 continue
             try:
@@ -210,7 +203,9 @@ class OfflineEstimate:
         placed.sort(key=lambda one: one.estimate.joules)
         rows = [["GPU", "Wh", "low Wh", "high Wh", "gCO2eq", "measured", "out_of_domain"]]
         rows += map(self._compared, placed)
-        lines = [aligned(rows, left=(0, 5, 6)), *self._winner(placed[0])]
+        first = placed[0]
+        wh = f"{figure(watt_hours(first.estimate.joules))} Wh"
+        lines = [aligned(rows, left=(0, 5, 6)), *first_unmeasured(first.measured, first.gpu, wh)]
         if too_small:
             lines.append(f"such requests do not fit on {', '.join(too_small)}")
         return "\n".join(lines)
@@ -225,10 +220,3 @@ class OfflineEstimate:
             yes_or_no(placed.measured),
             estimate.out_of_domain,
         ]
-
-    def _winner(self, first: _Placed) -> list[str]:
-        """What to know of the first where nobody measured it."""
-        if first.measured:
-            return []
-        wh = figure(watt_hours(first.estimate.joules))
-        return [f"never measured, only estimated: the first, {first.gpu}, with its {wh} Wh"]

@@ -2,7 +2,7 @@
 
 import difflib
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -63,6 +63,11 @@ def gpu_specs() -> Mapping[str, GpuSpec]:
         for alias in (name, *row["names"]):
             specs[_key(alias)] = spec
     return specs
+
+
+def all_gpus() -> Sequence[GpuSpec]:
+    """Every GPU of the table once, in its order."""
+    return tuple({spec.name: spec for spec in gpu_specs().values()}.values())
 
 
 def _gpu(name: str, row: Mapping[str, Any]) -> GpuSpec:

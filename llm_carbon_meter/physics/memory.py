@@ -8,6 +8,7 @@ them hold their prompts and half of their outputs on average; a single one must 
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from math import ceil
 from typing import Final, NamedTuple
 
@@ -107,29 +108,47 @@ def memory_of(model: ModelSpec, gpu: GpuSpec, num_gpus: int, num_stages: int = 1
     Raises:
         SpecError: the heads cannot be divided among the GPUs.
     """
-    costs = step_costs(model, num_gpus)
-    state = STATE_BYTES * model.recurrent_state * model.recurrent_layers / num_gpus
+    needs, limits = _needs(model, num_gpus), server_limits(gpu)
+    activations = limits.step_tokens * needs.token_activation_bytes
+    logits = limits.sequences * model.vocab_size / num_gpus * LOGIT_BYTES
     return Memory(
         model,
         gpu,
         num_gpus,
-        weight_memory_bytes(model, num_gpus) / num_stages,
-        FIXED_BYTES + _activation_bytes(model, num_gpus, server_limits(gpu)),
-        costs.bytes_per_kv / num_stages,
-        costs.bytes_per_windowed_kv / num_stages,
-        state / num_stages,
+        needs.weight_bytes / num_stages,
+        FIXED_BYTES + activations + logits,
+        needs.token_bytes / num_stages,
+        needs.windowed_token_bytes / num_stages,
+        needs.sequence_bytes / num_stages,
     )
 
 
-def _activation_bytes(model: ModelSpec, num_gpus: int, limits: ServerLimits) -> float:
-    """Of the widest kernel in the largest step with the residual beside it, and of its logits."""
+class _Needs(NamedTuple):
+    """Bytes on each GPU of a group, whatever the GPU."""
+
+    weight_bytes: float
+    token_activation_bytes: float
+    """Of a step's token in the widest kernel, with the residual beside it."""
+    token_bytes: float
+    windowed_token_bytes: float
+    sequence_bytes: float
+
+
+@lru_cache(maxsize=64)
+def _needs(model: ModelSpec, num_gpus: int) -> _Needs:
+    costs = step_costs(model, num_gpus)
     widths = [
         kernel.d_in + kernel.d_out
         for kernel in kernel_table(model, num_gpus)
         if kernel.ops_per_token and kernel.kind != "recurrent_state"
     ]
-    wide = limits.step_tokens * (max(widths) + 2 * model.hidden_size) * model.activation_bytes
-    return wide + limits.sequences * model.vocab_size / num_gpus * LOGIT_BYTES
+    return _Needs(
+        weight_memory_bytes(model, num_gpus),
+        (max(widths) + 2 * model.hidden_size) * model.activation_bytes,
+        costs.bytes_per_kv,
+        costs.bytes_per_windowed_kv,
+        STATE_BYTES * model.recurrent_state * model.recurrent_layers / num_gpus,
+    )
 
 
 def check_context(model: ModelSpec, prompt_tokens: float, output_tokens: float) -> None:

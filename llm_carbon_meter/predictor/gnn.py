@@ -179,8 +179,8 @@ class Weights:
         return self.network.corrections(graph, neighbours(deployment.model, deployment.num_gpus))
 
 
-class PhaseTimes(NamedTuple):
-    """Seconds of batches of equal requests that share the GPUs, shapes (batches,)."""
+class Batches(NamedTuple):
+    """Time and energy of batches of equal requests that share the GPUs, shapes (batches,)."""
 
     prefill_s: Floats
     """Of all prompts of the batch together."""
@@ -188,8 +188,12 @@ class PhaseTimes(NamedTuple):
     """Of all decode steps, one after the other."""
     decode_step_s: Floats
     """Of the mean decode step."""
-    width: Floats
+    joules: Floats
+    """Of the batch, all GPUs of the group together."""
+    time_width: Floats
     """ln(seconds that 90 % of measurements stay below / these); 10 % likewise."""
+    energy_width: Floats
+    """Likewise of the joules."""
 
 
 class GnnModel:
@@ -265,21 +269,17 @@ class BoundGnn:
             return PhaseEnergy(*(float(column[0]) for column in figures))
         return PhaseEnergy(*figures)
 
-    def times(
-        self,
-        concurrency: Floats,
-        prompt_tokens: Floats,
-        output_tokens: Floats,
-        serving: Serving = PLAIN,
-    ) -> PhaseTimes:
-        """How long batches take; arguments as of `phases`, each of shape (batches,)."""
-        step, steps = self._steps(concurrency, prompt_tokens, output_tokens, serving)
-        taken = step.seconds * steps
-        return PhaseTimes(
-            taken[0, :, 0],
-            taken[0, :, 1],
+    def batches(self, concurrency: Floats, prompt_tokens: Floats, output_tokens: Floats) -> Batches:
+        """Time and energy of whole batches; arguments as of `phases`, each of shape (batches,)."""
+        step, steps = self._steps(concurrency, prompt_tokens, output_tokens, PLAIN)
+        seconds, boards = step.seconds * steps, (step.boards * steps).sum(-1)
+        return Batches(
+            seconds[0, :, 0],
+            seconds[0, :, 1],
             step.seconds[0, :, 1],
-            self._width(taken.sum(-1), SECONDS_NOISE),
+            self._board_watts * boards[0],
+            self._width(seconds.sum(-1), SECONDS_NOISE),
+            self._width(boards, ENERGY_NOISE),
         )
 
     def _steps(
