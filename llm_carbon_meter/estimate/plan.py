@@ -5,7 +5,7 @@ SLO, as many replicas as the peak needs at it, and the energy of the mean load o
 have no request draw idle power, which is a part of its own.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from math import ceil, exp
 from typing import Final
@@ -310,14 +310,14 @@ def _spread(width: float) -> Range:
 
 def _too_late(served: Served, slo: Slo) -> str:
     """What a deployment reaches at best, and what was promised."""
-    reached: Mapping[str, tuple[float, float]] = {
-        "TTFT": (float(served.ttft_s[0]), slo.ttft_s),
-        "TPOT": (float(served.tpot_s[0]), slo.tpot_s),
-    }
-    best = " and ".join(f"{name} {figure(1e3 * time)} ms" for name, (time, _) in reached.items())
-    missed = " and ".join(
-        f"{name} {figure(1e3 * limit)} ms"
-        for name, (time, limit) in reached.items()
-        if time > limit
+    reached = (
+        ("TTFT", float(served.ttft_s[0]), slo.ttft_s),
+        ("TPOT", float(served.tpot_s[0]), slo.tpot_s),
     )
-    return f"{best} at best, alone on the GPUs; the SLO is {missed}"
+    best = " and ".join(f"{name} {_milliseconds(time)}" for name, time, _ in reached)
+    missed = [f"{name} {_milliseconds(limit)}" for name, time, limit in reached if time > limit]
+    return f"{best} at best, alone on the GPUs; the SLO is {' and '.join(missed)}"
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{figure(1e3 * seconds)} ms"

@@ -71,7 +71,7 @@ def _remarks(plan: Plan, shown: Sequence[Choice], planner: Planner) -> list[str]
         f"a month of {traffic.requests:,.0f} requests, {traffic.lengths.name}, "
         f"at most {traffic.peak:g} x the mean rate",
         "GPUs: replicas x GPUs of each; batch: requests at once in a replica at most",
-        "TTFT, TPOT: means in full replicas; kWh: of all GPUs, idle kWh (without requests) included",
+        "TTFT, TPOT: means in full replicas; kWh: of all GPUs, idle (without requests) included",
         f"all figures are estimated; {figure(site.intensity.grams_per_kwh)} gCO2eq/kWh "
         f"({site.intensity.zone}), PUE {site.pue:g} in kg and money",
     ]

@@ -51,15 +51,17 @@ def test_one_request_to_the_digit(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_readme_shows_what_is_printed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command in it, and its output to the digit."""
+    """The commands in it, and their output to the digit."""
     for name in [name for name in os.environ if name.startswith("LLM_CARBON_METER_")]:
         monkeypatch.delenv(name)
     text = (Path(estimate.__file__).parent / "README.md").read_text()
-    (shown,) = re.findall(r"^    \$ llm-carbon-meter (.*?)\n\n", text, re.DOTALL | re.MULTILINE)
-    command, _, output = shown.replace("\\\n", "").partition("\n")
-    assert main(command.split()) == 0
-    printed, lines = capsys.readouterr().out.split("\n"), output.split("\n")
-    assert [line.strip() for line in lines] == [line.strip() for line in printed if line]
+    shown = re.findall(r"^    \$ llm-carbon-meter (.*?)\n\n", text, re.DOTALL | re.MULTILINE)
+    assert len(shown) == 2
+    for example in shown:
+        command, _, output = example.replace("\\\n", "").partition("\n")
+        assert main(command.split()) == 0
+        printed, lines = capsys.readouterr().out.split("\n"), output.split("\n")
+        assert [line.strip() for line in lines] == [line.strip() for line in printed if line]
 
 
 def test_the_comparison_knows_what_fits(capsys: pytest.CaptureFixture[str]) -> None:
