@@ -264,7 +264,7 @@ class Planner:
         """A month of it."""
         traffic, gpu, size = self.traffic, deployment.gpu, deployment.num_gpus
         slow = _spread(float(full.time_width[0]))
-        busiest = traffic.rate * traffic.peak * full.seconds[0] / full.concurrency[0]
+        busiest = traffic.rate * traffic.peak * float(full.seconds[0] / full.concurrency[0])
         replicas = Range(*(ceil(busiest * factor - EVEN) for factor in (1.0, slow.low, slow.high)))
         mean, busy = replica.under_load(traffic.rate / replicas.value, full)
         joules = _spread(float(mean.energy_width[0])).times(

@@ -155,7 +155,7 @@ class Replica:
         balance = np.log(rate * stay / there)
         found = np.exp(np.interp([0.0], -balance, np.log(there)))
         at = self.serve(_when_any(found, most))
-        return at, min(rate * at.seconds[0] / at.concurrency[0], 1.0)
+        return at, min(rate * float(at.seconds[0] / at.concurrency[0]), 1.0)
 
 
 def _whole(concurrency: Floats) -> Floats:

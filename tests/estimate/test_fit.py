@@ -106,13 +106,18 @@ def test_a_table_refuses_its_rows_and_answers_the_others(tmp_path: Path) -> None
     assert float(measured["energy_wh"]) > 0 < float(new["energy_wh"])
 
 
-def meter_of(unfit: Unfit) -> FrontendMeter:
+def meter_of(unfit: Unfit, num_stages: int = 1) -> FrontendMeter:
     """An API server of that deployment, with all but one of its requests under way."""
     return FrontendMeter(
         Config(),
         unfit.model,
         built_in_model(unfit.model),
-        {"engine": "vllm", "gpu": unfit.gpu, "tensor_parallel_size": unfit.num_gpus},
+        {
+            "engine": "vllm",
+            "gpu": unfit.gpu,
+            "tensor_parallel_size": unfit.num_gpus,
+            "pipeline_parallel_size": num_stages,
+        },
         index=0,
         concurrency=Concurrency(0, lambda: unfit.concurrency - 1, most=None),
         tracing=False,
@@ -122,14 +127,14 @@ def meter_of(unfit: Unfit) -> FrontendMeter:
     )
 
 
-async def asked(unfit: Unfit) -> tuple[int, Mapping[str, Any]]:
+async def asked(unfit: Unfit, num_stages: int = 1) -> tuple[int, Mapping[str, Any]]:
     """Status and body of ``POST /v1/carbon/estimate``."""
 
     async def no_prompts(*_: Any) -> Any:
         raise AssertionError
 
     app = Starlette()
-    routes = CarbonRoutes(meter_of(unfit), no_prompts)
+    routes = CarbonRoutes(meter_of(unfit, num_stages), no_prompts)
     app.router.add_route("/v1/carbon/estimate", routes.estimate, ["POST"])
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
@@ -163,3 +168,9 @@ async def test_the_route_counts_those_that_wait_in_no_batch() -> None:
     assert full["estimate"]["out_of_domain"] == few["estimate"]["out_of_domain"] == ""
     assert crowd["estimate"]["energy_wh"] == full["estimate"]["energy_wh"]
     assert full["estimate"]["energy_wh"] < few["estimate"]["energy_wh"]
+
+
+async def test_stages_of_a_pipeline_share_the_weights() -> None:
+    """70 billion on three stages of one H100 each fit, and nothing is said of their weights."""
+    _, body = await asked(UNFIT[0], num_stages=3)
+    assert body["estimate"]["out_of_domain"] == "3 pipeline stages counted as one"
