@@ -147,10 +147,6 @@ class Refused:
     reason: str
 
 
-class SloError(MeterError):
-    """No concurrency meets the promise."""
-
-
 @dataclass(frozen=True, slots=True)
 class Plan:
     """All choices, and what is none."""
@@ -212,19 +208,19 @@ class Planner:
 
     def _fitting(self, model: ModelSpec, gpu: GpuSpec) -> Iterator[Choice | Refused]:
         """The sizes of one server that the model fits on; one reason where it fits on none."""
-        unfit = ""
+        fits, unfit = False, ""
         for size in group_sizes(model):
             if size > ONE_SERVER:
                 break
             try:
                 yield self.choose(model, gpu, size)
-            except SloError as error:
-                yield Refused(model.name, gpu.name, size, str(error))
             except SpecError as error:
                 unfit = str(error)
                 continue
-            unfit = "fits"
-        if unfit != "fits":
+            except MeterError as error:
+                yield Refused(model.name, gpu.name, size, str(error))
+            fits = True
+        if not fits:
             yield Refused(model.name, gpu.name, None, unfit)
 
     def choose(self, model: ModelSpec, gpu: GpuSpec, num_gpus: int) -> Choice:
@@ -232,7 +228,7 @@ class Planner:
 
         Raises:
             SpecError: the requests do not fit on it.
-            SloError: it cannot meet the promise.
+            MeterError: it cannot meet the promise.
         """
         memory = memory_of(model, gpu, num_gpus)
         most = self._most(memory)
@@ -244,7 +240,7 @@ class Planner:
         replica = Replica(law, self.traffic.lengths, limits.step_tokens)
         full = replica.largest(min(most, limits.sequences), self.slo)
         if not full.meets(self.slo):
-            raise SloError(_too_late(full, self.slo))
+            raise MeterError(_too_late(full, self.slo))
         return self._choice(deployment, law, replica, full)
 
     def _most(self, memory: Memory) -> int:

@@ -93,6 +93,18 @@ def test_the_comparison_is_sorted_and_has_three_digits(capsys: pytest.CaptureFix
     assert max(map(len, digits)) == 3
 
 
+def test_the_comparison_says_what_nobody_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    """In every row, and beside the figure of the first."""
+    command = ["estimate", "--model", "Llama-3.1-8B", "--engine", "vllm", "--compare", *TOKENS]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    _, first, *rows = printed.partition("\n\n")[2].splitlines()
+    gpu, wh = first.split()[:2]
+    assert first.endswith(f"no        GPU {gpu} not measured")
+    assert f"never measured, only estimated: the first, {gpu}, with its {wh} Wh" in printed
+    assert {row.split()[-1] for row in rows if row.startswith(("H100 *", "A100  "))} == {"yes"}
+
+
 @pytest.mark.parametrize("name", built_in_names())
 def test_weights_in_memory_are_all_parameters(name: str) -> None:
     """Times the bytes of each; gpt-oss, whose experts alone are small, apart."""
