@@ -40,7 +40,7 @@ def _choices(shown: Sequence[Choice], planner: Planner) -> str:
     priced = planner.site.prices.known
     heading = ["model", "GPU", "GPUs", "batch", "limit W", "TTFT ms", "TPOT ms", "kWh", "10-90 %"]
     heading += ["idle kWh", "kg", "10-90 %", *([currency, "10-90 %"] if priced else [])]
-    rows = [[*heading, "measured"]]
+    rows = [[*heading, "measured", "out_of_domain"]]
     for one in shown:
         money = [] if one.money is None else [figure(one.money.value), _interval(one.money)]
         rows.append(
@@ -51,10 +51,10 @@ def _choices(shown: Sequence[Choice], planner: Planner) -> str:
                 figure(one.tpot_s.value * MILLISECONDS),
                 *(figure(one.kwh.value), _interval(one.kwh), figure(one.idle_kwh)),
                 *(figure(one.kilograms.value), _interval(one.kilograms), *money),
-                yes_or_no(one.measured),
+                *(yes_or_no(one.measured), one.out_of_domain),
             ]
         )
-    return aligned(rows, left=(0, 1, len(rows[0]) - 1))
+    return aligned(rows, left=(0, 1, len(rows[0]) - 2, len(rows[0]) - 1))
 
 
 def _interval(amount: Range) -> str:
