@@ -1,18 +1,19 @@
 """``llm-carbon-meter estimate`` of one request: an estimate without a server."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from llm_carbon_meter.exporters.columns import aligned, figure
-from llm_carbon_meter.physics.gpu_specs import GpuSpec, at_limit, gpu_spec, gpu_specs
-from llm_carbon_meter.physics.kernels import weight_memory_bytes
+from llm_carbon_meter.exporters.columns import aligned, figure, first_unmeasured, yes_or_no
+from llm_carbon_meter.physics.gpu_specs import all_gpus, at_limit, gpu_spec
+from llm_carbon_meter.physics.memory import Memory, check_context, check_memory, memory_of
 from llm_carbon_meter.physics.model_list import named_config
-from llm_carbon_meter.physics.model_specs import ModelSpec, model_spec
+from llm_carbon_meter.physics.model_specs import model_spec
 from llm_carbon_meter.physics.number_formats import with_dtype
+from llm_carbon_meter.physics.parallel import check_tensor_parallel
 from llm_carbon_meter.predictor.energy_model import Deployment, EnergyModel
 from llm_carbon_meter.predictor.estimator import DeploymentEstimator
 from llm_carbon_meter.predictor.flop import FlopModel, note_flop
@@ -53,25 +54,30 @@ def make_deployment(
         approximate: count an unknown architecture as Llama.
 
     Raises:
-        SpecError: one of them is not known, the heads cannot be divided among the GPUs, or they
+        SpecError: one of them is not known, the model cannot be divided among the GPUs, or they
             cannot have that power limit.
     """
     config = with_dtype(named_config(model, folder), dtype)
     spec = model_spec(config, model, approximate=approximate)
-    if num_gpus < 1 or spec.num_heads % num_gpus:
-        raise SpecError(f"num_gpus is {num_gpus}; it must divide {spec.num_heads} heads")
+    check_tensor_parallel(spec, num_gpus)
     sheet = gpu_spec(gpu)
     limited = sheet if power_limit_watts is None else at_limit(sheet, power_limit_watts)
     return Deployment(spec, limited, num_gpus, engine, engine_version)
 
 
+def memory_at(deployment: Deployment) -> Memory:
+    """What the GPUs of a deployment hold."""
+    return memory_of(deployment.model, deployment.gpu, deployment.num_gpus)
+
+
 def check_request(
-    model: ModelSpec, concurrency: float, prompt_tokens: float, output_tokens: float
+    memory: Memory, concurrency: float, prompt_tokens: float, output_tokens: float
 ) -> None:
-    """Refuse what no energy model can answer.
+    """Refuse what cannot run on a deployment.
 
     Raises:
-        MeterError: a number below 1, or more tokens than the context holds.
+        MeterError: a number below 1, more tokens than the context holds, or more weights and cache
+            than the GPUs.
     """
     numbers = {
         "concurrency": concurrency,
@@ -81,20 +87,20 @@ def check_request(
     for name, value in numbers.items():
         if not value >= 1:  # also refuses nan
             raise MeterError(f"{name} is {value:g}; it must be at least 1")
-    if model.max_context and prompt_tokens + output_tokens > model.max_context:
-        raise MeterError(
-            f"prompt_tokens and output_tokens are {prompt_tokens + output_tokens:g} together; "
-            f"the context of {model.name} holds {model.max_context}"
-        )
+    check_context(memory.model, prompt_tokens, output_tokens)
+    check_memory(memory, concurrency, prompt_tokens, output_tokens)
 
 
 _METHODS: Mapping[str, str] = {"flop": "the FLOP formula of the LLM-BENCH note", "gnn": "the GNN"}
 
 
-@cache
-def _gpus() -> Sequence[GpuSpec]:
-    """Every GPU of the table once."""
-    return list({spec.name: spec for spec in gpu_specs().values()}.values())
+class _Placed(NamedTuple):
+    """An estimate on one GPU."""
+
+    gpu: str
+    estimate: EnergyEstimate
+    measured: bool
+    """Whether requests were measured on that GPU and engine."""
 
 
 class OfflineEstimate:
@@ -108,7 +114,7 @@ class OfflineEstimate:
         pue: on top of figures that do not contain it.
 
     Raises:
-        MeterError: the request makes no sense, or the model cannot run there.
+        MeterError: the request makes no sense, or does not fit there.
     """
 
     def __init__(
@@ -120,17 +126,21 @@ class OfflineEstimate:
         pue: float,
     ) -> None:
         self._output_tokens = query.output_tokens or 0
-        check_request(deployment.model, query.concurrency, query.prompt_tokens, self._output_tokens)
         self._model = model
         self._deployment = deployment
         self._query = query
         self._intensity = intensity
         self._pue = pue
-        self._estimate = self._on(deployment)
+        self._here = self._on(deployment)
+        self._estimate = self._here.estimate
 
-    def _on(self, deployment: Deployment) -> EnergyEstimate:
+    def _on(self, deployment: Deployment) -> _Placed:
+        query = self._query
+        memory = memory_at(deployment)
+        check_request(memory, query.concurrency, query.prompt_tokens, self._output_tokens)
         estimator = DeploymentEstimator(self._model, deployment, self._intensity, self._pue)
-        return estimator.estimate(self._query, exact_length(self._output_tokens))
+        estimate = estimator.estimate(query, exact_length(self._output_tokens))
+        return _Placed(deployment.gpu.label, estimate, estimator.measured)
 
     def table(self) -> str:
         """Both phases and the total."""
@@ -186,23 +196,32 @@ class OfflineEstimate:
         return lines
 
     def comparison(self) -> str:
-        """The same on every other GPU of the table that holds the weights, cheapest first; these at
-        their board power."""
-        model, num_gpus = self._deployment.model, self._deployment.num_gpus
-        need_bytes = weight_memory_bytes(model, num_gpus)
-        others = [gpu for gpu in _gpus() if gpu.name != self._deployment.gpu.name]
-        fitting = [gpu for gpu in others if gpu.memory_bytes > need_bytes]
-        estimates = [(self._estimate, self._deployment.gpu.label + " *")]
-        estimates += [(self._on(replace(self._deployment, gpu=gpu)), gpu.name) for gpu in fitting]
-        estimates.sort(key=lambda pair: pair[0].joules)
-        rows = [["GPU", "Wh", "low Wh", "high Wh", "gCO2eq"]]
-        for estimate, name in estimates:
-            joules = (estimate.joules, estimate.low_joules, estimate.high_joules)
-            figures = [*map(watt_hours, joules), estimate.operational_grams]
-            rows.append([name, *map(figure, figures)])
-        small = [gpu.name for gpu in others if gpu not in fitting]
-        remark = (
-            f"\ntoo small for {figure(need_bytes / 1e9)} GB of weights on each of {num_gpus}: "
-            + ", ".join(small)
-        )
-        return aligned(rows) + (remark if small else "")
+        """The same on every other GPU of the table that such requests fit on, cheapest first."""
+        placed, too_small = [self._here], []
+        for gpu in all_gpus():
+            if gpu.name == self._deployment.gpu.name:
+                continue
+            try:
+                placed.append(self._on(replace(self._deployment, gpu=gpu)))
+            except SpecError:
+                too_small.append(gpu.name)
+        placed.sort(key=lambda one: one.estimate.joules)
+        rows = [["GPU", "Wh", "low Wh", "high Wh", "gCO2eq", "measured", "out_of_domain"]]
+        rows += map(self._compared, placed)
+        first = placed[0]
+        wh = f"{figure(watt_hours(first.estimate.joules))} Wh"
+        lines = [aligned(rows, left=(0, 5, 6)), *first_unmeasured(first.measured, first.gpu, wh)]
+        if too_small:
+            lines.append(f"such requests do not fit on {', '.join(too_small)}")
+        return "\n".join(lines)
+
+    def _compared(self, placed: _Placed) -> list[str]:
+        estimate, own = placed.estimate, placed is self._here
+        joules = (estimate.joules, estimate.low_joules, estimate.high_joules)
+        figures = [*map(watt_hours, joules), estimate.operational_grams]
+        return [
+            placed.gpu + " *" * own,
+            *map(figure, figures),
+            yes_or_no(placed.measured),
+            estimate.out_of_domain,
+        ]

@@ -14,8 +14,9 @@ from typing import Final, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from llm_carbon_meter.estimate.one_request import check_request, make_deployment
-from llm_carbon_meter.physics.model_specs import ModelSpec
+from llm_carbon_meter.estimate.one_request import check_request, make_deployment, memory_at
+from llm_carbon_meter.exporters.columns import yes_or_no
+from llm_carbon_meter.physics.memory import Memory
 from llm_carbon_meter.physics.phases import Serving
 from llm_carbon_meter.predictor.energy_model import BoundModel, Deployment, EnergyModel, Floats
 from llm_carbon_meter.predictor.estimator import check_cached
@@ -30,6 +31,8 @@ CACHED_COLUMN: Final = "cached_tokens"
 LIMIT_COLUMN: Final = "power_limit_w"
 """Of each GPU, empty for the data sheet's; a table may leave it out."""
 ENERGY_COLUMNS: Final = ("prefill_wh", "decode_wh", "energy_wh", "low_wh", "high_wh")
+TRUST_COLUMNS: Final = ("measured", "out_of_domain")
+"""Whether requests were measured on such a GPU and engine, and what of a deployment was not."""
 ERROR_COLUMN: Final = "error"
 
 _PROGRESS_AFTER_S: Final = 1.0
@@ -73,6 +76,7 @@ def _listed(names: Iterable[str]) -> str:
 class _Group:
     """The good rows of one deployment."""
 
+    memory: Memory
     bound: BoundModel
     rows: list[int] = field(default_factory=list)
     requests: list[tuple[float, float, float, float]] = field(default_factory=list)
@@ -104,7 +108,7 @@ class BatchEstimator:
         self._model = model
         self._folder = folder
         self._note = note
-        self._deployments: dict[_Key, tuple[ModelSpec, _Group] | str] = {}
+        self._deployments: dict[_Key, _Group | str] = {}
         """Or why there is none."""
 
     def run(self, table: Table) -> Table:
@@ -119,7 +123,7 @@ class BatchEstimator:
                 self._enter(number, row, len(table.columns), keys, numbers)
             except MeterError as error:
                 errors[number] = str(error)
-        return self._with_answers(table, self._energies(), errors)
+        return _with_answers(table, self._answers(), errors)
 
     def _enter(
         self,
@@ -133,22 +137,22 @@ class BatchEstimator:
         if len(row) != width:
             raise MeterError(f"the row has {len(row)} cells, the header {width}")
         names = ("" if place is None else row[place].strip() for place in keys)
-        spec, group = self._group(_Key._make(names))
+        group = self._group(_Key._make(names))
         cells = {name: row[place] for name, place in numbers}
         cells[CACHED_COLUMN] = cells.get(CACHED_COLUMN, "").strip() or "0"
         values = {name: _number(name, text) for name, text in cells.items()}
         asked = [values[name] for name in REQUEST_COLUMNS]
-        check_request(spec, *asked)
+        check_request(group.memory, *asked)
         check_cached(values[CACHED_COLUMN], values["prompt_tokens"])
         group.rows.append(number)
         group.requests.append((asked[0], asked[1], asked[2], values[CACHED_COLUMN]))
 
-    def _group(self, key: _Key) -> tuple[ModelSpec, _Group]:
+    def _group(self, key: _Key) -> _Group:
         prepared = self._deployments.get(key)
         if prepared is None:
             try:
                 deployment = self._deployment(key)
-                prepared = deployment.model, _Group(self._model.bind(deployment))
+                prepared = _Group(memory_at(deployment), self._model.bind(deployment))
             except MeterError as error:
                 prepared = str(error)
             self._deployments[key] = prepared
@@ -174,29 +178,33 @@ class BatchEstimator:
             self._note(f"{key.model_config}: {deployment.model.approximation}")
         return deployment
 
-    def _energies(self) -> Mapping[int, Sequence[float]]:
-        """`ENERGY_COLUMNS` of every good row."""
-        answers: dict[int, Sequence[float]] = {}
+    def _answers(self) -> Mapping[int, Sequence[str]]:
+        """`ENERGY_COLUMNS` and `TRUST_COLUMNS` of every good row."""
+        answers: dict[int, Sequence[str]] = {}
         for group in self._deployments.values():
-            if isinstance(group, tuple) and group[1].rows:
-                answers.update(zip(group[1].rows, _watt_hours(group[1]).tolist(), strict=True))
+            if isinstance(group, str) or not group.rows:
+                continue
+            trust = yes_or_no(group.bound.measured), group.bound.out_of_domain
+            for number, energies in zip(group.rows, _watt_hours(group).tolist(), strict=True):
+                answers[number] = (*(f"{value:.10g}" for value in energies), *trust)
         return answers
 
-    def _with_answers(
-        self, table: Table, energies: Mapping[int, Sequence[float]], errors: Mapping[int, str]
-    ) -> Table:
-        ours = (*ENERGY_COLUMNS, ERROR_COLUMN)
-        places = [place for place, name in enumerate(table.columns) if name not in ours]
-        empty = [""] * len(ENERGY_COLUMNS)
-        rows = [
-            [
-                *(row[place] if place < len(row) else "" for place in places),
-                *([f"{value:.10g}" for value in energies[n]] if n in energies else empty),
-                errors.get(n, ""),
-            ]
-            for n, row in enumerate(table.rows)
+
+def _with_answers(
+    table: Table, answers: Mapping[int, Sequence[str]], errors: Mapping[int, str]
+) -> Table:
+    ours = (*ENERGY_COLUMNS, *TRUST_COLUMNS, ERROR_COLUMN)
+    places = [place for place, name in enumerate(table.columns) if name not in ours]
+    empty = [""] * (len(ours) - 1)
+    rows = [
+        [
+            *(row[place] if place < len(row) else "" for place in places),
+            *answers.get(number, empty),
+            errors.get(number, ""),
         ]
-        return Table([*(table.columns[place] for place in places), *ours], rows)
+        for number, row in enumerate(table.rows)
+    ]
+    return Table([*(table.columns[place] for place in places), *ours], rows)
 
 
 def _watt_hours(group: _Group) -> Floats:

@@ -36,6 +36,18 @@ def figure(value: float, sign: str = "-") -> str:
     return f"{Decimal(rounded):{sign}f}" if usual else rounded
 
 
+def yes_or_no(fact: bool) -> str:
+    """A fact in a table."""
+    return "yes" if fact else "no"
+
+
+def first_unmeasured(measured: bool, name: str, amount: str) -> list[str]:
+    """A line about the first of a sorted table where it was never measured; else none."""
+    if measured:
+        return []
+    return [f"never measured, only estimated: the first, {name}, with its {amount}"]
+
+
 def percent(ratio: float, sign: str = "-") -> str:
     """A ratio as a percentage, with the digits of `figure`."""
     return figure(100.0 * ratio, sign) + "%"

@@ -7,12 +7,13 @@ from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.physics.deployed_gpu import gpu_of
 from llm_carbon_meter.physics.gpu_specs import GpuSpec
+from llm_carbon_meter.physics.memory import Memory, check_weights, memory_of
 from llm_carbon_meter.physics.model_specs import ModelSpec
 from llm_carbon_meter.predictor.energy_model import EnergyModel
 from llm_carbon_meter.predictor.estimator import DeploymentEstimator
 from llm_carbon_meter.predictor.live import LiveEstimator
 from llm_carbon_meter.predictor.models import energy_model, placed
-from llm_carbon_meter.records import CarbonIntensity, MeterError
+from llm_carbon_meter.records import CarbonIntensity, MeterError, SpecError
 
 
 def open_estimator(
@@ -39,13 +40,24 @@ def open_estimator(
     place = placed(model, gpu, deployment)
     rate = embodied_rate(config.embodied, gpu, host=config.embodied_host)
     try:
+        memory = memory_of(model, gpu, place.num_gpus, _stages(deployment))
+        remark = "; ".join(filter(None, (remark, _too_heavy(memory))))
         estimator = DeploymentEstimator(
             _energy_model(config, faults), place, intensity, config.pue, remark, rate
         )
     except MeterError as error:
         faults.note("estimator", error, "Requests have no estimate.")
         return None
-    return LiveEstimator(estimator, cache_block_tokens)
+    return LiveEstimator(estimator, cache_block_tokens, memory)
+
+
+def _too_heavy(memory: Memory) -> str:
+    """What is wrong where a server runs that by its data sheets cannot; empty where it can."""
+    try:
+        check_weights(memory)
+    except SpecError as error:
+        return f"{error}; it runs, so something is not counted"
+    return ""
 
 
 def _energy_model(config: Config, faults: Faults) -> EnergyModel:
@@ -63,6 +75,11 @@ def _gpu(
     gpu = gpu_of(config, deployment, faults)
     if gpu.unknown is not None:
         faults.note("gpu", gpu.unknown, f"Estimates assume {gpu.spec.name}.")
-    stages = int(deployment.get("pipeline_parallel_size", 1))
+    stages = _stages(deployment)
     staged = f"{stages} pipeline stages counted as one" if stages > 1 else ""
     return gpu.spec, "; ".join(filter(None, (gpu.remark, staged)))
+
+
+def _stages(deployment: Mapping[str, str | float]) -> int:
+    """Of pipeline parallelism."""
+    return int(deployment.get("pipeline_parallel_size", 1))

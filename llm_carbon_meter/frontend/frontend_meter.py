@@ -125,14 +125,16 @@ class FrontendMeter:
                 `LiveEstimator.ask`.
 
         Raises:
-            MeterError: a request makes no sense.
+            MeterError: a request makes no sense, or is longer than the model's context.
         """
         live = self._live
         if live is None:
             return []
         ask = functools.partial(live.ask, num_sequences=num_sequences, output_tokens=output_tokens)
-        asked = [ask(prompt, max_tokens, concurrency) for prompt in prompts]
-        return live.estimates([one.query for one in asked])
+        queries = [ask(prompt, max_tokens, concurrency).query for prompt in prompts]
+        for query in queries:
+            live.check_context(query)
+        return live.estimates(queries)
 
     def begin(
         self,

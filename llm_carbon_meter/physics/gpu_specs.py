@@ -7,7 +7,7 @@ takes: deployed_gpu.py.
 import difflib
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
@@ -98,6 +98,11 @@ def gpu_specs() -> Mapping[str, GpuSpec]:
         for alias in (name, *row["names"]):
             specs[_key(alias)] = spec
     return specs
+
+
+def all_gpus() -> Sequence[GpuSpec]:
+    """Every GPU of the table once, in its order."""
+    return tuple({spec.name: spec for spec in gpu_specs().values()}.values())
 
 
 @cache

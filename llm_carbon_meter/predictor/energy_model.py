@@ -58,6 +58,11 @@ class BoundModel(Protocol):
         """Why the deployment is outside what the model was made for; empty inside."""
         ...
 
+    @property
+    def measured(self) -> bool:
+        """Whether requests were measured on such a GPU and engine, and the model made of them."""
+        ...
+
     def adopt(self, factors: DeploymentFactors) -> None:
         """From now on estimate with what the deployment has shown; nothing where no law is."""
         ...

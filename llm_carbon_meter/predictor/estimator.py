@@ -57,6 +57,7 @@ class DeploymentEstimator:
         self.facility = model.facility
         self._bound = model.bind(deployment)
         self._out_of_domain = "; ".join(filter(None, (remark, self._bound.out_of_domain)))
+        self.measured = self._bound.measured
         self.intensity = intensity
         self._pue = 1.0 if model.facility else pue
         self._embodied_rate = embodied_grams_per_gpu_s

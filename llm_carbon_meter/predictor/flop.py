@@ -89,6 +89,8 @@ class BoundFlop:
     """Per operation."""
     decode_joules: float
     out_of_domain: str
+    measured: bool = False
+    """The formula is of no measurement."""
 
     def adopt(self, factors: DeploymentFactors) -> None:
         """The formula has no law that a deployment could correct."""

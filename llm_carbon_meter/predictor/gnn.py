@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib import resources
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,15 @@ from llm_carbon_meter.predictor.fitted_physics import (
     limit_spread,
 )
 from llm_carbon_meter.predictor.measured_engines import engine_key, is_measured
-from llm_carbon_meter.predictor.posterior import ENERGY_NOISE, NUDGE
-from llm_carbon_meter.predictor.step_law import FACTORS, Constants, constants_of, spent, term_matrix
+from llm_carbon_meter.predictor.posterior import ENERGY_NOISE, NUDGE, SECONDS_NOISE
+from llm_carbon_meter.predictor.step_law import (
+    FACTORS,
+    Constants,
+    Spent,
+    constants_of,
+    spent,
+    term_matrix,
+)
 from llm_carbon_meter.records import DeploymentFactors, MeterError
 
 Floats = NDArray[np.float64]
@@ -151,15 +158,22 @@ class Weights:
     checksum: str = ""
     """Of the file; empty for weights that are in none."""
 
+    def knows_engine(self, deployment: Deployment) -> bool:
+        """Whether the deployment's engine was measured."""
+        engines = tuple(self.physics.engines)
+        return is_measured(deployment.engine, deployment.engine_version, engines)
+
+    def knows_gpu(self, deployment: Deployment) -> bool:
+        """Whether requests were measured on the deployment's GPU."""
+        return deployment.gpu.name in self.physics.gpus
+
     def prior(self, deployment: Deployment) -> Prior:
         """What is expected of a deployment's factors: kin, and what the network sees in it.
 
         Where the network's correction is not trusted, it may still be right: the spread says so.
         """
-        engine, version, gpu = deployment.engine, deployment.engine_version, deployment.gpu.name
-        kin = self.physics.prior(engine, version, gpu)
-        new_engine = not is_measured(engine, version, tuple(self.physics.engines))
-        new_gpu = gpu not in self.physics.gpus
+        kin = self.physics.prior(deployment.engine, deployment.engine_version, deployment.gpu.name)
+        new_engine, new_gpu = not self.knows_engine(deployment), not self.knows_gpu(deployment)
         gate = self.gates.elsewhere if new_engine or new_gpu else self.gates.measured
         correction = self._correction(deployment)
         wider = self.widths.of(engine=new_engine, gpu=new_gpu)
@@ -178,6 +192,23 @@ class Weights:
         linked = neighbours(deployment.model, deployment.num_gpus)
         said = [one.corrections(graph, linked) for one in self.networks]
         return np.asarray(np.mean(said, axis=0))
+
+
+class Batches(NamedTuple):
+    """Time and energy of batches of equal requests that share the GPUs, shapes (batches,)."""
+
+    prefill_s: Floats
+    """Of all prompts of the batch together."""
+    decode_s: Floats
+    """Of all decode steps, one after the other."""
+    decode_step_s: Floats
+    """Of the mean decode step."""
+    joules: Floats
+    """Of the batch, all GPUs of the group together."""
+    time_width: Floats
+    """ln(seconds that 90 % of measurements stay below / these); 10 % likewise."""
+    energy_width: Floats
+    """Likewise of the joules."""
 
 
 class GnnModel:
@@ -216,6 +247,8 @@ class BoundGnn:
         self._terms = np.ascontiguousarray(matrix.T)
         self.prior = weights.prior(deployment)
         self.out_of_domain = _outside(weights, deployment)
+        self.measured = weights.knows_engine(deployment) and weights.knows_gpu(deployment)
+        self.measured = self.measured and not deployment.gpu.is_limited
         self._take(self.prior)
 
     def adopt(self, factors: DeploymentFactors) -> None:
@@ -237,39 +270,61 @@ class BoundGnn:
         serving: Serving = PLAIN,
     ) -> PhaseEnergy:
         """See `energy_model.BoundModel`."""
-        batch = (concurrency, prompt_tokens, output_tokens, serving._replace(budget=self._budget))
-        sums, steps = np.array(mean_steps(self._model, *batch)), np.array(num_steps(*batch)).T
-        # (phases, sums, batches) -> (batches, phases, terms)
-        terms = sums.reshape(2, len(SUMS), -1).transpose(2, 0, 1) @ self._terms
-        step_s, boards = spent(self._laws, terms)  # (laws, batches, phases)
-        seconds, boards = (step_s[0] * steps).sum(-1), boards * steps
+        step, steps = self._steps(concurrency, prompt_tokens, output_tokens, serving)
+        seconds, boards = (step.seconds[0] * steps).sum(-1), step.boards * steps
         totals = boards.sum(-1)
-        slopes = np.log(totals[2:] / totals[0]) / NUDGE
-        variance = (self._covariance @ slopes * slopes).sum(0)
         joules = self._limit_watts / concurrency
         figures = (
             joules * boards[0, :, 0],
             joules * boards[0, :, 1],
             seconds * self._num_gpus / concurrency,
-            Z_80 * np.sqrt(variance + ENERGY_NOISE**2),
+            self._width(totals, ENERGY_NOISE),
             totals[0] / totals[1],
         )
         if isinstance(concurrency, float):
             return PhaseEnergy(*(float(column[0]) for column in figures))
         return PhaseEnergy(*figures)
 
+    def batches(self, concurrency: Floats, prompt_tokens: Floats, output_tokens: Floats) -> Batches:
+        """Time and energy of whole batches; arguments as of `phases`, each of shape (batches,)."""
+        step, steps = self._steps(concurrency, prompt_tokens, output_tokens, PLAIN)
+        seconds, boards = step.seconds * steps, (step.boards * steps).sum(-1)
+        return Batches(
+            seconds[0, :, 0],
+            seconds[0, :, 1],
+            step.seconds[0, :, 1],
+            self._limit_watts * boards[0],
+            self._width(seconds.sum(-1), SECONDS_NOISE),
+            self._width(boards, ENERGY_NOISE),
+        )
+
+    def _steps(
+        self, concurrency: Numbers, prompt: Numbers, output: Numbers, serving: Serving
+    ) -> tuple[Spent, Floats]:
+        """The mean step of each phase by each law, shapes (laws, batches, phases), and how many."""
+        batch = (concurrency, prompt, output, serving._replace(budget=self._budget))
+        sums, steps = np.array(mean_steps(self._model, *batch)), np.array(num_steps(*batch)).T
+        # (phases, sums, batches) -> (batches, phases, terms)
+        terms = sums.reshape(2, len(SUMS), -1).transpose(2, 0, 1) @ self._terms
+        return spent(self._laws, terms), steps
+
+    def _width(self, totals: Floats, noise: float) -> Floats:
+        """ln(90 % quantile / figure) of what each law gives, shape (laws, batches)."""
+        slopes = np.log(totals[2:] / totals[0]) / NUDGE
+        variance = (self._covariance @ slopes * slopes).sum(0)
+        return np.asarray(Z_80 * np.sqrt(variance + noise**2))
+
 
 def _outside(weights: Weights, deployment: Deployment) -> str:
     """What of a deployment was not among the measurements; empty where all was."""
-    engine, version = deployment.engine, deployment.engine_version
-    measured = is_measured(engine, version, tuple(weights.physics.engines))
+    engine = engine_key(deployment.engine, deployment.engine_version) or "unknown"
     reasons = [
         deployment.model.approximation,
         deployment.gpu.approximation,
-        f"GPU {deployment.gpu.label} not measured"
-        if deployment.gpu.name not in weights.physics.gpus or deployment.gpu.is_limited
-        else "",
-        f"engine {engine_key(engine, version) or 'unknown'} not measured" if not measured else "",
+        ""
+        if weights.knows_gpu(deployment) and not deployment.gpu.is_limited
+        else f"GPU {deployment.gpu.label} not measured",
+        "" if weights.knows_engine(deployment) else f"engine {engine} not measured",
         f"{deployment.model.number_format} not measured"
         if deployment.model.number_format not in weights.formats
         else "",

@@ -6,7 +6,7 @@ in the prefix cache and how many drafts are accepted.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import isfinite
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from llm_carbon_meter.data.azure_trace import conversation_quantiles
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.formats.kept_state import Identity, KeptState
+from llm_carbon_meter.physics.memory import Memory, check_context
 from llm_carbon_meter.predictor.energy_model import Deployment
 from llm_carbon_meter.predictor.estimator import DeploymentEstimator
 from llm_carbon_meter.predictor.fitted_physics import Prior
@@ -79,10 +80,17 @@ class LiveEstimator:
     Args:
         estimator: of this deployment.
         block_tokens: of the engine's prefix cache; 0 where it has none.
+        memory: of the GPUs, which bounds how many requests share a batch; None bounds nothing.
     """
 
-    def __init__(self, estimator: DeploymentEstimator, block_tokens: int = 0) -> None:
+    def __init__(
+        self,
+        estimator: DeploymentEstimator,
+        block_tokens: int = 0,
+        memory: Memory | None = None,
+    ) -> None:
         self._estimator = estimator
+        self._memory = memory if memory is not None and memory.cache_bytes > 0 else None
         self._cache = PromptCache(block_tokens)
         self._drafts = ServedDrafts()
         self._adopted: DeploymentFactors | None = None
@@ -135,7 +143,29 @@ class LiveEstimator:
             drafts.accepted,
             prompt.remark,
         )
-        return Asked(query, matched)
+        return Asked(self._as_fits(query), matched)
+
+    def _as_fits(self, query: EstimateQuery) -> EstimateQuery:
+        """The query with no more requests in the batch than the cache holds: the others wait."""
+        if self._memory is None:
+            return query
+        most = self._memory.most(query.prompt_tokens, self._length(query).mean)
+        if query.concurrency <= most:
+            return query
+        remark = f"{query.concurrency:g} at once, counted as the {most} that the cache holds"
+        if not most:
+            remark = f"a cache of {query.prompt_tokens:g} prompt tokens and an answer does not fit"
+        remarks = "; ".join(filter(None, (query.remark, remark + " by the data sheet")))
+        return replace(query, concurrency=max(most, 1), remark=remarks)
+
+    def check_context(self, query: EstimateQuery) -> None:
+        """Refuse a request that this server would refuse.
+
+        Raises:
+            SpecError: it is longer than the model's context.
+        """
+        output_tokens = query.output_tokens or query.max_tokens or 1
+        check_context(self._estimator.deployment.model, query.prompt_tokens, output_tokens)
 
     def estimates(self, queries: Sequence[EstimateQuery]) -> list[EnergyEstimate]:
         """Estimate requests that have not run.

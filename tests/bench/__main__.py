@@ -37,6 +37,8 @@ GOALS: Mapping[str, Goal] = {
     "p99_ratio": Goal("step latency at 256 requests, p99 with / without", 1.05, True),
     "tokens_ratio": Goal("tokens/s of the real server, with / without, median", 0.98, False),
     "transformers_tokens_ratio": Goal("the same of transformers serve", 0.98, False),
+    "compare_s": Goal("estimate --compare, the whole command, s", 2, True),
+    "plan_s": Goal("plan of 20 GPUs x 5 models x 8 sizes, the whole command, s", 2, True),
     "estimate_us": Goal("estimate of a request before it runs, median µs", 60, True),
     "estimate_p99_us": Goal("the same, p99 µs", 500, True),
     "request_ms": Goal("a request, on the API server's processor, ms", 0.25, True),

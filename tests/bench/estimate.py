@@ -29,6 +29,14 @@ COLUMNS = (
     *("model_config", "gpu", "num_gpus", "dtype", "engine", "engine_version"),
     *("concurrency", "prompt_tokens", "output_tokens"),
 )
+REQUEST = ("--prompt-tokens", "1500", "--output-tokens", "300")
+CHOICES = (
+    *("--model", *NEW_MODELS, "--num-gpus", "1", "2", "4", "8", "16", "32", "64", "128"),
+    *("--gpu", "A10", "A10G", "A30", "A40", "RTX-A6000", "A100", "A100-40GB", "A100-PCIe", "L4"),
+    *("L40", "L40S", "H100", "H100-PCIe", "H100-NVL", "H200", "H200-NVL", "GH200", "B200"),
+    *("GB200", "RTX5090"),
+)
+"""Of a plan: 5 models, 8 sizes and 20 GPUs."""
 LOADING = """
 import time, psutil
 before, start = psutil.Process().memory_info().rss, time.perf_counter()
@@ -47,6 +55,8 @@ def measure(model: Path) -> Mapping[str, float]:
         "estimate_p99_us": p99,
         "first_estimate_ms": _first_ms(),
         "estimate_rows_per_s": _rows_per_s(),
+        "compare_s": _command_s("estimate", *REQUEST, "--model", "Llama-3.1-8B", "--compare"),
+        "plan_s": _command_s("plan", "--requests", "1e7", *REQUEST, *CHOICES),
         "predictor_load_s": seconds,
         "predictor_mb": megabytes,
     }
@@ -88,11 +98,19 @@ def _rows_per_s() -> float:
             rows.writerow(COLUMNS)
             for number in range(ROWS):
                 model = NEW_MODELS[number % len(NEW_MODELS)]
-                serving = ("H100", 1, "bfloat16", "vllm", "0.11.1", 1 + number % 64)
+                serving = ("H100", 4, "bfloat16", "vllm", "0.11.1", 1 + number % 64)
                 rows.writerow((model, *serving, 100 + number % 900, 50 + number % 400))
         start = time.perf_counter()
         assert main(["estimate", "--input", str(table), "--output", str(output)]) == 0
         return ROWS / (time.perf_counter() - start)
+
+
+def _command_s(*arguments: str) -> float:
+    """A verb from its start to its end, in a process of its own."""
+    start = time.perf_counter()
+    command = [sys.executable, "-m", "llm_carbon_meter.cli", *arguments]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
 
 
 def _loading() -> tuple[float, float]:

@@ -51,15 +51,17 @@ def test_one_request_to_the_digit(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_readme_shows_what_is_printed(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The command in it, and its output to the digit."""
+    """The commands in it, and their output to the digit."""
     for name in [name for name in os.environ if name.startswith("LLM_CARBON_METER_")]:
         monkeypatch.delenv(name)
     text = (Path(estimate.__file__).parent / "README.md").read_text()
-    (shown,) = re.findall(r"^    \$ llm-carbon-meter (.*?)\n\n", text, re.DOTALL | re.MULTILINE)
-    command, _, output = shown.replace("\\\n", "").partition("\n")
-    assert main(command.split()) == 0
-    printed, lines = capsys.readouterr().out.split("\n"), output.split("\n")
-    assert [line.strip() for line in lines] == [line.strip() for line in printed if line]
+    shown = re.findall(r"^    \$ llm-carbon-meter (.*?)\n\n", text, re.DOTALL | re.MULTILINE)
+    assert len(shown) == 2
+    for example in shown:
+        command, _, output = example.replace("\\\n", "").partition("\n")
+        assert main(command.split()) == 0
+        printed, lines = capsys.readouterr().out.split("\n"), output.split("\n")
+        assert [line.strip() for line in lines] == [line.strip() for line in printed if line]
 
 
 def test_a_power_limit_is_printed_and_saves_energy(capsys: pytest.CaptureFixture[str]) -> None:
@@ -95,24 +97,41 @@ def test_the_comparison_knows_what_fits(capsys: pytest.CaptureFixture[str]) -> N
     """Other GPUs that hold 70 billion weights on two, and the names of those that do not."""
     command = ["estimate", "--model", "Llama-3.1-70B", "--gpu", "H200", "--num-gpus", "2"]
     assert main([*command, "--method", "flop", "--compare", *TOKENS]) == 0
-    table, _, small = capsys.readouterr().out.partition("too small for")
+    table, _, small = capsys.readouterr().out.partition("such requests do not fit on ")
     assert "H200 *" in table
     assert "B200" in table
-    assert " 70.6 GB of weights on each of 2: " in small
     assert "T4" in small
     assert "T4 " not in table.partition("GPU  ")[2]
 
 
+def compared(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[list[str]]:
+    """Cells of the comparison by row; out_of_domain in one."""
+    assert main(["estimate", *arguments, "--compare", *TOKENS]) == 0
+    table, _, _ = capsys.readouterr().out.partition("\n\n")[2].partition("\nsuch requests")
+    lines = [line for line in table.splitlines()[1:] if ":" not in line]
+    return [re.split(r" {2,}", line.replace(" *", "")) for line in lines]
+
+
 def test_the_comparison_is_sorted_and_has_three_digits(capsys: pytest.CaptureFixture[str]) -> None:
     """The cheapest first; no figure has a fourth significant digit."""
-    assert main(["estimate", "--model", "Llama-3.1-8B", "--compare", *TOKENS]) == 0
-    comparison = capsys.readouterr().out.partition("\n\n")[2]
-    rows = [line.split() for line in comparison.splitlines()[1:] if ":" not in line]
-    figures = [row[-4:] for row in rows]
+    rows = compared(capsys, "--model", "Llama-3.1-8B")
+    figures = [row[1:5] for row in rows]
     assert len(rows) > 10
     assert figures == sorted(figures, key=lambda row: float(row[0]))
     digits = [text.replace(".", "").lstrip("0") for row in figures for text in row]
     assert max(map(len, digits)) == 3
+
+
+def test_the_comparison_says_what_nobody_measured(capsys: pytest.CaptureFixture[str]) -> None:
+    """In every row, and beside the figure of the first."""
+    command = ["estimate", "--model", "Llama-3.1-8B", "--engine", "vllm", "--compare", *TOKENS]
+    assert main(command) == 0
+    printed = capsys.readouterr().out
+    _, first, *rows = printed.partition("\n\n")[2].splitlines()
+    gpu, wh = first.split()[:2]
+    assert first.endswith(f"no        GPU {gpu} not measured")
+    assert f"never measured, only estimated: the first, {gpu}, with its {wh} Wh" in printed
+    assert {row.split()[-1] for row in rows if row.startswith(("H100 *", "A100  "))} == {"yes"}
 
 
 @pytest.mark.parametrize("name", built_in_names())
@@ -205,8 +224,8 @@ def test_a_table_is_answered_row_by_row(tmp_path: Path) -> None:
         tmp_path, {"note": "first, with a comma"}, {"note": "b", "output_tokens": "129.5"}
     )
     assert code == 0
-    ours = ["prefill_wh", "decode_wh", "energy_wh", "low_wh", "high_wh", "error"]
-    assert list(rows[0]) == [*ROW, "note", *ours]
+    ours = ["prefill_wh", "decode_wh", "energy_wh", "low_wh", "high_wh"]
+    assert list(rows[0]) == [*ROW, "note", *ours, "measured", "out_of_domain", "error"]
     assert rows[0]["note"] == "first, with a comma"
     assert {name: rows[0][name] for name in ROW} == ROW
     assert float(rows[0]["energy_wh"]) == pytest.approx(0.0486448845, abs=5e-11)

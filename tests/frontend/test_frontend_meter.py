@@ -48,6 +48,7 @@ class TenJoules:
     out_of_domain: str = ""
     name: str = "gnn"
     facility: bool = False
+    measured: bool = True
 
     def bind(self, deployment: Deployment) -> "TenJoules":
         self.bound.append(deployment)

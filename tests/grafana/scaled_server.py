@@ -21,6 +21,7 @@ class JoulesPerToken:
     name = "gnn"
     facility = False
     out_of_domain = ""
+    measured = False
 
     def bind(self, deployment: Deployment) -> "JoulesPerToken":
         return self

@@ -163,6 +163,7 @@ class LinearModel:
     out_of_domain: str = ""
     name: str = "linear"
     facility: bool = False
+    measured: bool = True
 
     def bind(self, deployment: Deployment) -> "LinearModel":
         return self

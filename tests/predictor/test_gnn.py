@@ -217,3 +217,28 @@ def test_what_a_deployment_shows_moves_its_estimates() -> None:
     assert after.calibration == pytest.approx(total / raw)
     assert after.calibration > 1.1
     assert after.width < before.width
+
+
+@pytest.mark.parametrize(("model", "gpus"), [("Llama-3.1-8B", 1), ("Mixtral-8x7B", 4)])
+def test_a_batch_is_all_of_its_requests(model: str, gpus: int) -> None:
+    """Its joules and seconds are those of a request, times how many there are."""
+    law, concurrency = bound(model, gpus), np.array([1.0, 7.5, 64.0])
+    lengths = np.full(3, 1500.0), np.full(3, 300.0)
+    batches, energy = law.batches(concurrency, *lengths), law.phases(concurrency, *lengths)
+    assert batches.joules / concurrency == pytest.approx(
+        energy.prefill_joules + energy.decode_joules
+    )
+    seconds = batches.prefill_s + batches.decode_s
+    assert seconds * gpus / concurrency == pytest.approx(energy.gpu_seconds)
+    assert batches.decode_s == pytest.approx(299 * batches.decode_step_s)
+    assert batches.energy_width == pytest.approx(energy.width)
+    assert (batches.time_width > 0).all()
+
+
+def test_measured_is_what_the_card_knows() -> None:
+    """GPU and engine both; one whose kernels alone were measured is none."""
+    assert bound().measured
+    assert bound(gpu="A40").measured
+    assert not bound(gpu="B200").measured
+    assert not bound(engine="tgi").measured
+    assert not bound(engine_version="0.0.1").measured

@@ -159,7 +159,7 @@ def engine_model(vllm_config: Any) -> ModelSpec:
         config["tie_word_embeddings"] = tied
     spec = model_spec(config, str(model.served_model_name or model.model), any_format=True)
     kv_bytes = 1.0 if cache_dtype.startswith("fp8") else spec.activation_bytes
-    return dataclasses.replace(spec, kv_bytes=kv_bytes)
+    return dataclasses.replace(spec, kv_bytes=kv_bytes, max_context=int(model.max_model_len))
 
 
 def _quantisation(model: Any) -> Mapping[str, Any]:

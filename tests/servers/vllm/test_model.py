@@ -35,15 +35,16 @@ def vllm_config(
             served_model_name="tiny",
             model="somewhere/tiny",
             quantization=quantization,
+            max_model_len=4096,
         ),
         cache_config=SimpleNamespace(cache_dtype=cache_dtype),
     )
 
 
 def test_the_engine_decides_on_the_activations_type() -> None:
-    """A float32 checkpoint served in BF16 has two bytes everywhere."""
+    """A float32 checkpoint served in BF16 has two bytes everywhere; the context is vLLM's own."""
     spec = engine_model(vllm_config(tiny_config(dtype="float32")))
-    assert spec.name == "tiny"
+    assert (spec.name, spec.max_context) == ("tiny", 4096)
     assert (spec.weight_bytes, spec.plain_weight_bytes, spec.kv_bytes) == (2, 2, 2)
     spec = engine_model(vllm_config(tiny_config(), dtype=torch.float32))
     assert (spec.weight_bytes, spec.activation_bytes, spec.compute) == (4, 4, "float32")

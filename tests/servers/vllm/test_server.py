@@ -229,7 +229,8 @@ def test_an_estimate_needs_no_generation(metered: Metered) -> None:
 @pytest.mark.parametrize(
     ("body", "status"),
     [
-        ({"prompt_tokens": 1000, "output_tokens": 500}, 200),
+        ({"prompt_tokens": 500, "output_tokens": 500}, 200),
+        ({"prompt_tokens": 1000, "output_tokens": 500}, 400),
         ({"prompt": "some text", "max_tokens": 4}, 200),
         ({"prompt": [1, 2, 3], "max_tokens": 4}, 200),
         (b"no json", 400),
