@@ -31,7 +31,7 @@ ROOMS = {
     "estimate": "carbon config estimate exporters faults physics predictor service units",
     "plan": "carbon config data estimate exporters faults physics predictor service units",
     "models": "estimate exporters physics",
-    "gpus": "config estimate exporters faults physics predictor",
+    "gpus": "estimate exporters physics predictor",
     "replay": "config exporters faults formats frontend report units",
     "report": "config exporters faults formats frontend report units",
     "train": "config extras training",

@@ -25,7 +25,7 @@ def run(options: argparse.Namespace) -> int:
     names = [name for name in built_in_names() if word in name.casefold()]
     if not names:
         raise MeterError(f"no built-in model is called {word!r}; leave the word out for all")
-    heading = ["model", "parameters 1e9", "active 1e9", "context", "weight bits", "expert bits"]
+    heading = ["model", "1e9 weights", "1e9 active", "context", "weight bits", "expert bits"]
     rows = [[*heading, "computes in"], *map(_row, map(built_in_model, names))]
     print(aligned(rows, left=(0, len(heading))))
     return 0

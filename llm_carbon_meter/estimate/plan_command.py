@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import product
 from math import inf
 from pathlib import Path
 from typing import Final, TypeVar
@@ -23,7 +24,7 @@ from llm_carbon_meter.estimate.traffic import (
     trace_lengths,
 )
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.physics.gpu_specs import all_gpus, gpu_spec
+from llm_carbon_meter.physics.gpu_specs import GpuSpec, all_gpus, at_limit, gpu_spec
 from llm_carbon_meter.physics.model_list import named_config
 from llm_carbon_meter.physics.model_specs import ModelSpec, model_spec
 from llm_carbon_meter.physics.number_formats import with_dtype
@@ -53,6 +54,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     hardware.add_argument(
         "--num-gpus", nargs="+", type=int, default=[], help="of a replica (default: all that fit)"
     )
+    hardware.add_argument(
+        "--power-limit",
+        nargs="+",
+        type=float,
+        default=[],
+        help="watts that each GPU may also be set to",
+    )
     hardware.add_argument("--dtype", default="", help="number format (default: as the config)")
     hardware.add_argument("--engine", default="vllm", help="default: vllm")
     hardware.add_argument("--engine-version", default="")
@@ -78,6 +86,7 @@ def run(options: argparse.Namespace) -> int:
     unknown: list[Refused] = []
     models = _known(options.model, lambda name: _model(name, options.dtype), "model", unknown)
     gpus = _known(options.gpu, gpu_spec, "gpu", unknown) if options.gpu else list(all_gpus())
+    gpus += _limited(gpus, options.power_limit, unknown if options.gpu else [])
     plan = planner.plan(models, gpus, list(dict.fromkeys(options.num_gpus)))
     plan = replace(
         plan,
@@ -139,6 +148,19 @@ def _known(
         except MeterError as error:
             places = {"model": "", "gpu": "", column: name}
             unknown.append(Refused(**places, num_gpus=None, reason=str(error)))
+    return found
+
+
+def _limited(
+    gpus: Sequence[GpuSpec], limits: Sequence[float], refused: list[Refused]
+) -> list[GpuSpec]:
+    """The GPUs at each of some power limits; where one cannot be set, it is refused."""
+    found: list[GpuSpec] = []
+    for gpu, watts in product(gpus, dict.fromkeys(limits)):
+        try:
+            found.append(at_limit(gpu, watts))
+        except MeterError as error:
+            refused.append(Refused("", gpu.name, None, str(error)))
     return found
 
 

@@ -12,10 +12,10 @@ MILLISECONDS = 1e3
 
 
 def best_sizes(choices: Sequence[Choice]) -> list[Choice]:
-    """The first of each model and GPU, in their order."""
-    best: dict[tuple[str, str], Choice] = {}
+    """The first of each model, GPU and power limit, in their order."""
+    best: dict[tuple[str, str, float], Choice] = {}
     for one in choices:
-        best.setdefault((one.model, one.gpu), one)
+        best.setdefault((one.model, one.gpu, one.power_limit_watts), one)
     return list(best.values())
 
 
@@ -77,7 +77,7 @@ def _remarks(plan: Plan, shown: Sequence[Choice], planner: Planner) -> list[str]
     ]
     if len(shown) < len(plan.choices):
         lines.append(
-            f"the best size of each model and GPU of {len(plan.choices)} choices; "
+            f"the best size of each model, GPU and limit of {len(plan.choices)} choices; "
             "--num-gpus or --csv for all"
         )
     return lines

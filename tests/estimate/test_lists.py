@@ -33,7 +33,7 @@ def test_every_gpu_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
     assert next(row for row in rows if row[0] == "H100")[1:4] == ["80", "700", "70"]
 
 
-@pytest.mark.parametrize(("verb", "word", "count"), [("models", "QWEN3-", 9), ("gpus", "h200", 3)])
+@pytest.mark.parametrize(("verb", "word", "count"), [("models", "QWEN3-", 10), ("gpus", "h200", 4)])
 def test_a_word_narrows_the_list(
     verb: str, word: str, count: int, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -2,7 +2,6 @@
 
 import csv
 from collections.abc import Sequence
-from dataclasses import replace
 from math import inf
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +21,7 @@ from llm_carbon_meter.estimate.traffic import (
     equal_lengths,
     trace_lengths,
 )
-from llm_carbon_meter.physics.gpu_specs import GpuSpec, gpu_spec
+from llm_carbon_meter.physics.gpu_specs import GpuSpec, at_limit, gpu_spec
 from llm_carbon_meter.physics.memory import memory_of, server_limits
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.predictor.energy_model import Deployment
@@ -163,10 +162,22 @@ def test_an_answer_of_one_token_has_no_next() -> None:
 
 def test_a_lower_power_limit_is_the_sheet_s_own() -> None:
     """An H100 held at 500 W never draws more, and its limit stands in the plan."""
-    limited = replace(gpu_spec("H100"), board_watts=500.0)
+    limited = at_limit(gpu_spec("H100"), 500.0)
     choice = planner(1e9).choose(built_in_model("Llama-3.1-8B"), limited, 1)
     assert choice.power_limit_watts == 500
     assert choice.mean_watts <= 500 < chosen(PLACES[0], requests=1e9).mean_watts
+
+
+def test_every_gpu_is_also_planned_at_other_limits(capsys: pytest.CaptureFixture[str]) -> None:
+    """Each limit is a choice of its own; where it cannot be set the GPU is named."""
+    command = ["plan", "--requests", "1e6", "--prompt-tokens", "500", "--output-tokens", "200"]
+    places = ["--model", "Llama-3.1-8B", "--gpu", "H100", "L4", "--power-limit", "500", "350"]
+    assert main([*command, *places]) == 1
+    printed = capsys.readouterr().out
+    rows = [line.split() for line in printed.splitlines() if line.startswith("Llama-3.1-8B")]
+    limits = [(row[1], row[6]) for row in rows]
+    assert sorted(limits) == [("H100", "350"), ("H100", "500"), ("H100", "700"), ("L4", "72")]
+    assert "a power limit of 500 W cannot be that of L4" in printed
 
 
 def test_a_trace_is_its_fifths() -> None:
@@ -219,7 +230,7 @@ def test_choices_are_sorted_and_the_best_sizes_shown(
     shown = [tuple(line.split()[:2]) for line in text.splitlines()[1 : 1 + len(places)]]
     assert shown == places
     assert len(rows) > len(places) == 6
-    assert f"the best size of each model and GPU of {len(rows)} choices" in text
+    assert f"the best size of each model, GPU and limit of {len(rows)} choices" in text
     assert {row["currency"] for row in rows} == {"EUR"}
 
 
