@@ -295,7 +295,10 @@ def test_a_context_that_is_too_short_is_a_reason(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--requests", "0"], "requests is 0; expected a number above 0"),
+        (["--requests", "0"], "requests is 0; expected 1 to 1e+15 a month"),
+        (["--requests", "1e-300"], "requests is 1e-300"),
+        (["--requests", "1e308"], "requests is 1e+308"),
+        (["--prompt-tokens", "inf"], "prompt_tokens is inf; it must be at least 1, and finite"),
         (["--requests", "nan"], "requests is nan"),
         (["--requests", "inf"], "requests is inf"),
         (["--peak", "0.5"], "peak is 0.5; a peak is at least the mean"),
