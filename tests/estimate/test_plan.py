@@ -161,6 +161,13 @@ def test_an_answer_of_one_token_has_no_next() -> None:
     assert served.ttft_s == pytest.approx(served.seconds)
 
 
+def test_the_smallest_traffic_needs_a_replica() -> None:
+    """One request of one token a month: a share of a replica that rounds to none."""
+    smallest = chosen(("Qwen3-0.6B", "B200", 1), requests=1.0, lengths=equal_lengths(1, 1))
+    assert smallest.replicas.low == smallest.gpus == 1
+    assert smallest.mean_watts == pytest.approx(gpu_spec("B200").idle_watts)
+
+
 def test_a_lower_power_limit_is_the_sheet_s_own() -> None:
     """An H100 held at 500 W never draws more, and its limit stands in the plan."""
     limited = replace(gpu_spec("H100"), board_watts=500.0)
