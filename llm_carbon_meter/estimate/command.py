@@ -16,7 +16,7 @@ from llm_carbon_meter.estimate.table import (
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.predictor.energy_model import EnergyModel
 from llm_carbon_meter.predictor.models import ENERGY_MODELS, energy_model
-from llm_carbon_meter.records import EstimateQuery
+from llm_carbon_meter.records import EstimateQuery, SpecError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -115,7 +115,14 @@ def _estimate_request(model: EnergyModel, options: argparse.Namespace, config: C
     )
     grid = open_grid(config, Faults()).asked()
     estimate = OfflineEstimate(model, deployment, query, grid, config.pue)
-    print(estimate.table())
+    try:
+        print(estimate.table())
+    except SpecError as error:
+        if not options.compare:
+            raise
+        print(f"llm-carbon-meter: {error}", file=sys.stderr)
+        print(estimate.comparison())
+        return 1
     if options.compare:
         print(f"\n{estimate.comparison()}")
     return 0

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
 
@@ -113,8 +114,6 @@ class OfflineEstimate:
         intensity: of the grid.
         pue: on top of figures that do not contain it.
 
-    Raises:
-        MeterError: the request makes no sense, or does not fit there.
     """
 
     def __init__(
@@ -131,8 +130,10 @@ class OfflineEstimate:
         self._query = query
         self._intensity = intensity
         self._pue = pue
-        self._here = self._on(deployment)
-        self._estimate = self._here.estimate
+
+    @cached_property
+    def _estimate(self) -> EnergyEstimate:
+        return self._on(self._deployment).estimate
 
     def _on(self, deployment: Deployment) -> _Placed:
         query = self._query
@@ -143,7 +144,12 @@ class OfflineEstimate:
         return _Placed(deployment.gpu.label, estimate, estimator.measured)
 
     def table(self) -> str:
-        """Both phases and the total."""
+        """Both phases and the total.
+
+        Raises:
+            SpecError: the request does not fit there.
+            MeterError: it makes no sense.
+        """
         estimate = self._estimate
         grams = estimate.operational_grams / estimate.joules
         rows = {
@@ -196,23 +202,28 @@ class OfflineEstimate:
         return lines
 
     def comparison(self) -> str:
-        """The same on every other GPU of the table that such requests fit on, cheapest first."""
-        placed, too_small = [self._here], []
+        """The same on every GPU of the table that such requests fit on, cheapest first.
+
+        Raises:
+            MeterError: the request makes no sense.
+        """
+        placed, too_small = [], []
         for gpu in all_gpus():
-            if gpu.name == self._deployment.gpu.name:
-                continue
             try:
                 placed.append(self._on(replace(self._deployment, gpu=gpu)))
             except SpecError:
                 too_small.append(gpu.name)
         placed.sort(key=lambda one: one.estimate.joules)
-        rows = [["GPU", "Wh", "low Wh", "high Wh", "gCO2eq", "measured", "out_of_domain"]]
-        rows += map(self._compared, placed)
-        first = placed[0]
-        wh = f"{figure(watt_hours(first.estimate.joules))} Wh"
-        lines = [aligned(rows, left=(0, 5, 6)), *first_unmeasured(first.measured, first.gpu, wh)]
+        lines = []
+        if placed:
+            rows = [["GPU", "Wh", "low Wh", "high Wh", "gCO2eq", "measured", "out_of_domain"]]
+            rows += map(self._compared, placed)
+            first = placed[0]
+            wh = f"{figure(watt_hours(first.estimate.joules))} Wh"
+            lines = [aligned(rows, (0, 5, 6)), *first_unmeasured(first.measured, first.gpu, wh)]
         if too_small:
-            lines.append(f"such requests do not fit on {', '.join(too_small)}")
+            names = ", ".join(too_small) if placed else "any GPU of the table"
+            lines.append(f"such requests do not fit on {names}")
         return "\n".join(lines)
 
     def _compared(self, placed: _Placed) -> list[str]:

@@ -11,7 +11,7 @@ from math import ceil, exp
 from typing import Final
 
 from llm_carbon_meter.carbon.emissions import GRAMS_PER_KILOGRAM, operational_grams
-from llm_carbon_meter.estimate.replica import EVEN, Replica, Served, Slo
+from llm_carbon_meter.estimate.replica import Replica, Served, Slo
 from llm_carbon_meter.estimate.traffic import SECONDS_PER_MONTH, Traffic, positive
 from llm_carbon_meter.exporters.columns import figure
 from llm_carbon_meter.physics.gpu_specs import GpuSpec
@@ -27,11 +27,13 @@ from llm_carbon_meter.physics.parallel import check_tensor_parallel, group_sizes
 from llm_carbon_meter.predictor.energy_model import Deployment
 from llm_carbon_meter.predictor.gnn import BoundGnn, GnnModel
 from llm_carbon_meter.records import CarbonIntensity, MeterError, SpecError
-from llm_carbon_meter.units import JOULES_PER_KILOWATT_HOUR
+from llm_carbon_meter.units import JOULES_PER_KILOWATT_HOUR, MILLI
 
 ONE_SERVER: Final = 8
 """GPUs of a group at most, unless sizes are given."""
 SECONDS_PER_HOUR: Final = 3600.0
+EVEN: Final = 1e-9
+"""A load that is larger by less than what replicas serve is what they serve."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +263,9 @@ class Planner:
         traffic, gpu, size = self.traffic, deployment.gpu, deployment.num_gpus
         slow = _spread(float(full.time_width[0]))
         busiest = traffic.rate * traffic.peak * float(full.seconds[0] / full.concurrency[0])
-        replicas = Range(*(ceil(busiest * factor - EVEN) for factor in (1.0, slow.low, slow.high)))
+        replicas = Range(
+            *(max(ceil(busiest * factor - EVEN), 1) for factor in (1.0, slow.low, slow.high))
+        )
         mean, busy = replica.under_load(traffic.rate / replicas.value, full)
         joules = _spread(float(mean.energy_width[0])).times(
             traffic.requests * float(mean.joules[0])
@@ -316,4 +320,4 @@ def _too_late(served: Served, slo: Slo) -> str:
 
 
 def _milliseconds(seconds: float) -> str:
-    return f"{figure(1e3 * seconds)} ms"
+    return f"{figure(seconds / MILLI)} ms"

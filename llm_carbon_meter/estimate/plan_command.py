@@ -12,7 +12,7 @@ from llm_carbon_meter.carbon.grid import open_grid
 from llm_carbon_meter.carbon.intensity import annual
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.estimate.plan import Choice, Planner, Prices, Refused, Site
-from llm_carbon_meter.estimate.plan_table import MILLISECONDS, best_sizes, plan_text, write_csv
+from llm_carbon_meter.estimate.plan_table import best_sizes, plan_text, write_csv
 from llm_carbon_meter.estimate.replica import Slo
 from llm_carbon_meter.estimate.traffic import (
     PEAK,
@@ -30,6 +30,7 @@ from llm_carbon_meter.physics.model_specs import ModelSpec, model_spec
 from llm_carbon_meter.physics.number_formats import with_dtype
 from llm_carbon_meter.predictor.gnn import GnnModel
 from llm_carbon_meter.records import CarbonIntensity, MeterError
+from llm_carbon_meter.units import MILLI
 
 Spec = TypeVar("Spec")
 SORTS: Final = ("kg", "money")
@@ -104,7 +105,7 @@ def _planner(options: argparse.Namespace) -> Planner:
     config, _ = Config.from_environment()
     advice = "leave it out where nothing is promised"
     ttft_s, tpot_s = (
-        inf if value is None else positive(name, value, advice) / MILLISECONDS
+        inf if value is None else positive(name, value, advice) * MILLI
         for name, value in (("ttft-ms", options.ttft_ms), ("tpot-ms", options.tpot_ms))
     )
     prices = Prices(options.currency, options.price_per_kwh, options.price_per_gpu_hour)

@@ -3,19 +3,19 @@
 import csv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Final
 
 from llm_carbon_meter.estimate.plan import Choice, Plan, Planner, Range, Refused
 from llm_carbon_meter.exporters.columns import aligned, figure, first_unmeasured, yes_or_no
 from llm_carbon_meter.records import MeterError
-
-MILLISECONDS = 1e3
+from llm_carbon_meter.units import MILLI
 
 
 def best_sizes(choices: Sequence[Choice]) -> list[Choice]:
     """The first of each model, GPU and power limit, in their order."""
     best: dict[tuple[str, str, float], Choice] = {}
-    for one in choices:
-        best.setdefault((one.model, one.gpu, one.power_limit_watts), one)
+    for choice in choices:
+        best.setdefault((choice.model, choice.gpu, choice.power_limit_watts), choice)
     return list(best.values())
 
 
@@ -39,22 +39,31 @@ def _choices(shown: Sequence[Choice], planner: Planner) -> str:
     currency = planner.site.prices.currency
     priced = planner.site.prices.known
     heading = ["model", "GPU", "GPUs", "batch", "limit W", "TTFT ms", "TPOT ms", "kWh", "10-90 %"]
-    heading += ["idle kWh", "kg", "10-90 %", *([currency, "10-90 %"] if priced else [])]
+    heading += ["idle kWh", "kg CO2eq", "10-90 %", *([currency, "10-90 %"] if priced else [])]
     rows = [[*heading, "measured", "out_of_domain"]]
-    for one in shown:
-        money = [] if one.money is None else [figure(one.money.value), _interval(one.money)]
-        rows.append(
-            [
-                *(one.model, one.gpu, f"{one.replicas.value:g} x {one.num_gpus}", str(one.batch)),
-                figure(one.power_limit_watts),
-                figure(one.ttft_s.value * MILLISECONDS),
-                figure(one.tpot_s.value * MILLISECONDS),
-                *(figure(one.kwh.value), _interval(one.kwh), figure(one.idle_kwh)),
-                *(figure(one.kilograms.value), _interval(one.kilograms), *money),
-                *(yes_or_no(one.measured), one.out_of_domain),
-            ]
-        )
+    rows += map(_cells, shown)
     return aligned(rows, left=(0, 1, len(rows[0]) - 2, len(rows[0]) - 1))
+
+
+def _cells(choice: Choice) -> list[str]:
+    money = choice.money
+    return [
+        choice.model,
+        choice.gpu,
+        f"{choice.replicas.value:g} x {choice.num_gpus}",
+        str(choice.batch),
+        figure(choice.power_limit_watts),
+        figure(choice.ttft_s.value / MILLI),
+        figure(choice.tpot_s.value / MILLI),
+        figure(choice.kwh.value),
+        _interval(choice.kwh),
+        figure(choice.idle_kwh),
+        figure(choice.kilograms.value),
+        _interval(choice.kilograms),
+        *([] if money is None else [figure(money.value), _interval(money)]),
+        yes_or_no(choice.measured),
+        choice.out_of_domain,
+    ]
 
 
 def _interval(amount: Range) -> str:
@@ -85,14 +94,15 @@ def _remarks(plan: Plan, shown: Sequence[Choice], planner: Planner) -> list[str]
 
 def _refused(refused: Sequence[Refused]) -> str:
     rows = [["refused", "GPU", "GPUs", "reason"]]
-    rows += [
-        [one.model, one.gpu, "" if one.num_gpus is None else str(one.num_gpus), one.reason]
-        for one in refused
-    ]
+    rows += [[answer.model, answer.gpu, _size(answer), answer.reason] for answer in refused]
     return aligned(rows, left=(0, 1, 3))
 
 
-COLUMNS = (
+def _size(answer: Refused) -> str:
+    return "" if answer.num_gpus is None else str(answer.num_gpus)
+
+
+COLUMNS: Final = (
     *("model", "gpu", "num_gpus", "replicas", "replicas_low", "replicas_high", "gpus"),
     *("batch", "mean_batch", "power_limit_watts", "mean_watts", "busy"),
     *("ttft_ms", "ttft_low_ms", "ttft_high_ms", "tpot_ms", "tpot_low_ms", "tpot_high_ms"),
@@ -111,31 +121,31 @@ def write_csv(path: Path, plan: Plan, currency: str) -> None:
         with path.open("w", encoding="utf-8", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
             writer.writeheader()
-            writer.writerows(_row(one, currency) for one in plan.choices)
+            writer.writerows(_row(choice, currency) for choice in plan.choices)
             writer.writerows(
                 {
-                    "model": one.model,
-                    "gpu": one.gpu,
-                    "num_gpus": "" if one.num_gpus is None else one.num_gpus,
-                    "error": one.reason,
+                    "model": refused.model,
+                    "gpu": refused.gpu,
+                    "num_gpus": _size(refused),
+                    "error": refused.reason,
                 }
-                for one in plan.refused
+                for refused in plan.refused
             )
     except OSError as error:
         raise MeterError(f"the file {path} cannot be written: {error}") from error
 
 
-def _row(one: Choice, currency: str) -> dict[str, object]:
+def _row(choice: Choice, currency: str) -> dict[str, object]:
     ranges = {
-        "replicas{}": one.replicas,
-        "ttft{}_ms": one.ttft_s.times(MILLISECONDS),
-        "tpot{}_ms": one.tpot_s.times(MILLISECONDS),
-        "kwh{}": one.kwh,
-        "kg{}": one.kilograms,
-        **({} if one.money is None else {"money{}": one.money}),
+        "replicas{}": choice.replicas,
+        "ttft{}_ms": choice.ttft_s.times(1 / MILLI),
+        "tpot{}_ms": choice.tpot_s.times(1 / MILLI),
+        "kwh{}": choice.kwh,
+        "kg{}": choice.kilograms,
+        **({} if choice.money is None else {"money{}": choice.money}),
     }
     columns: dict[str, object] = {
-        name: getattr(one, name)
+        name: getattr(choice, name)
         for name in COLUMNS
         if name in Choice.__dataclass_fields__ or name in ("gpus", "mean_watts")
     }
@@ -144,8 +154,8 @@ def _row(one: Choice, currency: str) -> dict[str, object]:
             columns[name.format(suffix)] = f"{value:.10g}"
     return {
         **columns,
-        "active_kwh": f"{one.active_kwh.value:.10g}",
-        "measured": yes_or_no(one.measured),
-        "currency": "" if one.money is None else currency,
-        **({"money": ""} if one.money is None else {}),
+        "active_kwh": f"{choice.active_kwh.value:.10g}",
+        "measured": yes_or_no(choice.measured),
+        "currency": "" if choice.money is None else currency,
+        **({"money": ""} if choice.money is None else {}),
     }

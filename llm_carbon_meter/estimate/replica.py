@@ -23,8 +23,6 @@ from llm_carbon_meter.predictor.gnn import Batches, BoundGnn
 
 POINTS: Final = 16
 """Concurrencies that are looked at together."""
-EVEN: Final = 1e-9
-"""A load that differs by less from what replicas serve is what they serve."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ from llm_carbon_meter.records import MeterError
 SECONDS_PER_MONTH: Final = 365 / 12 * 86_400.0
 PEAK: Final = 2.0
 """Requests a second in the busiest hours over the month's mean, unless told otherwise."""
+MOST_REQUESTS: Final = 1e15
+"""A month; nobody has as many."""
 POINTS: Final = 201
 """At which a trace's quantiles are averaged."""
 TRACES: Final[Mapping[str, Callable[[], TraceQuantiles]]] = {
@@ -56,7 +58,10 @@ class Traffic:
     """The rate that a deployment must serve, over the mean rate."""
 
     def __post_init__(self) -> None:
-        positive("requests", self.requests, "give how many a month")
+        if not 1 <= self.requests <= MOST_REQUESTS:  # also refuses nan
+            raise MeterError(
+                f"requests is {self.requests:g}; expected 1 to {MOST_REQUESTS:g} a month"
+            )
         if not (isfinite(self.peak) and self.peak >= 1):
             raise MeterError(f"peak is {self.peak:g}; a peak is at least the mean: 1 or more")
 
@@ -84,8 +89,8 @@ def equal_lengths(prompt_tokens: float, output_tokens: float) -> Lengths:
         MeterError: a number below 1.
     """
     for name, value in (("prompt_tokens", prompt_tokens), ("output_tokens", output_tokens)):
-        if not value >= 1:
-            raise MeterError(f"{name} is {value:g}; it must be at least 1")
+        if not (isfinite(value) and value >= 1):
+            raise MeterError(f"{name} is {value:g}; it must be at least 1, and finite")
     return Lengths(
         np.array([prompt_tokens], np.float64),
         np.array([output_tokens], np.float64),

@@ -134,6 +134,19 @@ def test_the_comparison_says_what_nobody_measured(capsys: pytest.CaptureFixture[
     assert {row.split()[-1] for row in rows if row.startswith(("H100 *", "A100  "))} == {"yes"}
 
 
+def test_a_gpu_that_is_too_small_is_compared_all_the_same(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Its reason, the GPUs that 70 billion weights do fit on, and exit code 1."""
+    command = ["estimate", "--model", "Llama-3.1-70B", "--gpu", "H100", "--compare", *TOKENS]
+    assert main(command) == 1
+    printed = capsys.readouterr()
+    assert "Llama-3.1-70B does not fit on 1 x H100" in printed.err
+    table, _, small = printed.out.partition("such requests do not fit on ")
+    assert [line.split()[0] for line in table.splitlines()[1:3]] == ["B200", "GB200"]
+    assert "H100," in small
+
+
 @pytest.mark.parametrize("name", built_in_names())
 def test_weights_in_memory_are_all_parameters(name: str) -> None:
     """Times the bytes of each; gpt-oss, whose experts alone are small, apart."""

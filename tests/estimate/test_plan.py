@@ -160,6 +160,13 @@ def test_an_answer_of_one_token_has_no_next() -> None:
     assert served.ttft_s == pytest.approx(served.seconds)
 
 
+def test_the_smallest_traffic_needs_a_replica() -> None:
+    """One request of one token a month: a share of a replica that rounds to none."""
+    smallest = chosen(("Qwen3-0.6B", "B200", 1), requests=1.0, lengths=equal_lengths(1, 1))
+    assert smallest.replicas.low == smallest.gpus == 1
+    assert smallest.mean_watts == pytest.approx(gpu_spec("B200").idle_watts)
+
+
 def test_a_lower_power_limit_is_the_sheet_s_own() -> None:
     """An H100 held at 500 W never draws more, and its limit stands in the plan."""
     limited = at_limit(gpu_spec("H100"), 500.0)
@@ -306,7 +313,10 @@ def test_a_context_that_is_too_short_is_a_reason(capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--requests", "0"], "requests is 0; expected a number above 0"),
+        (["--requests", "0"], "requests is 0; expected 1 to 1e+15 a month"),
+        (["--requests", "1e-300"], "requests is 1e-300"),
+        (["--requests", "1e308"], "requests is 1e+308"),
+        (["--prompt-tokens", "inf"], "prompt_tokens is inf; it must be at least 1, and finite"),
         (["--requests", "nan"], "requests is nan"),
         (["--requests", "inf"], "requests is inf"),
         (["--peak", "0.5"], "peak is 0.5; a peak is at least the mean"),
