@@ -202,13 +202,14 @@ class OfflineEstimate:
         return lines
 
     def comparison(self) -> str:
-        """The same on every GPU of the table that such requests fit on, cheapest first.
+        """The same on every GPU of the table that such requests fit on, cheapest first; the others
+        at their board power.
 
         Raises:
             MeterError: the request makes no sense.
         """
-        placed, too_small = [], []
-        for gpu in all_gpus():
+        placed, too_small, here = [], [], self._deployment.gpu
+        for gpu in (here, *(other for other in all_gpus() if other.name != here.name)):
             try:
                 placed.append(self._on(replace(self._deployment, gpu=gpu)))
             except SpecError:
@@ -227,7 +228,7 @@ class OfflineEstimate:
         return "\n".join(lines)
 
     def _compared(self, placed: _Placed) -> list[str]:
-        estimate, own = placed.estimate, placed is self._here
+        estimate, own = placed.estimate, placed.gpu == self._deployment.gpu.label
         joules = (estimate.joules, estimate.low_joules, estimate.high_joules)
         figures = [*map(watt_hours, joules), estimate.operational_grams]
         return [

@@ -87,12 +87,13 @@ def run(options: argparse.Namespace) -> int:
     unknown: list[Refused] = []
     models = _known(options.model, lambda name: _model(name, options.dtype), "model", unknown)
     gpus = _known(options.gpu, gpu_spec, "gpu", unknown) if options.gpu else list(all_gpus())
-    gpus += _limited(gpus, options.power_limit, unknown if options.gpu else [])
+    unset: list[Refused] = []
+    gpus += _limited(gpus, options.power_limit, unset)
     plan = planner.plan(models, gpus, list(dict.fromkeys(options.num_gpus)))
     plan = replace(
         plan,
         choices=sorted(plan.choices, key=_by(options.sort)),
-        refused=[*unknown, *plan.refused],
+        refused=[*unknown, *(unset if options.gpu else ()), *plan.refused],
     )
     shown = plan.choices if options.num_gpus else best_sizes(plan.choices)
     if options.csv:

@@ -17,6 +17,7 @@ from llm_carbon_meter.physics.gpu_parts import Part, mig_instance, virtual_gpu
 from llm_carbon_meter.records import SpecError
 
 GIGA, TERA, MEGA = 1e9, 1e12, 1e6
+MEBI: Final = 2.0**20
 MEMORY_SLICES: Final = 8
 """In which MIG divides memory and its bandwidth; 4 are pairs of them."""
 ROUNDED: Final = 1.05
@@ -53,6 +54,9 @@ class GpuSpec:
     """No more is drawn: ``board_watts``, unless somebody has set a lower limit."""
     idle_watts: float
     memory_bytes: float
+    """As the data sheet rounds it."""
+    total_bytes: float
+    """As NVML reports it, error correction on; ``memory_bytes`` where that is not known."""
     l2_bytes: float
     num_sms: int
     die_area_cm2: float
@@ -136,6 +140,7 @@ def _gpu(name: str, row: Mapping[str, Any]) -> GpuSpec:
         limit_watts=float(row["board_watts"]),
         idle_watts=float(row["idle_watts"]),
         memory_bytes=row["memory_gb"] * GIGA,
+        total_bytes=row["nvml_mib"] * MEBI if "nvml_mib" in row else row["memory_gb"] * GIGA,
         l2_bytes=row["l2_mb"] * MEGA,
         num_sms=row["num_sms"],
         die_area_cm2=row["die_mm2"] / 100,
@@ -195,6 +200,7 @@ def _instance(whole: GpuSpec, part: Part, name: str) -> GpuSpec:
         limit_watts=whole.limit_watts * computing,
         idle_watts=whole.idle_watts * computing,
         memory_bytes=part.memory_gb * GIGA,
+        total_bytes=part.memory_gb * GIGA,
         l2_bytes=whole.l2_bytes * streaming,
         num_sms=round(whole.num_sms * computing),
         part=computing,
@@ -214,6 +220,7 @@ def _virtual(part: Part) -> GpuSpec:
         whole,
         name=name,
         memory_bytes=part.memory_gb * GIGA,
+        total_bytes=part.memory_gb * GIGA,
         approximation=f"a virtual GPU, taken to have the whole {whole.name} to itself",
     )
 

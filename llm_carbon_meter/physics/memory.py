@@ -47,9 +47,9 @@ class ServerLimits(NamedTuple):
 
 def server_limits(gpu: GpuSpec) -> ServerLimits:
     """The defaults of vLLM's server on a GPU, which go with its memory."""
-    if gpu.memory_bytes >= 160 * GIBI:
+    if gpu.total_bytes >= 160 * GIBI:
         return ServerLimits(16384, 1024)
-    if gpu.memory_bytes >= 70 * GIBI and not gpu.name.startswith("A100"):
+    if gpu.total_bytes >= 70 * GIBI and not gpu.name.startswith("A100"):
         return ServerLimits(8192, 1024)
     return ServerLimits(2048, 256)
 
@@ -75,7 +75,7 @@ class Memory:
     @property
     def usable_bytes(self) -> float:
         """What the engine takes of the GPU."""
-        return UTILISATION * self.gpu.memory_bytes
+        return UTILISATION * self.gpu.total_bytes
 
     @property
     def cache_bytes(self) -> float:
