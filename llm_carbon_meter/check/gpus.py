@@ -161,7 +161,7 @@ def _limit(gpu: GpuFacts, spec: GpuSpec) -> str:
     limit = gpu.power_limit_watts
     if limit is None:
         return "the GPU does not say its power limit"
-    text = f"power limit {figure(limit)} W"
+    text = f"power limit {limit:g} W"
     if spec.is_limited:
         return f"{text}, which estimates and attribution keep to"
     return f"{text}, more than the data sheet's" if limit * spec.part > spec.board_watts else text
