@@ -143,7 +143,7 @@ def test_a_gpu_that_is_too_small_is_compared_all_the_same(
     printed = capsys.readouterr()
     assert "Llama-3.1-70B does not fit on 1 x H100" in printed.err
     table, _, small = printed.out.partition("such requests do not fit on ")
-    assert [line.split()[0] for line in table.splitlines()[1:3]] == ["B200", "GB200"]
+    assert [line.split()[0] for line in table.splitlines()[1:3]] == ["B200", "B300"]
     assert "H100," in small
 
 

@@ -25,9 +25,9 @@ def on(model: str, gpu: str = "H100", num_gpus: int = 1, num_stages: int = 1) ->
 
 
 def test_memory_is_weights_activations_and_cache() -> None:
-    """Llama-3.1-8B on an H100: 8.03 billion weights of two bytes, the rest of 92 % of 80 GB."""
+    """Llama-3.1-8B on an H100: 8.03 billion weights of two bytes, the rest of 92 % of 81559 MiB."""
     memory = on("Llama-3.1-8B")
-    assert memory.usable_bytes == pytest.approx(0.92 * 80e9)
+    assert memory.usable_bytes == pytest.approx(0.92 * 81559 * 2**20)
     assert memory.weight_bytes == pytest.approx(2 * 8.03e9, rel=1e-3)
     # 8192 tokens in the MLP's product and two residuals, logits of 1024 in float32, and 0.5 GB
     activations = 8192 * (3 * 14336 + 2 * 4096) * 2 + 1024 * 128256 * 4
@@ -120,13 +120,13 @@ def test_what_was_measured_fits(
 
 def test_a_refusal_says_what_would_work() -> None:
     """More GPUs, or fewer bits; where neither does, that."""
-    with pytest.raises(SpecError, match=r"141 GB .* room for 7.* on 2 GPUs or with 4-bit weights"):
+    with pytest.raises(SpecError, match=r"141 GB .* room for 7.* on 2 GPUs or with 8-bit weights"):
         check_memory(on("Llama-3.1-70B"), 1, 100, 100)
     with pytest.raises(SpecError, match=r"no such request .* fits on 2 GPUs or with 8-bit weights"):
         check_memory(on("Llama-3.1-8B", "L4"), 1, 60_000, 300)
-    with pytest.raises(SpecError, match=r"concurrency is 400; at most 255 such requests .* H100"):
+    with pytest.raises(SpecError, match=r"concurrency is 400; at most 278 such requests .* H100"):
         check_memory(on("Llama-3.1-8B"), 400, 1500, 300)
-    small = replace(gpu_spec("T4"), memory_bytes=1e9)
+    small = replace(gpu_spec("T4"), total_bytes=1e9)
     with pytest.raises(SpecError, match="no group of these GPUs holds it"):
         check_memory(memory_of(built_in_model("Llama-3.1-405B"), small, 1), 1, 1, 1)
 
