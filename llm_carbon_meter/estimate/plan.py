@@ -102,7 +102,7 @@ class Choice:
     mean_batch: float
     """That share it at the mean load, while there are any."""
     power_limit_watts: float
-    """Of a GPU: that of its data sheet."""
+    """Of a GPU: its data sheet's, unless a lower one was asked for."""
     ttft_s: Range
     """Mean time to first token in full replicas."""
     tpot_s: Range
