@@ -2,15 +2,15 @@
 
 import argparse
 
+from llm_carbon_meter.estimate.narrowed import add_word, narrowed
 from llm_carbon_meter.exporters.columns import aligned, figure
 from llm_carbon_meter.physics.gpu_specs import GIGA, TERA, GpuSpec, all_gpus
 from llm_carbon_meter.predictor.gnn import shipped_weights
-from llm_carbon_meter.records import MeterError
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("word", nargs="?", default="", help="only names that contain it")
+    add_word(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -19,10 +19,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         MeterError: no name contains the word.
     """
-    word = options.word.casefold()
-    gpus = [gpu for gpu in all_gpus() if word in gpu.name.casefold()]
-    if not gpus:
-        raise MeterError(f"no known GPU is called {options.word!r}; leave the word out for all")
+    sheets = {gpu.name: gpu for gpu in all_gpus()}
     rows = [["GPU", "memory GB", "board W", "idle W", "GB/s", "16-bit TFLOPS", "link", "measured"]]
     rows += [
         [
@@ -35,7 +32,7 @@ def run(options: argparse.Namespace) -> int:
             gpu.link,
             _measured(gpu),
         ]
-        for gpu in gpus
+        for gpu in map(sheets.__getitem__, narrowed(sheets, options.word, "GPU"))
     ]
     print(aligned(rows, left=(0, 6, 7)))
     return 0

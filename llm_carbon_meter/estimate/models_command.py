@@ -2,17 +2,17 @@
 
 import argparse
 
+from llm_carbon_meter.estimate.narrowed import add_word, narrowed
 from llm_carbon_meter.exporters.columns import aligned, figure
 from llm_carbon_meter.physics.model_list import built_in_model, built_in_names
 from llm_carbon_meter.physics.model_specs import ModelSpec
-from llm_carbon_meter.records import MeterError
 
 BILLION = 1e9
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
-    parser.add_argument("word", nargs="?", default="", help="only names that contain it")
+    add_word(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -21,10 +21,7 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         MeterError: no name contains the word.
     """
-    word = options.word.casefold()
-    names = [name for name in built_in_names() if word in name.casefold()]
-    if not names:
-        raise MeterError(f"no built-in model is called {word!r}; leave the word out for all")
+    names = narrowed(built_in_names(), options.word, "model")
     heading = ["model", "1e9 weights", "1e9 active", "context", "weight bits", "expert bits"]
     rows = [[*heading, "computes in"], *map(_row, map(built_in_model, names))]
     print(aligned(rows, left=(0, len(heading))))

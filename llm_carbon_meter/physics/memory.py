@@ -231,7 +231,8 @@ def _remedy(memory: Memory, tokens: float) -> str:
 
 def _remedies(memory: Memory, tokens: float) -> Iterator[str]:
     model, gpu, num_gpus = memory.model, memory.gpu, memory.num_gpus
-    larger = [size for size in group_sizes(model) if size > num_gpus]
+    whole = gpu.part == 1  # GPUs exchange results, parts of one do not
+    larger = [size for size in group_sizes(model) if size > num_gpus and whole]
     fitting = (size for size in larger if memory_of(model, gpu, size).most(tokens, 0))
     for size in fitting:
         yield f"on {size} GPUs"

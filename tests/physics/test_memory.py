@@ -126,6 +126,9 @@ def test_a_refusal_says_what_would_work() -> None:
         check_memory(on("Llama-3.1-8B", "L4"), 1, 60_000, 300)
     with pytest.raises(SpecError, match=r"concurrency is 400; at most 278 such requests .* H100"):
         check_memory(on("Llama-3.1-8B"), 400, 1500, 300)
+    part = gpu_spec("NVIDIA H100 80GB HBM3 MIG 3g.40gb")
+    with pytest.raises(SpecError, match="no group of these GPUs holds it"):
+        check_memory(memory_of(built_in_model("GLM-5"), part, 1), 1, 1, 1)
     small = replace(gpu_spec("T4"), total_bytes=1e9)
     with pytest.raises(SpecError, match="no group of these GPUs holds it"):
         check_memory(memory_of(built_in_model("Llama-3.1-405B"), small, 1), 1, 1, 1)

@@ -67,7 +67,7 @@ def _errors(axes: Sequence[Any], judged: Judged) -> None:
         panel.plot(*banded_medians(values, error), color="black", label="median")
         panel.set(xscale="log", xlabel=label, ylim=(-100, 100))
     axes[0].set_ylabel("predicted / measured - 1 (%)")
-    axes[1].legend(fontsize="small", loc="lower left")
+    axes[1].legend(fontsize="small", loc="lower center", ncols=3)
 
 
 def _coverage(axes: Any, coverages: Figures) -> None:
