@@ -462,7 +462,7 @@ class RequestRecord:
     """As clients know it; they choose them and may repeat them."""
     internal_ids: tuple[str, ...]
     model: str
-    deployment: Mapping[str, str | float]
+    deployment: Mapping[str, str | int | float]  # an integer stays one when it is read
     """Engine, version, GPU and its power limit, number formats, parallelism."""
     energy: RequestEnergy | None
     """None while nothing is known yet."""

@@ -95,7 +95,7 @@ shared = st.builds(
         st.just(RECORD),
         energy=st.none() | energies,
         external_ids=st.lists(some_text, max_size=3).map(tuple),
-        deployment=st.dictionaries(some_text, some_text | counts, max_size=3),
+        deployment=st.dictionaries(some_text, some_text | counts | joules, max_size=3),
     ),
 )
 
@@ -130,6 +130,14 @@ def test_every_message_comes_back_as_it_was(message: Message) -> None:
     again = received(encode(message))
     assert again == message
     assert type(again) is type(message)
+
+
+def test_numbers_of_a_deployment_keep_their_kind() -> None:
+    """A count of GPUs is a whole number, also beside watts."""
+    deployment = {"gpu": "H100", "tensor_parallel_size": 2, "power_limit_watts": 500.0}
+    again = received(encode(SharedRecord(0, replace(RECORD, deployment=deployment))))
+    assert isinstance(again, SharedRecord)
+    assert repr(again.record.deployment) == repr(deployment)
 
 
 def test_enums_and_tuples_come_back_as_such() -> None:
