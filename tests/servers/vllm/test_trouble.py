@@ -55,7 +55,7 @@ def longest_pause_s(metered: Metered, tokens: int) -> float:
             extra_body={"ignore_eos": True},
         )
         times_s = [time.monotonic() for _ in chunks]
-    assert len(times_s) >= 0.9 * tokens  # now and then two tokens share a chunk
+    assert len(times_s) >= tokens / 2  # where the engine is ahead, tokens share a chunk
     return max(after - before for before, after in itertools.pairwise(times_s))
 
 
