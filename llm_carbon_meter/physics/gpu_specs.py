@@ -177,6 +177,15 @@ def gpu_spec(name: str) -> GpuSpec:
     raise SpecError(_unknown(name, part.whole if part else name))
 
 
+def is_known(name: str) -> bool:
+    """Whether there is a data sheet under a name."""
+    try:
+        gpu_spec(name)
+    except SpecError:
+        return False
+    return True
+
+
 def _instance(whole: GpuSpec, part: Part, name: str) -> GpuSpec:
     """A MIG instance: its share of the compute slices is its share of arithmetic and power."""
     assert part.slices is not None

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.physics.deployed_gpu import NAME, POWER_LIMIT
+from llm_carbon_meter.physics.gpu_specs import is_known
 from llm_carbon_meter.power.nvml.engine_gpus import engine_gpus
 from llm_carbon_meter.records import PowerError
 
@@ -19,7 +20,7 @@ def gpu_fields(
     Args:
         config: settings.
         devices: gives the NVML indices or UUIDs of the engine's GPUs; may raise PowerError.
-        name: as the engine knows it; NVML's where that is empty.
+        name: as the engine knows it; where that is empty NVML's, if it is that of a known GPU.
     """
     if config.power not in ("auto", "nvml"):
         return {NAME: name}
@@ -28,4 +29,5 @@ def gpu_fields(
     except PowerError:
         return {NAME: name}
     limit = seen.power_limit_watts
-    return {NAME: name or seen.name, **({} if limit is None else {POWER_LIMIT: limit})}
+    named = name or (seen.name if is_known(seen.name) else "")
+    return {NAME: named, **({} if limit is None else {POWER_LIMIT: limit})}

@@ -51,6 +51,13 @@ def test_a_deployment_has_the_engine_s_name_and_nvml_s_limit(stub: Any) -> None:
     assert gpu_fields(Config(), lambda: ["0"]) == fields | {"gpu": NAME}
 
 
+def test_a_name_that_nobody_knows_is_no_name(stub: Any) -> None:
+    """An engine that knows no GPU has none then; nothing is counted as an error."""
+    stub.steady(100)
+    assert gpu_fields(Config(), lambda: ["0"]) == {"gpu": ""}
+    assert gpu_fields(Config(), lambda: ["0"], "NVIDIA Next") == {"gpu": "NVIDIA Next"}
+
+
 @pytest.mark.parametrize("power", ["modelled", "replay:trace.csv"])
 def test_nvml_is_not_asked_where_the_settings_do_not_want_it(stub: Any, power: str) -> None:
     """Power is then that of no GPU of this host."""
