@@ -113,7 +113,6 @@ class OfflineEstimate:
         query: with its prompt, its company and exactly as many output tokens.
         intensity: of the grid.
         pue: on top of figures that do not contain it.
-
     """
 
     def __init__(

@@ -382,9 +382,9 @@ def _quantised_kernels(fields: Mapping[str, Any]) -> Iterator[str]:
         yield from ("latent_in_proj", "latent_out_proj") if fields.get("expert_input") else ()
 
 
-_TOLD_OUTSIDE: Final = (
-    *("model_type", "quantization_config", "dtype", "torch_dtype", "tie_word_embeddings"),
-)
+_TOLD_OUTSIDE: Final = ("model_type", "quantization_config", "dtype", "torch_dtype")
+_DECIDED_OUTSIDE: Final = ("tie_word_embeddings",)
+"""The head belongs to the whole model; what its text part says of it is a default."""
 
 
 def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -393,7 +393,8 @@ def _text_config(config: Mapping[str, Any]) -> Mapping[str, Any]:
     if not isinstance(inner, Mapping):
         return config
     told = {field: config[field] for field in _TOLD_OUTSIDE if field in config}
-    return _text_config({**told, **inner})
+    decided = {field: config[field] for field in _DECIDED_OUTSIDE if field in config}
+    return _text_config({**told, **inner, **decided})
 
 
 def _family(kind: str, approximate: bool) -> tuple[Family, str]:

@@ -30,12 +30,13 @@ def group_sizes(model: ModelSpec) -> list[int]:
 
 def _obstacle(model: ModelSpec, num_gpus: int) -> str:
     """What ``num_gpus`` does not divide; empty where it divides everything."""
-    if num_gpus < 1 or model.num_heads % num_gpus:
-        return f"{model.num_heads} heads"
-    key_heads = model.num_kv_heads
-    # Fewer key/value heads than GPUs are replicated.
-    if not model.latent and max(key_heads, num_gpus) % min(key_heads, num_gpus):
-        return f"{key_heads} key/value heads"
+    for heads in filter(None, (model.heads, model.windowed_heads)):
+        if num_gpus < 1 or heads.num_heads % num_gpus:
+            return f"{heads.num_heads} heads"
+        key_heads = heads.num_kv_heads
+        # Fewer key/value heads than GPUs are replicated.
+        if not model.latent and max(key_heads, num_gpus) % min(key_heads, num_gpus):
+            return f"{key_heads} key/value heads"
     widths = {
         "an MLP of {}": model.intermediate_size if model.dense_layers else 0,
         "experts of {}": model.expert_size if model.expert_layers else 0,

@@ -167,6 +167,10 @@ class Weights:
         """Whether requests were measured on the deployment's GPU."""
         return deployment.gpu.name in self.physics.gpus
 
+    def saw_gpu(self, deployment: Deployment) -> bool:
+        """Whether it was measured at the power limit that it has there."""
+        return self.knows_gpu(deployment) and not deployment.gpu.is_limited
+
     def prior(self, deployment: Deployment) -> Prior:
         """What is expected of a deployment's factors: kin, and what the network sees in it.
 
@@ -247,8 +251,7 @@ class BoundGnn:
         self._terms = np.ascontiguousarray(matrix.T)
         self.prior = weights.prior(deployment)
         self.out_of_domain = _outside(weights, deployment)
-        self.measured = weights.knows_engine(deployment) and weights.knows_gpu(deployment)
-        self.measured = self.measured and not deployment.gpu.is_limited
+        self.measured = weights.knows_engine(deployment) and weights.saw_gpu(deployment)
         self._take(self.prior)
 
     def adopt(self, factors: DeploymentFactors) -> None:
@@ -321,9 +324,7 @@ def _outside(weights: Weights, deployment: Deployment) -> str:
     reasons = [
         deployment.model.approximation,
         deployment.gpu.approximation,
-        ""
-        if weights.knows_gpu(deployment) and not deployment.gpu.is_limited
-        else f"GPU {deployment.gpu.label} not measured",
+        "" if weights.saw_gpu(deployment) else f"GPU {deployment.gpu.label} not measured",
         "" if weights.knows_engine(deployment) else f"engine {engine} not measured",
         f"{deployment.model.number_format} not measured"
         if deployment.model.number_format not in weights.formats

@@ -15,6 +15,7 @@ from llm_carbon_meter.physics.memory import (
     server_limits,
 )
 from llm_carbon_meter.physics.model_list import built_in_model
+from llm_carbon_meter.physics.model_specs import Heads
 from llm_carbon_meter.physics.parallel import check_tensor_parallel, group_sizes
 from llm_carbon_meter.records import SpecError
 
@@ -160,6 +161,14 @@ def test_a_group_divides_heads_and_widths(model: str, num_gpus: int, words: str)
     with pytest.raises(SpecError) as refused:
         check_tensor_parallel(built_in_model(model), num_gpus)
     assert words in str(refused.value)
+
+
+def test_a_group_divides_the_heads_of_windowed_layers_too() -> None:
+    """Layers that see everything divide among eight GPUs; twelve heads or six keys do not."""
+    model = built_in_model("Llama-3.1-8B")
+    for heads, words in ((Heads(12, 4, 128, 128), "12 heads"), (Heads(32, 6, 128, 128), "6 key")):
+        with pytest.raises(SpecError, match=f"must divide {words}.* as 1, 2"):
+            check_tensor_parallel(replace(model, windowed_heads=heads), 8)
 
 
 def test_experts_and_mlps_are_divided_by_their_width() -> None:

@@ -1,7 +1,7 @@
 """The GPUs of a host as NVML names them, for people: nothing here is read while serving."""
 
 from collections.abc import Sequence
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 from llm_carbon_meter.power.nvml.architectures import Architecture
 from llm_carbon_meter.power.nvml.binding import ask, binding, explained
@@ -14,8 +14,6 @@ from llm_carbon_meter.power.nvml.sensors import (
     scope,
 )
 from llm_carbon_meter.records import Quality
-
-SM_CLOCK: Final = 1  # NVML_CLOCK_SM
 
 
 class Clocks(NamedTuple):
@@ -92,6 +90,6 @@ def _facts(nvml: Any, device: str) -> GpuFacts:
 
 def _clocks(nvml: Any, handle: Any) -> Clocks:
     return Clocks(
-        float(nvml.nvmlDeviceGetApplicationsClock(handle, SM_CLOCK)),
-        float(nvml.nvmlDeviceGetDefaultApplicationsClock(handle, SM_CLOCK)),
+        float(nvml.nvmlDeviceGetApplicationsClock(handle, nvml.NVML_CLOCK_SM)),
+        float(nvml.nvmlDeviceGetDefaultApplicationsClock(handle, nvml.NVML_CLOCK_SM)),
     )

@@ -8,12 +8,12 @@ from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.physics.model_specs import ModelSpec, model_spec
 from llm_carbon_meter.power.nvml.devices import visible_devices
 from llm_carbon_meter.records import SpecError
+from llm_carbon_meter.servers.shared.loaded_config import loaded_config
 
 
 def spec_of(model: Any, name: str, faults: Faults) -> ModelSpec | None:
     """The model's shape in the number format that it is loaded in; None where it is not known."""
-    config = model.config.get_text_config().to_dict()
-    config["dtype"] = str(model.dtype).removeprefix("torch.")
+    config = loaded_config(model.config, model.config.get_text_config(), model.dtype)
     try:
         return model_spec(config, name, any_format=True)
     except SpecError as error:

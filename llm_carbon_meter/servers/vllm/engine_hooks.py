@@ -6,7 +6,7 @@ An error of ours is counted and metering goes silent; serving goes on.
 import dataclasses
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from llm_carbon_meter.config import Config, cuda_visible_devices
@@ -15,6 +15,7 @@ from llm_carbon_meter.physics.model_specs import ModelSpec, model_spec
 from llm_carbon_meter.power.nvml.devices import visible_devices
 from llm_carbon_meter.records import MeterError, SpecError
 from llm_carbon_meter.servers.shared.gpu_fields import gpu_fields
+from llm_carbon_meter.servers.shared.loaded_config import loaded_config
 from llm_carbon_meter.servers.shared.meter_process import MeterProcess, Setup
 from llm_carbon_meter.servers.vllm.capture import StepCapture, request_end
 
@@ -151,23 +152,12 @@ def engine_model(vllm_config: Any) -> ModelSpec:
     """
     model = vllm_config.model_config
     cache_dtype = str(vllm_config.cache_config.cache_dtype)
-    config = model.hf_text_config.to_dict()
-    config["dtype"] = str(model.dtype).removeprefix("torch.")
-    config["quantization_config"] = _quantisation(model)
-    tied = getattr(model.hf_config, "tie_word_embeddings", None)
-    if tied is not None:  # of a multimodal model, its text part does not know
-        config["tie_word_embeddings"] = tied
+    config = loaded_config(model.hf_config, model.hf_text_config, model.dtype)
+    if not config.get("quantization_config") and model.quantization:  # vLLM quantises by itself
+        config["quantization_config"] = {"quant_method": str(model.quantization)}
     spec = model_spec(config, str(model.served_model_name or model.model), any_format=True)
     kv_bytes = 1.0 if cache_dtype.startswith("fp8") else spec.activation_bytes
     return dataclasses.replace(spec, kv_bytes=kv_bytes, max_context=int(model.max_model_len))
-
-
-def _quantisation(model: Any) -> Mapping[str, Any]:
-    """What the checkpoint says of its weights, or the method that vLLM quantises them with."""
-    stored = getattr(model.hf_config, "quantization_config", None)
-    if stored is not None:
-        return stored if isinstance(stored, Mapping) else dict(stored.to_dict())
-    return {"quant_method": str(model.quantization)} if model.quantization else {}
 
 
 class _Place(NamedTuple):
