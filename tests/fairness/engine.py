@@ -14,9 +14,10 @@ import numpy.typing as npt
 from llm_carbon_meter.records import Account, Outcome, RequestEnd, StepEvent
 from llm_carbon_meter.servers.shared.steps import phase
 
+from .gpus import TrueGpu, true_gpu
+from .loads import Load
 from .ranges import World
 from .traffic import Arrival, arrivals
-from .truth import TrueGpu, Work
 
 Floats = npt.NDArray[np.float64]
 
@@ -72,9 +73,9 @@ class Served:
 class Engine:
     """One run; times in seconds from its start."""
 
-    def __init__(self, world: World, gpu: TrueGpu, concurrency: int) -> None:
-        self._world, self._gpu, self._concurrency = world, gpu, concurrency
-        self._random = np.random.default_rng([11, world.seed, concurrency])
+    def __init__(self, world: World, gpu: TrueGpu, load: Load) -> None:
+        self._world, self._gpu, self._load = world, gpu, load
+        self._random = np.random.default_rng([11, world.seed, load.concurrency])
         self._running: list[Running] = []
         self._waiting: deque[Running] = deque()
         self._late: list[Running] = []
@@ -88,7 +89,7 @@ class Engine:
         self._served.arrived_s = {request.name: request.arrived_s for request in requests}
         mean = float(np.mean([r.prompt_tokens + r.output_tokens / 2 for r in requests]))
         largest = max(r.prompt_tokens + r.output_tokens for r in requests)
-        room = self._world.values["kv_room"] * self._concurrency * mean
+        room = self._world.values["kv_room"] * self._load.concurrency * mean
         self._kv_tokens = int(max(room, largest + 1))
         now_s = 0.0
         while now_s < until_s:
@@ -110,11 +111,11 @@ class Engine:
         self._preempt()
         scheduled = []
         for request in self._running:
-            tokens = min(request.missing, budget)
+            tokens = min(request.missing + self._drafts(request), budget)
             if tokens:
                 scheduled.append((request, tokens))
                 budget -= tokens
-        while self._waiting and budget and len(self._running) < self._concurrency:
+        while self._waiting and budget and len(self._running) < self._load.concurrency:
             request = self._waiting[0]
             if self._held() + request.held + 1 > self._kv_tokens:
                 break
@@ -124,6 +125,11 @@ class Engine:
             scheduled.append((request, tokens))
             budget -= tokens
         return scheduled + [(request, 1) for request in self._late]
+
+    def _drafts(self, request: Running) -> int:
+        """Tokens that are tried beside the next one: no more than the answer still needs."""
+        wanted = request.asked.output_tokens - request.output - 1
+        return min(self._load.drafts, wanted) if request.output and request.missing == 1 else 0
 
     def _held(self) -> int:
         return sum(request.held for request in self._running)
@@ -142,7 +148,7 @@ class Engine:
         cached = np.array([request.computed for request, _ in scheduled], np.float64)
         rows = [self._row(request, tokens) for request, tokens in scheduled]
         sampled = np.array([count for _, count in rows], np.float64)
-        work = Work.of(self._gpu.costs, new, cached, sampled)
+        work = self._gpu.work(new, cached, sampled)
         seconds, joules = (float(value) for value in self._gpu.cost(work.total()))
         seconds *= self._noise("duration_noise")
         drawn = joules * self._noise("power_noise") * self._drift(now_s)
@@ -182,6 +188,11 @@ class Engine:
             account = Account.RECOMPUTE
         return account, sampled
 
+    @staticmethod
+    def _tried(request: Running, tokens: int) -> int:
+        """Drafts among a request's tokens."""
+        return max(tokens - request.missing, 0)
+
     def _advance(self, scheduled: list[tuple[Running, int]], done_s: float) -> None:
         for late in self._late:
             self._end(late, done_s)
@@ -189,11 +200,17 @@ class Engine:
         for request, tokens in scheduled:
             if request in dropped:
                 continue
-            request.computed += tokens
-            if request.computed >= request.held:
-                request.output += 1
+            accepted = self._accepted(self._tried(request, tokens))
+            request.computed += min(tokens, request.missing) + accepted
+            if request.computed >= request.held + accepted:
+                request.output += 1 + accepted
             if request.output >= request.asked.output_tokens:
                 self._finish(request, done_s)
+
+    def _accepted(self, drafts: int) -> int:
+        """Drafts up to the first that the model would not have sampled."""
+        right = self._random.random(drafts) < self._load.accepted_share
+        return int(np.cumprod(right).sum())
 
     def _finish(self, request: Running, done_s: float) -> None:
         self._running.remove(request)
@@ -221,21 +238,23 @@ class Engine:
         )
 
 
-def serve(world: World, concurrency: int, until_s: float) -> Served:
+def serve(world: World, load: Load, until_s: float) -> Served:
     """Serve a world's traffic at a load near what the concurrency can take."""
-    gpu = TrueGpu.of(world)
-    sample = arrivals(world, 1.0, 400.0, concurrency)
-    per_s = world.values["load"] * concurrency / _service_s(gpu, sample, concurrency)
-    requests = arrivals(world, per_s, until_s, concurrency)
-    return Engine(world, gpu, concurrency).serve(requests, until_s)
+    gpu = true_gpu(world)
+    sample = arrivals(world, load, 1.0, 400.0)
+    share = world.values["load"] if load.share is None else load.share
+    per_s = share * load.concurrency / _service_s(gpu, sample, load)
+    requests = arrivals(world, load, per_s, until_s)
+    return Engine(world, gpu, load).serve(requests, until_s)
 
 
-def _service_s(gpu: TrueGpu, requests: Sequence[Arrival], concurrency: int) -> float:
+def _service_s(gpu: TrueGpu, requests: Sequence[Arrival], load: Load) -> float:
     """Seconds that a mean request takes among its like: its prefill for all, and its decodes."""
     prompt = np.mean([request.prompt_tokens - request.cached_tokens for request in requests])
+    whole = np.mean([request.prompt_tokens for request in requests])
     output = np.mean([request.output_tokens for request in requests])
     one, none = np.ones(1), np.zeros(1)
-    prefill = gpu.cost(Work.of(gpu.costs, one * prompt, none, one).total())[0]
-    every = np.ones(concurrency)
-    decode = gpu.cost(Work.of(gpu.costs, every, every * (prompt + output / 2), every).total())[0]
-    return float(prefill * concurrency + decode * output)
+    prefill = gpu.cost(gpu.work(one * prompt, none, one).total())[0]
+    every = np.ones(load.concurrency)
+    decode = gpu.cost(gpu.work(every, every * (whole + output / 2), every).total())[0]
+    return float(prefill * load.concurrency + decode * output)

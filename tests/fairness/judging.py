@@ -22,7 +22,7 @@ LEARNT: Final = "shapley, learnt"
 STARTED: Final = "shapley, just started"
 """Learns in each run from the data sheet on, as where nothing was kept."""
 LEDGERS: Final[Mapping[str, str]] = {
-    "shapley, data sheet": "shapley",
+    "shapley, not learnt": "shapley",
     "tokens": "tokens",
     "flops": "flops",
     "equal": "equal",
@@ -44,7 +44,9 @@ class Figures:
     sensor: str
     neighbour: bool
     """Whether another process drew power, too; NVML lists it, and the meter would label for it."""
-    concurrency: int
+    load: str
+    shares: bool
+    """Whether several requests may run at once."""
     policy: str
     requests: int
     """Judged: begun after the warm-up, and not marked as damaged."""
@@ -55,6 +57,9 @@ class Figures:
     long_median: float
     """Of requests longer than the sensor's resolution."""
     long_p95: float
+    prefill_ratio: float | None
+    """All that was given for prefill / all that it caused; None where nothing was."""
+    decode_ratio: float | None
     prefill_median: float | None
     """None where a policy knows no phases."""
     prefill_p95: float | None
@@ -138,12 +143,15 @@ class _Sample:
             world.model,
             world.sensor,
             world.happens["foreign_process"],
-            self.run.concurrency,
+            self.run.load.name,
+            self.run.load.concurrency > 1,
             policy,
             len(true),
             self.damaged,
             float(given.sum() / true.sum()),
             *spread(errors[long]),
+            _phase_ratio(phases, causes, Account.PREFILL),
+            _phase_ratio(phases, causes, Account.DECODE),
             *prefill,
             *decode,
             int((~long).sum()),
@@ -170,3 +178,9 @@ def _phase_errors(
         return None, None
     some = causes[:, account] > 0
     return spread(np.abs(phases[some, account] / causes[some, account] - 1))
+
+
+def _phase_ratio(phases: Floats | None, causes: Floats, account: Account) -> float | None:
+    """Sums over the requests."""
+    true = float(causes[:, account].sum())
+    return float(phases[:, account].sum()) / true if phases is not None and true else None

@@ -30,23 +30,24 @@ from llm_carbon_meter.records import (
 )
 
 from .engine import Served, TrueStep, serve
+from .gpus import true_gpu
+from .loads import Load
 from .ranges import World
 from .sensor import POLL_S, Drawn, drawn, readings
-from .truth import TrueGpu
 
 Floats = npt.NDArray[np.float64]
 Event = TypeVar("Event")
 
-ARCHITECTURES: Final = {"A100": 7, "L4": 8, "H100": 9, "H200": 9}
-"""NVML's numbers of the GPUs in `ranges.DEPLOYMENTS`."""
+ARCHITECTURES: Final = {"A100": 7, "L4": 8, "L40S": 8, "H100": 9, "H200": 9, "B200": 10}
+"""NVML's numbers of the GPUs in `ranges`."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A world at one concurrency: what happened, what it cost and what the sensors showed."""
+    """A world under one load: what happened, what it cost and what the sensors showed."""
 
     world: World
-    concurrency: int
+    load: Load
     served: Served
     curves: Mapping[str, Drawn]
     """Per GPU."""
@@ -58,9 +59,9 @@ class Run:
     over_s: float
 
 
-def simulate(world: World, concurrency: int, until_s: float) -> Run:
+def simulate(world: World, load: Load, until_s: float) -> Run:
     """Serve, draw power, and look at it through sensors."""
-    gpu, served = TrueGpu.of(world), serve(world, concurrency, until_s)
+    gpu, served = true_gpu(world), serve(world, load, until_s)
     group = world.tensor_parallel
     scales = 1 + world.values["imbalance"] * np.linspace(-0.5, 0.5, group) * (group > 1)
     names = [f"gpu-{index}" for index in range(group)]
@@ -72,7 +73,7 @@ def simulate(world: World, concurrency: int, until_s: float) -> Run:
     }
     seen = {name: readings(world, name, curve, over_s) for name, curve in curves.items()}
     causes, errors = _causes(served, float(scales.sum()))
-    return Run(world, concurrency, served, curves, seen, causes, errors, over_s)
+    return Run(world, load, served, curves, seen, causes, errors, over_s)
 
 
 def _causes(served: Served, scale: float) -> tuple[dict[str, Floats], dict[str, float]]:

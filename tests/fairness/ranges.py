@@ -5,18 +5,19 @@ as wide as measurements of others and the data sheets leave it open. A sensor's 
 varied: nobody can tell a wrong gain from another truth.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
+
+from llm_carbon_meter.training.study.kernel_world import Draws
 
 SIMULATED_S: Final = 150.0
 """Of serving, in each draw and for each concurrency."""
 WARM_UP_S: Final = 30.0
 """Requests that ran a step before this are not judged, under any policy: weights are learnt in
 seconds, and a server runs for days."""
-CONCURRENCIES: Final = (1, 8, 32, 128)
 
 DEPLOYMENTS: Final = (
     ("H100", "Llama-3.1-8B", 1),
@@ -87,6 +88,30 @@ PROBABILITIES: Final[Mapping[str, float]] = {
 }
 
 
+KERNEL_S: Final = 100.0
+"""As `SIMULATED_S`, of each load of a world that is made of measured kernels."""
+KERNEL_DEPLOYMENTS: Final = (
+    ("H200", "Llama-3.1-8B", 1),
+    ("H100", "Qwen3-30B-A3B", 1),
+    ("A100", "Llama-3.1-8B", 1),
+    ("H200", "Qwen3-30B-A3B", 1),
+    ("H100", "Llama-3.1-8B", 2),
+    ("L40S", "Qwen3-8B", 1),
+    ("H200", "Qwen3-14B", 1),
+    ("H100", "Llama-3.1-8B", 1),
+)
+"""Of worlds that are made of measured kernels."""
+KEPT_OUT: Final = (("B200", "Llama-3.1-8B", 1), ("B200", "Qwen3-30B-A3B", 1))
+"""A GPU on which nothing is ever tuned; it is reported apart."""
+KERNEL_SENSORS: Final = (("counter", 0.6), ("sampled_counter", 0.3), ("averaged_power", 0.1))
+KERNEL_RANGES: Final[Mapping[str, tuple[float, float]]] = {
+    "counter_lag_s": (0.0, 0.15),
+    "link_efficiency": (0.4, 0.8),
+    "exchange_s": (0.000005, 0.00002),  # of an all-reduce, without its bytes
+}
+"""Beside those of sensors, engines and traffic above; GPUs are as `kernel_world.Draws` has them."""
+
+
 @dataclass(frozen=True)
 class World:
     """One draw."""
@@ -104,6 +129,8 @@ class World:
     """Of `RANGES`."""
     happens: Mapping[str, bool]
     """Of `PROBABILITIES`."""
+    kernels: Draws | None = None
+    """Of a world that is made of measured kernels."""
 
 
 def draw(seed: int) -> World:
@@ -123,4 +150,23 @@ def draw(seed: int) -> World:
         saturation=int(random.choice(SATURATION)),
         values={name: float(random.uniform(*span)) for name, span in RANGES.items()},
         happens={name: bool(random.random() < odd) for name, odd in PROBABILITIES.items()},
+    )
+
+
+def draw_kernels(seed: int, deployments: Sequence[tuple[str, str, int]]) -> World:
+    """The world of a seed that is made of measured kernels."""
+    random = np.random.default_rng([2026, seed])
+    gpu, model, tensor_parallel = deployments[seed % len(deployments)]
+    sensors, odds = zip(*KERNEL_SENSORS, strict=True)
+    sensor = str(random.choice(sensors, p=odds))
+    values = {name: float(random.uniform(*span)) for name, span in KERNEL_RANGES.items()}
+    return replace(
+        draw(seed),
+        gpu=gpu,
+        model=model,
+        tensor_parallel=tensor_parallel,
+        sensor=sensor,
+        token_budget=int(random.choice(TOKEN_BUDGETS)),
+        values={**draw(seed).values, **values},
+        kernels=Draws.of(random),
     )

@@ -11,12 +11,14 @@ from typing import Final
 from .judging import LEARNT, POLICIES, SHAPLEYS, Figures
 
 Draw = Sequence[Figures]
-"""All policies and concurrencies of one world."""
+"""All policies and loads of one world."""
 
 COLUMNS: Final[Mapping[str, Callable[[Figures], float | None]]] = {
     "sum / truth": lambda f: f.sum_ratio,
     "median": lambda f: f.long_median,
     "p95": lambda f: f.long_p95,
+    "prefill / truth": lambda f: f.prefill_ratio,
+    "decode / truth": lambda f: f.decode_ratio,
     "prefill median": lambda f: f.prefill_median,
     "prefill p95": lambda f: f.prefill_p95,
     "decode median": lambda f: f.decode_median,
@@ -25,41 +27,57 @@ COLUMNS: Final[Mapping[str, Callable[[Figures], float | None]]] = {
 
 
 def by_policy(draw: Draw, policy: str) -> list[Figures]:
-    """One policy's figures, at every concurrency."""
+    """One policy's figures, under every load."""
     return [figures for figures in draw if figures.policy == policy]
 
 
 def times_better(ours: Sequence[Figures], draw: Draw, rival: str) -> float:
-    """Rival's median error / ours, at the concurrency where that is least; with company only."""
-    errors = {figures.concurrency: figures.long_median for figures in ours}
+    """Rival's median error / ours, under the load where that is least; with company only."""
+    errors = {figures.load: figures.long_median for figures in ours}
     ratios = [
-        figures.long_median / errors[figures.concurrency]
+        figures.long_median / errors[figures.load]
         for figures in by_policy(draw, rival)
-        if figures.concurrency > 1
+        if figures.shares
     ]
     return min((ratio for ratio in ratios if not math.isnan(ratio)), default=math.inf)
 
 
 def short_ratio(figures: Sequence[Figures]) -> float:
-    """Joules attributed to short requests / caused by them, all concurrencies together."""
+    """Joules attributed to short requests / caused by them, all loads together."""
     true = sum(each.short_true_joules for each in figures)
     return sum(each.short_joules for each in figures) / true if true else 1.0
 
 
+Within = Callable[[Figures], bool]
+"""Whether a policy reaches a goal under one load."""
+LOAD_GOALS: Final[Mapping[str, Within]] = {
+    "median error of long requests <= 3 %": lambda ours: not ours.long_median > 0.03,
+    "p95 error of long requests <= 10 %": lambda ours: not ours.long_p95 > 0.1,
+    "total of prefill within 3 %": lambda ours: _near(ours.prefill_ratio, 0.03),
+    "total of decode within 3 %": lambda ours: _near(ours.decode_ratio, 0.03),
+    "short requests within 1 % in the sum": lambda ours: (
+        not ours.short_true_joules or _near(ours.short_joules / ours.short_true_joules, 0.01)
+    ),
+}
 Goal = Callable[[Sequence[Figures], Draw], bool]
 """Whether a policy's figures reach it, beside all others' of the draw."""
 GOALS: Final[Mapping[str, Goal]] = {
-    "median error of long requests <= 5 %, every concurrency": lambda ours, draw: all(
-        not figures.long_median > 0.05 for figures in ours
+    "median error of long requests <= 3 %, every load": lambda ours, draw: all(
+        not figures.long_median > 0.03 for figures in ours
     ),
-    "p95 error of long requests <= 15 %, every concurrency": lambda ours, draw: all(
-        not figures.long_p95 > 0.15 for figures in ours
+    "p95 error of long requests <= 10 %, every load": lambda ours, draw: all(
+        not figures.long_p95 > 0.1 for figures in ours
     ),
-    "median error 3 times lower than by tokens, concurrency > 1": lambda ours, draw: (
+    "median error 3 times lower than by tokens, where several share": lambda ours, draw: (
         times_better(ours, draw, "tokens") >= 3
     ),
-    "median error 3 times lower than by time overlap, concurrency > 1": lambda ours, draw: (
+    "median error 3 times lower than by time overlap, where several share": lambda ours, draw: (
         times_better(ours, draw, "time overlap") >= 3
+    ),
+    "totals of prefill and of decode within 3 %, every load": lambda ours, draw: all(
+        _near(ratio, 0.03)
+        for figures in ours
+        for ratio in (figures.prefill_ratio, figures.decode_ratio)
     ),
     "no request that ran a step at 0 J": lambda ours, draw: (
         not any(figures.zeros for figures in ours)
@@ -69,6 +87,17 @@ GOALS: Final[Mapping[str, Goal]] = {
         figures.conservation is None or figures.conservation <= 1e-9 for figures in draw
     ),
 }
+
+
+def _near(ratio: float | None, share: float) -> bool:
+    """Whether a ratio is near 1; what is nothing is."""
+    return ratio is None or abs(ratio - 1) <= share
+
+
+def load_goals(draws: Sequence[Draw], policy: str) -> dict[str, str]:
+    """Under how many of the draws' loads a policy reaches each goal."""
+    ours = [figures for draw in draws for figures in by_policy(draw, policy)]
+    return {text: str(sum(map(holds, ours))) for text, holds in LOAD_GOALS.items()}
 
 
 def goals(draws: Sequence[Draw], policy: str) -> dict[str, int]:
@@ -84,28 +113,52 @@ def pooled_short_ratio(draws: Sequence[Draw], policy: str) -> float:
     return short_ratio([each for draw in draws for each in by_policy(draw, policy)])
 
 
+def loads_of(figures: Sequence[Figures]) -> list[str]:
+    """In the order in which they were served."""
+    return list(dict.fromkeys(each.load for each in figures))
+
+
 def table(draws: Sequence[Draw]) -> list[list[str]]:
-    """One row per concurrency and policy: medians over the draws."""
+    """One row per load and policy: medians over the draws."""
     figures = [each for draw in draws for each in draw]
-    rows = [["concurrency", "policy", *COLUMNS, "0 J"]]
-    for concurrency in sorted({each.concurrency for each in figures}):
+    rows = [["load", "policy", *COLUMNS, "0 J"]]
+    for load in loads_of(figures):
         for policy in POLICIES:
-            cell = [f for f in figures if (f.concurrency, f.policy) == (concurrency, policy)]
+            cell = [f for f in figures if (f.load, f.policy) == (load, policy)]
             values = [_typical([value(each) for each in cell]) for value in COLUMNS.values()]
             zeros = sum(each.zeros for each in cell)
-            rows.append([str(concurrency), policy, *values, str(zeros)])
+            rows.append([load, policy, *values, str(zeros)])
     return rows
 
 
 def overview(draws: Sequence[Draw]) -> list[list[str]]:
-    """Median and 95 % quantile of the errors by policy and concurrency, as percent."""
+    """Median and 95 % quantile of the errors by policy and load, as percent."""
     figures = [each for draw in draws for each in draw]
-    levels = sorted({each.concurrency for each in figures})
-    rows = [["requests at once", *map(str, levels)]]
+    rows = [["policy", *loads_of(figures)]]
     for policy in POLICIES:
-        mine = [[f for f in figures if (f.concurrency, f.policy) == (n, policy)] for n in levels]
-        rows.append([policy, *map(_percent, mine)])
+        cells = [
+            [f for f in figures if (f.load, f.policy) == (load, policy)] for load in rows[0][1:]
+        ]
+        rows.append([policy, *map(_percent, cells)])
     return rows
+
+
+def phase_totals(draws: Sequence[Draw]) -> list[list[str]]:
+    """What `LEARNT` gives too much or too little, as percent: median over the draws, and worst."""
+    figures = [each for draw in draws for each in by_policy(draw, LEARNT)]
+    rows = [["total", *loads_of(figures)]]
+    for name, ratio in (
+        ("prefill", COLUMNS["prefill / truth"]),
+        ("decode", COLUMNS["decode / truth"]),
+    ):
+        cells = [[ratio(f) for f in figures if f.load == load] for load in rows[0][1:]]
+        rows.append([name, *map(_bias, cells)])
+    return rows
+
+
+def _bias(ratios: Sequence[float | None]) -> str:
+    percent = [100 * (ratio - 1) for ratio in ratios if ratio is not None]
+    return f"{median(percent):+.1f}, {max(percent, key=abs):+.1f}" if percent else "-"
 
 
 def _percent(cell: Sequence[Figures]) -> str:
@@ -128,6 +181,10 @@ def markdown(draws: Sequence[Draw]) -> str:
     seeds = [draw[0].seed for draw in draws]
     lines = [f"Medians over draws {min(seeds)} to {max(seeds)}; errors are relative.", ""]
     lines += ["Error of a request in percent, median and p95:", "", *_table(overview(draws)), ""]
+    lines += [
+        f"Totals by phase under {LEARNT!r}, error in percent, median over the draws and worst:"
+    ]
+    lines += ["", *_table(phase_totals(draws)), "", *_load_goals(draws), ""]
     alone = [draw for draw in draws if not draw[0].neighbour]
     lines += [*_goals(draws, "draws"), "", *_goals(alone, "draws without another process"), ""]
     lines += _table(table(draws))
@@ -139,7 +196,7 @@ def markdown(draws: Sequence[Draw]) -> str:
         f"Sampling error of the truth (95 % of requests, worst run): {worst:.4f}.",
         "",
         *_table(
-            [["draw", "GPU, model, sensor", "median, p95 at each concurrency"]]
+            [["draw", "GPU, model, sensor", "median, p95 under each load"]]
             + [_draw_cells(draw) for draw in draws]
         ),
     ]
@@ -152,6 +209,13 @@ def _goals(draws: Sequence[Draw], which: str) -> list[str]:
     return _table([[f"goal: of {len(draws)} {which}", *SHAPLEYS], *rows])
 
 
+def _load_goals(draws: Sequence[Draw]) -> list[str]:
+    count = len(by_policy([each for draw in draws for each in draw], LEARNT))
+    reached = [load_goals(draws, policy) for policy in SHAPLEYS]
+    rows = [[text, *(each[text] for each in reached)] for text in LOAD_GOALS]
+    return _table([[f"goal: of {count} draws and loads", *SHAPLEYS], *rows])
+
+
 def _short_requests(which: str, draws: Sequence[Draw]) -> str:
     ratios = [f"{policy}: {pooled_short_ratio(draws, policy):.4f}" for policy in SHAPLEYS]
     return f"{which}, attributed / true: {'; '.join(ratios)}."
@@ -159,7 +223,7 @@ def _short_requests(which: str, draws: Sequence[Draw]) -> str:
 
 def _draw_cells(draw: Draw) -> list[str]:
     ours = by_policy(draw, LEARNT)
-    errors = [f"{each.concurrency}: {each.long_median:.3f}, {each.long_p95:.3f}" for each in ours]
+    errors = [f"{each.load}: {each.long_median:.3f}, {each.long_p95:.3f}" for each in ours]
     first = ours[0]
     world = f"{first.gpu}, {first.model}, {first.sensor}{', another process' * first.neighbour}"
     return [str(first.seed), world, "; ".join(errors)]
@@ -197,25 +261,25 @@ def _plain(figures: Figures) -> dict[str, object]:
 
 
 def plot(draws: Sequence[Draw], path: Path) -> None:
-    """Median error of each draw, by policy and concurrency."""
+    """Median error of each draw, by policy and load."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figures = [each for draw in draws for each in draw]
-    levels = sorted({each.concurrency for each in figures})
-    figure, axes = pyplot.subplots(figsize=(9, 4.5), layout="constrained")
+    loads = loads_of(figures)
+    figure, axes = pyplot.subplots(figsize=(3 + 1.5 * len(loads), 4.5), layout="constrained")
     for number, policy in enumerate(POLICIES):
-        shift = (number - len(POLICIES) / 2) * 0.1
+        shift = (number - len(POLICIES) / 2) * 0.08
         mine = [each for each in figures if each.policy == policy]
-        places = [levels.index(each.concurrency) + shift for each in mine]
+        places = [loads.index(each.load) + shift for each in mine]
         axes.scatter(places, [each.long_median for each in mine], s=12, label=policy, alpha=0.7)
-    axes.axhline(0.05, color="grey", linewidth=0.8, linestyle="--")
+    axes.axhline(0.03, color="grey", linewidth=0.8, linestyle="--")
     axes.set_yscale("log")
-    axes.set_xticks(range(len(levels)), [str(level) for level in levels])
-    axes.set_xlabel("concurrency")
+    axes.set_xticks(range(len(loads)), loads)
+    axes.set_xlabel("load: requests at once, or what is special")
     axes.set_ylabel("median relative error per request")
-    axes.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, 1.18))
+    axes.legend(fontsize=8, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

@@ -11,8 +11,8 @@ from llm_carbon_meter.power.nvml.nvml_meter import PowerIntegral
 from llm_carbon_meter.records import EnergyReading
 
 from .engine import TrueStep
+from .gpus import TrueGpu
 from .ranges import AVERAGED_OVER_S, SEEN_PERIOD_S, SEEN_SHARE, World
-from .truth import TrueGpu
 
 Floats = npt.NDArray[np.float64]
 

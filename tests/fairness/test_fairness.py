@@ -16,6 +16,7 @@ from .__main__ import main
 from .baselines import time_overlap, whole_gpu
 from .engine import serve
 from .judging import LEARNT, LEDGERS, POLICIES, SHAPLEYS, STARTED
+from .loads import plain
 from .playing import Run, learner_of, ledger_of, play, simulate, told_ledger
 from .ranges import RANGES, WARM_UP_S, World, draw
 from .report import GOALS
@@ -34,7 +35,7 @@ def world_of(seed: int, **happens: bool) -> World:
 def run_of(seed: int, concurrency: int, sensor: str = "counter", mishap: str = "") -> Run:
     """A short run."""
     world = replace(world_of(seed, **{mishap: True} if mishap else {}), sensor=sensor)
-    return simulate(world, concurrency, SECONDS)
+    return simulate(world, plain(concurrency), SECONDS)
 
 
 def test_a_seed_names_a_world_within_the_ranges() -> None:
@@ -83,7 +84,7 @@ def test_preemption_repeats_work() -> None:
     world = world_of(1)
     values = {**world.values, "kv_room": 0.3, "load": 1.3, "brief_requests": 0.0}
     world = replace(world, trace="conv", values=values)
-    accounts = {a for step in serve(world, 32, 30.0).steps for a in step.event.accounts}
+    accounts = {a for step in serve(world, plain(32), 30.0).steps for a in step.event.accounts}
     assert Account.RECOMPUTE in accounts
 
 
@@ -91,7 +92,7 @@ def test_async_stops_waste_a_step() -> None:
     """A stop that is seen late costs one more step, whose result is dropped."""
     world = world_of(1, async_scheduling=True)
     world = replace(world, values={**world.values, "stopped_requests": 1.0})
-    accounts = {a for step in serve(world, 16, SECONDS).steps for a in step.event.accounts}
+    accounts = {a for step in serve(world, plain(16), SECONDS).steps for a in step.event.accounts}
     assert Account.WASTE in accounts
 
 
@@ -127,7 +128,7 @@ def test_a_told_ledger_gives_what_was_caused() -> None:
     world = world_of(1, async_scheduling=True)
     exact = {"counter_lag_s": 0.0, "counter_period_s": 0.02, "report_delay_s": 0.0, "drift": 0.0}
     world = replace(world, sensor="counter", values={**world.values, **exact, "poll_jitter_s": 0.0})
-    run = simulate(world, 16, 20.0)
+    run = simulate(world, plain(16), 20.0)
     book = play(run, told_ledger(run, learner_of(world)))
     assert book.conservation_error < 1e-9
     errors = [
@@ -156,7 +157,7 @@ def test_a_whole_gpu_each_counts_twice() -> None:
 def test_the_report_has_every_policy_and_goal(tmp_path: Path) -> None:
     """A tiny comparison leaves figures, a table and a plot."""
     size = ["--seed", "1", "--draws", "1", "--seconds", str(WARM_UP_S + 10)]
-    size += ["--concurrency", "4", "8"]
+    size += ["--load", "8", "32"]
     main([*size, "--output", str(tmp_path)])
     results = json.loads((tmp_path / "results.json").read_text())
     assert len(results["rows"]) == 2 * len(POLICIES)
@@ -165,11 +166,10 @@ def test_the_report_has_every_policy_and_goal(tmp_path: Path) -> None:
         assert set(results["goals"][policy]) == set(GOALS)
         assert results["goals"][policy]["conservation to 1e-9, every policy"] == 1
     rows = [dict(zip(results["columns"], row, strict=True)) for row in results["rows"]]
-    medians = {(row["policy"], row["concurrency"]): row["long_median"] for row in rows}
-    assert medians[LEARNT, 4] == medians[STARTED, 4]
-    assert (
-        medians[LEARNT, 8] != medians[STARTED, 8]
-    )  # goes on with the coefficients of the first load
+    medians = {(row["policy"], row["load"]): row["long_median"] for row in rows}
+    assert medians[LEARNT, "8"] == medians[STARTED, "8"]
+    # Goes on with the coefficients of the first load.
+    assert medians[LEARNT, "32"] != medians[STARTED, "32"]
     text = (tmp_path / "results.md").read_text()
     assert all(policy in text for policy in POLICIES)
     assert (tmp_path / "errors.png").stat().st_size > 10_000

@@ -17,6 +17,7 @@ from llm_carbon_meter.config import DATA_VARIABLE
 from llm_carbon_meter.data.azure_trace import conversation_quantiles
 from llm_carbon_meter.demo.trace import draw as draw_quantiles
 
+from .loads import Load
 from .ranges import World
 
 Floats = npt.NDArray[np.float64]
@@ -80,14 +81,14 @@ def _quantiles() -> Lengths:
     return Lengths(prompts, outputs, np.diff(times, prepend=0.0))
 
 
-def arrivals(world: World, per_s: float, until_s: float, seed: int) -> list[Arrival]:
+def arrivals(world: World, load: Load, per_s: float, until_s: float) -> list[Arrival]:
     """Consecutive requests of the trace, from a random one on, at another mean rate."""
-    random = np.random.default_rng([7, world.seed, seed])
+    random = np.random.default_rng([7, world.seed, load.concurrency])
     trace, values = trace_of(world.trace), world.values
     count = int(per_s * until_s * 1.5) + 20
     rows = (random.integers(len(trace.gaps_s)) + np.arange(count)) % len(trace.gaps_s)
     gaps = trace.gaps_s[rows]
-    times = np.cumsum(gaps * (1 / per_s) / max(gaps.mean(), 1e-9))
+    times = _together(np.cumsum(gaps * (1 / per_s) / max(gaps.mean(), 1e-9)), load)
     brief = random.random(count) < values["brief_requests"]
     few = random.integers(1, 4, count)
     hit = random.random(count) < values["prefix_hits"]
@@ -95,15 +96,41 @@ def arrivals(world: World, per_s: float, until_s: float, seed: int) -> list[Arri
     requests = []
     for number, row in enumerate(rows.tolist()):
         prompt = max(trace.prompt_tokens[row], 1)
-        cached = int(prompt * values["cached_prompt_share"]) // CACHE_BLOCK * CACHE_BLOCK
+        prompt = max(min(int(prompt * load.prompt_factor), load.longest_prompt), 1)
+        output = int(few[number]) if brief[number] else max(trace.output_tokens[row], 1)
         requests.append(
             Arrival(
                 f"r{number}",
                 float(times[number]),
                 prompt,
-                int(few[number]) if brief[number] else max(trace.output_tokens[row], 1),
-                min(cached, prompt - 1) // CACHE_BLOCK * CACHE_BLOCK if hit[number] else 0,
+                load.output_tokens or output,
+                _cached(prompt, bool(hit[number]), values["cached_prompt_share"], load),
                 bool(stops[number]),
             )
         )
     return [request for request in requests if request.arrived_s < until_s]
+
+
+def _cached(prompt: int, hit: bool, share: float, load: Load) -> int:
+    """Tokens that the prefix cache holds, or that another engine has sent."""
+    if load.cached_share == 1.0:
+        return prompt - 1
+    if load.cached_share is not None:
+        hit, share = True, load.cached_share
+    cached = int(prompt * share) // CACHE_BLOCK * CACHE_BLOCK
+    return min(cached, prompt - 1) // CACHE_BLOCK * CACHE_BLOCK if hit else 0
+
+
+def _together(times: Floats, load: Load) -> Floats:
+    """Arrivals in bursts, or faster and slower by turns; their number stays."""
+    if load.burst > 1:
+        first = np.arange(len(times)) // load.burst * load.burst
+        return np.asarray(times[first])
+    if load.swing_s is None:
+        return times
+    # Of every two swings the first has a tenth of the arrivals: time runs ten times as slowly.
+    turns, rest = np.divmod(times, 2 * load.swing_s)
+    quiet = 2 * load.swing_s / 11
+    slow = rest < quiet
+    inside = np.where(slow, rest / quiet, 1 + (rest - quiet) / (2 * load.swing_s - quiet))
+    return np.asarray((2 * turns + inside) * load.swing_s)

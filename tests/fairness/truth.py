@@ -4,8 +4,9 @@ Time is a smooth maximum of compute and memory time, block by block, plus launch
 saturates at the board's limit. The cause is the Shapley value of that cost, by permutations.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,7 +28,7 @@ NODES, WEIGHTS = (_NODES + 1) / 2, _WEIGHTS / 2
 """Exact for polynomials of degree 159."""
 
 
-class Work(NamedTuple):
+class RooflineWork(NamedTuple):
     """What requests bring to a step; every column adds up over them, shapes alike."""
 
     requests: Floats
@@ -36,24 +37,13 @@ class Work(NamedTuple):
     kv_bytes: Floats
     sampled: Floats
 
-    @classmethod
-    def of(cls, costs: StepCosts, new: Floats, cached: Floats, sampled: Floats) -> "Work":
-        """One column entry per request [q_r, k_r, n_s]."""
-        attention = costs.ops_per_context * context_sum(new, cached)
-        kv = costs.bytes_per_kv * (cached + new)
-        if costs.sliding_window:
-            window = costs.sliding_window
-            attention += costs.ops_per_windowed_context * windowed_sum(new, cached, window)
-            kv += costs.bytes_per_windowed_kv * np.minimum(cached + new, window + new - 1)
-        return cls(np.ones_like(new), new, attention, kv, sampled)
-
-    def total(self) -> "Work":
+    def total(self) -> "RooflineWork":
         """Of all requests together."""
-        return Work(*(column.sum(axis=-1) for column in self))
+        return RooflineWork(*(column.sum(axis=-1) for column in self))
 
 
 @dataclass(frozen=True)
-class TrueGpu:
+class RooflineGpu:
     """One GPU of the group as it really is."""
 
     sheet: GpuSpec
@@ -61,7 +51,8 @@ class TrueGpu:
     world: World
 
     @classmethod
-    def of(cls, world: World) -> "TrueGpu":
+    def of(cls, world: World) -> "RooflineGpu":
+        """The GPU of a world of `ranges.RANGES`."""
         costs = step_costs(built_in_model(world.model), world.tensor_parallel)
         return cls(gpu_spec(world.gpu), costs, world)
 
@@ -76,7 +67,18 @@ class TrueGpu:
         dynamic = self.sheet.board_watts - self.sheet.idle_watts
         return dynamic * self.world.values["awake_share"]
 
-    def cost(self, work: Work) -> tuple[Floats, Floats]:
+    def work(self, new: Floats, cached: Floats, sampled: Floats) -> RooflineWork:
+        """One column entry per request [q_r, k_r, n_s]."""
+        costs = self.costs
+        attention = costs.ops_per_context * context_sum(new, cached)
+        kv = costs.bytes_per_kv * (cached + new)
+        if costs.sliding_window:
+            window = costs.sliding_window
+            attention += costs.ops_per_windowed_context * windowed_sum(new, cached, window)
+            kv += costs.bytes_per_windowed_kv * np.minimum(cached + new, window + new - 1)
+        return RooflineWork(np.ones_like(new), new, attention, kv, sampled)
+
+    def cost(self, work: RooflineWork) -> tuple[Floats, Floats]:
         """Seconds and joules of steps in which exactly this work is done; nothing costs nothing."""
         values, costs = self.world.values, self.costs
         compute = self.sheet.compute_ops_per_s
@@ -105,7 +107,7 @@ class TrueGpu:
         bent = below(spent / np.maximum(busy_s, 1e-12), self.world.saturation)
         return seconds, joules + room_watts * bent * busy_s
 
-    def causes(self, work: Work, random: np.random.Generator) -> tuple[Floats, Floats]:
+    def causes(self, work: RooflineWork, random: np.random.Generator) -> tuple[Floats, Floats]:
         """Joules that each request causes, in two independent halves of the sample.
 
         What any request brings about by being there, by sampling, and by touching experts has an
@@ -114,40 +116,22 @@ class TrueGpu:
         players, fixed = len(work.tokens), self._fixed_joules()
         samples = work.sampled > 0
         exact = fixed.step / players + fixed.head * samples / max(samples.sum(), 1)
-        exact = exact + fixed.expert * self._expert_shares(work.tokens)
-        halves = []
-        for _ in range(2):
-            order = orders(players, random)
-            parts = Work(*(column[order] for column in work))
-            sums = Work(*(np.cumsum(column, axis=1) for column in parts))
-            rest = self.cost(sums)[1] - fixed.step - fixed.head * (sums.sampled > 0)
-            rest = rest - fixed.expert * self.costs.touched_experts(sums.tokens)
-            marginal = np.diff(rest, axis=1, prepend=0.0)
-            sampled = np.bincount(order.ravel(), marginal.ravel(), players) / len(order)
-            halves.append(exact + sampled)
-        return halves[0], halves[1]
+        exact = exact + fixed.expert * expert_shares(self.costs, work.tokens)
+
+        def rest(sums: RooflineWork) -> Floats:
+            cost = self.cost(sums)[1] - fixed.step - fixed.head * (sums.sampled > 0)
+            return np.asarray(cost - fixed.expert * self.costs.touched_experts(sums.tokens))
+
+        return sampled_causes(work, exact, rest, random)
 
     def _fixed_joules(self) -> "Fixed":
         """What streaming weights costs in a step that does nothing else."""
         ones, twos = np.array([1e-9, 1e-9, 1e-9]), np.array([0.0, 1e-9, 0.0])
         tokens = np.array([0.0, 0.0, 1e9])  # touches every expert, and costs no operations below
         idle = replace(self.costs, ops_per_token=0.0, bytes_per_token=0.0)
-        work = Work(ones, tokens, 0 * ones, 0 * ones, twos)
+        work = RooflineWork(ones, tokens, 0 * ones, 0 * ones, twos)
         plain, head, experts = replace(self, costs=idle).cost(work)[1].tolist()
         return Fixed(plain, head - plain, (experts - plain) / max(self.costs.num_experts, 1))
-
-    def _expert_shares(self, tokens: Floats) -> Floats:
-        """Shapley value of X(T) = E (1 - prod a_i), a_i = (1 - k/E)^q_i, exactly.
-
-        The multilinear extension of the product is a polynomial, which the quadrature integrates.
-        """
-        costs = self.costs
-        if not costs.num_experts:
-            return np.zeros_like(tokens)
-        own = 1 - (1 - costs.experts_per_token / costs.num_experts) ** tokens
-        missed = 1 - NODES[:, None] * own
-        others = missed.prod(axis=1, keepdims=True) / missed
-        return np.asarray(costs.num_experts * own * (WEIGHTS @ others))
 
 
 class Fixed(NamedTuple):
@@ -159,6 +143,46 @@ class Fixed(NamedTuple):
     """More, in one that samples."""
     expert: float
     """More, for every expert that a layer touches."""
+
+
+Columns = TypeVar("Columns", bound=tuple[Any, ...])
+
+
+def sampled_causes(
+    work: Columns,
+    exact: Floats,
+    rest: Callable[[Columns], Floats],
+    random: np.random.Generator,
+) -> tuple[Floats, Floats]:
+    """Shapley values in two independent halves of a sample of orders.
+
+    Args:
+        work: columns of the players; they add up.
+        exact: the part of each player's value that is known.
+        rest: of the cost of sums of players' work.
+        random: draws the orders.
+    """
+    players, halves = len(exact), []
+    for _ in range(2):
+        order = orders(players, random)
+        sums = type(work)(*(np.cumsum(column[order], axis=1) for column in work))
+        marginal = np.diff(rest(sums), axis=1, prepend=0.0)
+        sampled = np.bincount(order.ravel(), marginal.ravel(), players) / len(order)
+        halves.append(exact + sampled)
+    return halves[0], halves[1]
+
+
+def expert_shares(costs: StepCosts, tokens: Floats) -> Floats:
+    """Shapley value of X(T) = E (1 - prod a_i), a_i = (1 - k/E)^q_i, exactly.
+
+    The multilinear extension of the product is a polynomial, which the quadrature integrates.
+    """
+    if not costs.num_experts:
+        return np.zeros_like(tokens)
+    own = 1 - (1 - costs.experts_per_token / costs.num_experts) ** tokens
+    missed = 1 - NODES[:, None] * own
+    others = missed.prod(axis=1, keepdims=True) / missed
+    return np.asarray(costs.num_experts * own * (WEIGHTS @ others))
 
 
 def either(a: Floats, b: Floats, exponent: int) -> Floats:

@@ -30,7 +30,7 @@ PACKAGE: Final = ROOT / "llm_carbon_meter"
 SERVERS: Final = PACKAGE / "servers" / "README.md"
 """Has the table of engines."""
 EVALUATION: Final = ROOT / "examples" / "predictor"
-FAIRNESS: Final = ROOT / "tests" / "fairness" / "results"
+FAIRNESS: Final = ROOT / "tests" / "fairness" / "results" / "roofline"
 FOLDERS: Final = ("llm_carbon_meter", "grafana", "examples", "tests")
 
 MEANINGS = {

@@ -108,6 +108,24 @@ class Costs(NamedTuple):
     joules: Floats
 
 
+class Attended(NamedTuple):
+    """Attention of requests, summed up, arrays of one shape."""
+
+    requests: Floats
+    pairs: Floats
+    """Of a new token and a token that it attends to."""
+    new: Floats
+    read: Floats
+    """Tokens of keys and values."""
+
+
+def attended(rows: StepRows, chosen: NDArray[np.bool_]) -> Attended:
+    """Of the chosen requests of each step."""
+    new, cached = rows.new_tokens, rows.cached_tokens
+    columns = (np.ones_like(new), new * cached + new * (new + 1) / 2, new, cached + new)
+    return Attended(*(rows.per_step(chosen * column) for column in columns))
+
+
 @dataclass(frozen=True)
 class KernelWorld:
     """A model on one GPU."""
@@ -152,35 +170,49 @@ class KernelWorld:
 
     def costs(self, rows: StepRows) -> Costs:
         """Of steps."""
-        parts = [*self._products(rows), *self._attention(rows), *self._rest(rows)]
-        kernel_s = np.sum([part.seconds for part in parts], axis=0)
-        joules = np.sum([part.joules for part in parts], axis=0)
-        draws, sequences = self.draws, rows.counts.astype(np.float64)
-        gpu_s = kernel_s + self.model.num_layers * draws.layer_gap_s
+        tokens, sampled = rows.per_step(rows.new_tokens), rows.per_step(rows.sampled)
+        parts = [self.linear_costs(tokens), self.head_costs(np.maximum(sampled, 1.0))]
+        single = (rows.new_tokens == 1.0) & (rows.cached_tokens > 0)
+        parts += [
+            self.attention_costs(op, attended(rows, chosen))
+            for op, chosen in (("context_attention", ~single), ("generation_attention", single))
+        ]
+        kernels = Costs(*(np.sum(column, axis=0) for column in zip(*parts, strict=True)))
+        return self.step_costs(kernels, rows.counts.astype(np.float64))
+
+    def step_costs(self, kernels: Costs, sequences: Floats) -> Costs:
+        """Of steps: their kernels, gaps of layers, host time and waiting."""
+        draws, idle = self.draws, self.idle_watts
+        gpu_s = kernels.seconds + self.model.num_layers * draws.layer_gap_s
         host_s = draws.host_s + draws.host_sequence_s * sequences
         waiting_s = draws.wait_s + draws.wait_sequence_s * sequences
         seconds = np.maximum(gpu_s, host_s) + waiting_s
-        idle = self.idle_watts
         waiting = idle + draws.waiting_load * (self.gpu.board_watts - idle)
-        return Costs(seconds, joules + waiting * (seconds - kernel_s))
+        return Costs(seconds, kernels.joules + waiting * (seconds - kernels.seconds))
 
-    def _products(self, rows: StepRows) -> list[Costs]:
-        """Linear kernels, as vLLM fuses them, and the LM head."""
-        model, tokens = self.model, rows.per_step(rows.new_tokens)
-        sampled = np.maximum(rows.per_step(rows.sampled), 1.0)
+    def linear_costs(self, tokens: Floats) -> Costs:
+        """Of all kernels whose work hangs on a step's tokens alone, as vLLM fuses them.
+
+        Args:
+            tokens: of steps, shape (steps,).
+        """
+        model = self.model
         hidden, heads = model.hidden_size, model.num_heads * model.head_dim
         joined = heads + 2 * model.num_kv_heads * model.head_dim
-        shapes = [(model.attention_layers, tokens, joined, hidden)]
-        shapes.append((model.attention_layers, tokens, hidden, heads))
+        shapes = [(model.attention_layers, joined, hidden), (model.attention_layers, hidden, heads)]
         if model.dense_layers:
             width = model.intermediate_size
-            shapes.append((model.dense_layers, tokens, 2 * width, hidden))
-            shapes.append((model.dense_layers, tokens, hidden, width))
+            shapes.append((model.dense_layers, 2 * width, hidden))
+            shapes.append((model.dense_layers, hidden, width))
         if model.expert_layers:
-            shapes.append((model.expert_layers, tokens, model.num_experts, hidden))
-        # The head is wider than any measured product: two of half its width.
-        shapes.append((2, sampled, model.vocab_size // 2, hidden))
-        return [self._product(*shape) for shape in shapes]
+            shapes.append((model.expert_layers, model.num_experts, hidden))
+        products = [self._product(count, tokens, *sizes) for count, *sizes in shapes]
+        parts = [*products, *self._rest(tokens)]
+        return Costs(*(np.sum(column, axis=0) for column in zip(*parts, strict=True)))
+
+    def head_costs(self, sampled: Floats) -> Costs:
+        """Of the LM head, which is wider than any measured product: two of half its width."""
+        return self._product(2, sampled, self.model.vocab_size // 2, self.model.hidden_size)
 
     def _product(self, count: int, tokens: Floats, outputs: int, inputs: int) -> Costs:
         """Products whose weights come from memory, though a measured kernel's may not."""
@@ -192,32 +224,28 @@ class KernelWorld:
         work = gemm_work(tokens, np.full_like(tokens, outputs), np.full_like(tokens, inputs))
         return self._drawn("gemm", count, work, seconds)
 
-    def _attention(self, rows: StepRows) -> list[Costs]:
-        """Prefills of a step are like as many equal ones; so are its decodes."""
-        model, new, cached = self.model, rows.new_tokens, rows.cached_tokens
-        single = (new == 1.0) & (cached > 0)
-        pairs = new * cached + new * (new + 1) / 2
-        sizes = model.num_heads * model.head_dim, 2.0 * model.num_kv_heads * model.head_dim
-        costs = []
-        for op, latency, chosen in (
-            ("context_attention", self.prefill, ~single),
-            ("generation_attention", self.decode, single),
-        ):
-            batch = rows.per_step(chosen.astype(np.float64))
-            columns = (pairs, new, cached + new)
-            sums = [rows.per_step(chosen * column) for column in columns]
-            there = np.maximum(batch, 1.0)
-            square = np.sqrt(2 * sums[0] / there)
-            length = np.maximum(square if op == "context_attention" else sums[2] / there, 1.0)
-            seconds = latency.seconds(there, length)
-            work = attention_work(*sums, *(np.full_like(batch, size) for size in sizes))
-            cost = self._drawn(op, model.attention_layers, work, seconds)
-            costs.append(Costs(*(column * (batch > 0) for column in cost)))
-        return costs
+    def attention_costs(self, op: str, attention: Attended) -> Costs:
+        """Prefills of a step are like as many equal ones; so are its decodes.
 
-    def _rest(self, rows: StepRows) -> list[Costs]:
+        Args:
+            op: context_attention or generation_attention.
+            attention: of the requests of steps that take part.
+        """
+        model, batch = self.model, attention.requests
+        wide, there = 2.0 * model.num_kv_heads * model.head_dim, np.maximum(batch, 1.0)
+        if op == "context_attention":
+            latency, length = self.prefill, np.sqrt(2 * attention.pairs / there)
+        else:
+            latency, length = self.decode, attention.read / there
+        seconds = latency.seconds(there, np.maximum(length, 1.0))
+        sizes = (np.full_like(batch, size) for size in (model.num_heads * model.head_dim, wide))
+        work = attention_work(*attention[1:], *sizes)
+        cost = self._drawn(op, model.attention_layers, work, seconds)
+        return Costs(*(column * (batch > 0) for column in cost))
+
+    def _rest(self, tokens: Floats) -> list[Costs]:
         """Experts, and the small kernels that move hidden states."""
-        model, tokens = self.model, rows.per_step(rows.new_tokens)
+        model = self.model
         costs, elements = [], SMALL_ELEMENTS * model.hidden_size
         if model.num_experts:
             seconds = self.experts.seconds(tokens)
