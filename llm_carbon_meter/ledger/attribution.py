@@ -9,24 +9,27 @@ from typing import Final
 
 import numpy as np
 
-from llm_carbon_meter.physics.step_coefficients import StepCoefficients
-from llm_carbon_meter.physics.step_work import CostModel, Floats, StepRows, Work
+from llm_carbon_meter.ledger.token_shares import LinearJoules, token_shares
+from llm_carbon_meter.physics.step_coefficients import LOADS, StepCoefficients
+from llm_carbon_meter.physics.step_work import ATTENTION, HEAD, CostModel, Floats, StepRows, Work
 
 TINY: Final = 1e-300
+HELD_UP: Final = 1.25
+"""A step that takes longer than so many times the expected was held up, and by nobody in it. What
+is less is taken for an error of the expectation, which may be of any part."""
 
 
 def step_loads(rows: StepRows, work: Work | None, coefficients: StepCoefficients) -> Floats:
-    """Shares of each step's time in which it moves bytes and computes, shape (steps, 2).
-
-    Both at once is possible: they may add up to more than 1.
-    """
+    """Shares of each step's expected time under each of the `LOADS`, shape (steps, loads)."""
     if work is None:
-        return np.repeat([[1.0, 0.0]], len(rows.counts), axis=0)
-    _, stream, _, attention, memory = coefficients.seconds[:5]
-    moves = (stream, 0.0, 0.0, memory)
-    computes = (0.0, coefficients.compute_seconds, attention, 0.0)
-    loads_s: Floats = np.array((moves, computes)) @ work.basis[1:5]
-    return (loads_s / (coefficients.seconds @ work.basis)).T
+        middling = np.eye(len(LOADS))[:1]
+        return np.repeat(middling, len(rows.counts), axis=0)
+    parts_s = coefficients.seconds[:, None] * work.basis
+    loads_s = np.empty((len(LOADS), len(rows.counts)))
+    loads_s[:3] = parts_s[2:HEAD].sum(axis=0) * work.activities
+    loads_s[0] += parts_s[HEAD]
+    loads_s[3:] = parts_s[ATTENTION:]
+    return np.asarray((loads_s / parts_s.sum(axis=0)).T)
 
 
 def allreduce_shares(rows: StepRows, durations: Floats, model: CostModel) -> Floats:
@@ -49,7 +52,7 @@ def allreduce_shares(rows: StepRows, durations: Floats, model: CostModel) -> Flo
 
 def step_watts(loads: Floats, coefficients: StepCoefficients) -> Floats:
     """Expected power of steps, per GPU, shape (steps,)."""
-    dynamic = loads @ np.array((coefficients.memory_watts, coefficients.compute_watts))
+    dynamic = loads @ coefficients.load_watts
     return np.asarray(np.minimum(coefficients.static_watts + dynamic, coefficients.limit_watts))
 
 
@@ -71,37 +74,35 @@ def flop_weights(
     rows: StepRows, work: Work | None, durations: Floats, coefficients: StepCoefficients
 ) -> Floats:
     """By operations."""
-    return rows.new_tokens if work is None else work.own_s[1] + work.own_s[2]
+    if work is None or work.model.costs is None:
+        return rows.new_tokens
+    return work.model.costs.operations(rows.new_tokens, rows.cached_tokens, rows.sampled)
 
 
 def shapley_weights(
     rows: StepRows, work: Work | None, durations: Floats, coefficients: StepCoefficients
 ) -> Floats:
-    """The Shapley value of "fixed cost F if anybody runs, plus what each adds": F / |S| + m_r.
+    """The Shapley value of what a set of requests would cost in a step of their own.
 
-    m_r is static power times the time that the request adds, and the dynamic power of its own
-    computing, reading and streaming. F is the same for what nobody adds: the rest of the step's
-    time, and streaming the weights once. Time that computing takes beyond the streaming of the
-    weights is shared per token; experts' weights by who touches them.
+    Launches, and time in which the step was held up, are shared equally, linear kernels by what
+    each request's tokens add to them (`token_shares`), the LM head by sampled positions. Attention
+    and KV cache are each request's own.
     """
     if work is None:
         return rows.new_tokens
-    added = coefficients.seconds[1:5] * (1, 0, 1, 1)
-    outlast = coefficients.seconds[2] + coefficients.seconds[5:] @ work.basis[5:] / (
-        work.basis[2] + TINY
-    )
-    sums_s = work.basis[1:5] - np.array([[work.shared_s], [0], [0], [0]])
-    shared_s = np.maximum(durations - added @ sums_s - outlast * work.basis[2], 0.0)
-    streamed = coefficients.memory_watts * coefficients.seconds[1] * work.shared_s
-    fixed = (coefficients.static_watts * shared_s + streamed) / rows.counts
-    own = rows.per_row(fixed)
-    own += rows.per_row(coefficients.static_watts * outlast) * work.own_s[1]
+    seconds, static = coefficients.seconds, coefficients.static_watts
+    parts_s = seconds[:, None] * work.basis
+    held_s = np.maximum(durations - HELD_UP * parts_s.sum(axis=0), 0.0)
+    rest_s = parts_s[:2].sum(axis=0) + held_s
+    weights = rows.per_row(static * rest_s / rows.counts)
+    weights += token_shares(rows, LinearJoules.of(work.model, coefficients))
+    head = (static + coefficients.load_watts[0]) * parts_s[HEAD]
+    weights += rows.sampled * rows.per_row(head / np.maximum(rows.per_step(rows.sampled), 1.0))
     # Term by term: a product of matrices adds up twins in different orders.
-    for watts, seconds in zip(
-        coefficients.static_watts * added + coefficients.own_watts, work.own_s, strict=True
-    ):
-        own += watts * seconds
-    return own
+    for place, own_s in enumerate(work.own_s):
+        watts = static + coefficients.load_watts[3 + place]
+        weights += watts * seconds[ATTENTION + place] * own_s
+    return weights
 
 
 Policy = Callable[[StepRows, Work | None, Floats, StepCoefficients], Floats]

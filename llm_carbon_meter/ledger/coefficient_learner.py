@@ -10,27 +10,42 @@ from typing import Final
 import numpy as np
 
 from llm_carbon_meter.physics.gpu_specs import GpuSpec
-from llm_carbon_meter.physics.step_coefficients import StepCoefficients, sheet_coefficients
-from llm_carbon_meter.physics.step_work import Floats, Work
+from llm_carbon_meter.physics.linear_kernels import KNOTS
+from llm_carbon_meter.physics.step_coefficients import LOADS, sheet_coefficients
+from llm_carbon_meter.physics.step_work import HEAD, PARTS, Floats, Work
 
 WINDOW_S: Final = 1.0
 """Joules are compared over this long: beside it a counter's period and lag are small."""
-MEMORY_S: Final = 100.0
-"""In every direction in which steps can differ this much is remembered, however old it is."""
+MEMORY_S: Final = 20.0
+"""In every direction in which windows can differ this much is remembered, however old it is. More
+follows a load that changes too slowly, whose errors are alike for as long as it stays."""
+STEPS_MEMORY_S: Final = 5.0
+"""As `MEMORY_S`, of the steps' seconds: hundreds of steps of a kind say how long it takes. More
+would drown the kinds that come seldom."""
 SHEET_SECONDS: Final = 1e-4
 """Squared error of durations that no number of steps takes away: 1 % of them."""
-DOUBTS: Final = np.array((2.0, 0.5, 0.3, 2.0, 1.0, 0.7, 0.5, 0.3))
-"""By how much each of the data sheet's `StepCoefficients.seconds` may be wrong: a launch may take
-some milliseconds, weights stream at 0.6 to 0.9 of the peak, KV cache and attention are slower."""
-SHEET_WINDOWS: Final = 0.1
-"""Weight of the data sheet's watts, as windows: these are known to some 10 %, the data sheet's
-watts to 30 %."""
-AWAKE_LOAD: Final = 0.1
-"""Share of the dynamic power that a step is first thought to draw whatever it does, its clocks
-being up. Measured: 0.06 on A100 (decode of Pythia-70M, 74 W where 60 W are idle, in
-danielcregg/llm-energy-framework), 0.09 on H200 (126 W in its lightest kernels, in
-ai-dynamo/aiconfigurator); a CUDA context alone adds 26 to 66 W to H100, A100 and L40S (arXiv
-2605.23918)."""
+DOUBTS: Final = np.array((1.5, 2.0, *(0.2,) * len(KNOTS), 0.4, 1.5, 0.7))
+"""By how much each of the usual `StepCoefficients.seconds` may be wrong. A launch may take some
+milliseconds; linear kernels are wrong together, and beyond that as `KNOT_DOUBTS` has it."""
+KNOT_DOUBTS: Final = np.array((0.0, 0.15, 0.15, 0.3, 0.38, 0.22, 0.15, 0.22))
+"""By how much each of the `KNOTS` may differ from the one before otherwise than usual: most where
+kernels turn from moving to computing, and waste a part of their tiles."""
+WATT_DOUBTS: Final = np.array((0.1, *(0.12,) * len(LOADS), 0.05))
+"""By how much the usual watts may be wrong, as shares of the limit, in the order of a window's
+seconds."""
+ALIKE: Final = np.array(
+    [
+        [1.0, 0.7, 0.7, 0.7, 0.9],
+        [0.7, 1.0, 0.9, 0.7, 0.7],
+        [0.7, 0.9, 1.0, 0.9, 0.7],
+        [0.7, 0.7, 0.9, 1.0, 0.7],
+        [0.9, 0.7, 0.7, 0.7, 1.0],
+    ]
+)
+"""How alike these errors are among the `LOADS`, as correlations: a GPU that draws little while it
+moves weights does so while it reads the KV cache, and so with linear kernels and attention."""
+WINDOW_ERROR: Final = 0.04
+"""Of a window's joules, against which the usual watts are weighed."""
 USUAL_ERROR: Final = 0.3
 """Of a window's joules, relative, before any was seen."""
 OUTLIER: Final = 2.5
@@ -67,9 +82,11 @@ class Fit:
 
     Args:
         start: what holds before anything was seen.
+        most: of every coefficient.
     """
 
     start: Floats
+    most: Floats
     moments: Floats = field(init=False)
     products: Floats = field(init=False)
 
@@ -112,21 +129,21 @@ class Fit:
             raise ValueError("its sums are not those of any observations")
         self.moments, self.products = moments, products
 
-    def solve(self, ridge: Floats) -> Floats:
-        """Coefficients; ``ridge`` is the weight of the start for each of them."""
-        moments = self.moments + np.diag(ridge)
-        products = self.products + ridge * self.start
+    def solve(self, weight: Floats) -> Floats:
+        """Coefficients; ``weight`` of the start, a matrix like the moments."""
+        moments = self.moments + weight
+        products = self.products + weight @ self.start
         solution = np.full(len(self.start), LEAST)
         free = np.ones(len(solution), np.bool_)
-        # Whoever falls below the bound is held there, and the others are solved again.
+        # Whoever crosses a bound is held there, and the others are solved again.
         while free.any():
             rest = products[free] - moments[np.ix_(free, ~free)] @ solution[~free]
             solution[free] = np.linalg.solve(moments[np.ix_(free, free)], rest)
-            low = free & (solution < LEAST)
-            if not low.any():
+            crossed = free & ((solution < LEAST) | (solution > self.most))
+            if not crossed.any():
                 break
-            solution[low] = LEAST
-            free &= ~low
+            solution[crossed] = np.clip(solution[crossed], LEAST, self.most[crossed])
+            free &= ~crossed
         return solution
 
 
@@ -134,24 +151,33 @@ class Fit:
 class _Window:
     """What a GPU did and counted since its last lesson."""
 
-    seconds: Floats = field(default_factory=lambda: np.zeros(4))
-    """Awake, moving bytes, computing, all."""
+    seconds: Floats = field(default_factory=lambda: np.zeros(2 + len(LOADS)))
+    """Awake, under each of the `LOADS`, and without any step."""
     joules: float = 0.0
 
     @property
     def length_s(self) -> float:
-        return float(self.seconds[3])
+        return float(self.seconds[0] + self.seconds[-1])
 
 
-def _awake(coefficients: StepCoefficients) -> StepCoefficients:
-    """A part of what memory and computing draw is drawn anyhow; busy with either, it is as much."""
-    watts = AWAKE_LOAD * coefficients.compute_watts
-    return replace(
-        coefficients,
-        static_watts=coefficients.static_watts + watts,
-        memory_watts=coefficients.memory_watts - watts,
-        compute_watts=coefficients.compute_watts - watts,
-    )
+def _second_weights() -> Floats:
+    """Of the usual seconds: the inverse of what is doubted of them."""
+    differences = np.cumsum(KNOT_DOUBTS**2)
+    doubted = np.diag(DOUBTS**2)
+    doubted[2:HEAD, 2:HEAD] = DOUBTS[2] ** 2 + np.minimum.outer(differences, differences)
+    return np.asarray(np.linalg.inv(doubted))
+
+
+def _watt_weights() -> Floats:
+    """Likewise of the usual watts, in windows."""
+    alike = np.eye(len(WATT_DOUBTS))
+    alike[1:-1, 1:-1] = ALIKE
+    doubted = alike * np.outer(WATT_DOUBTS, WATT_DOUBTS)
+    return np.asarray(WINDOW_ERROR**2 * np.linalg.inv(doubted))
+
+
+SECOND_WEIGHTS: Final = _second_weights()
+WATT_WEIGHTS: Final = _watt_weights()
 
 
 class CoefficientLearner:
@@ -166,9 +192,10 @@ class CoefficientLearner:
     """
 
     def __init__(self, gpu: GpuSpec, state: LearnerState | None = None) -> None:
-        self.coefficients = _awake(sheet_coefficients(gpu))
-        self._time = Fit(self.coefficients.seconds)
-        self._power = Fit(self._limit_shares())
+        sheet = sheet_coefficients(gpu)
+        self.coefficients = replace(sheet, gap_watts=sheet.static_watts)
+        self._time = Fit(self.coefficients.seconds, np.full(PARTS, np.inf))
+        self._power = Fit(self._limit_shares(), np.ones(len(WATT_DOUBTS)))
         self._windows: dict[str, _Window] = {}
         self._usual_error = USUAL_ERROR
         if state is not None:
@@ -183,21 +210,15 @@ class CoefficientLearner:
 
     def _limit_shares(self) -> Floats:
         """Watts as shares of the GPU's limit, in the order of a window's seconds."""
-        coefficients = self.coefficients
-        awake_watts = coefficients.static_watts - coefficients.idle_watts
-        watts = (
-            awake_watts,
-            coefficients.memory_watts,
-            coefficients.compute_watts,
-            coefficients.idle_watts,
-        )
-        return np.array(watts) / coefficients.limit_watts
+        known = self.coefficients
+        watts = (known.static_watts, *known.load_watts, known.idle_watts)
+        return np.array(watts) / known.limit_watts
 
     def see_steps(self, work: Work, durations: Floats) -> None:
         """Steps and the seconds that they took; relative errors count."""
         took = durations > 0
         parts = work.basis[:, took] / durations[took]
-        memory = float(np.exp(-durations.sum() / MEMORY_S))
+        memory = float(np.exp(-durations.sum() / STEPS_MEMORY_S))
         self._time.see(parts @ parts.T, parts.sum(axis=1), memory)
 
     def see_tick(
@@ -221,7 +242,7 @@ class CoefficientLearner:
         """
         window = self._windows.setdefault(gpu, _Window())
         working_s = float(busy_s.sum())
-        window.seconds += (working_s + awake_s, *(busy_s @ loads), working_s + idle_s)
+        window.seconds += (working_s + awake_s, *(busy_s @ loads), idle_s - awake_s)
         window.joules += joules
         if window.length_s >= WINDOW_S:
             self.skip(gpu)
@@ -248,14 +269,18 @@ class CoefficientLearner:
 
     def _reckon(self) -> None:
         start, moments = self._time.start, self._time.moments
-        doubted = SHEET_SECONDS * float(start @ moments @ start) / DOUBTS**2
-        watts = self._power.solve(np.full(4, SHEET_WINDOWS)) * self.coefficients.limit_watts
-        awake, memory, compute, idle = watts.tolist()
+        doubted = SHEET_SECONDS * float(start @ moments @ start) + TINY
+        limit_watts = self.coefficients.limit_watts
+        # No load alone takes a GPU beyond its limit.
+        self._power.most[1:-1] = max(1.0 - self.coefficients.static_watts / limit_watts, LEAST)
+        watts = self._power.solve(WATT_WEIGHTS) * limit_watts
+        idle = float(watts[-1])
+        static = max(float(watts[0]), idle)  # no step draws less than no step
         self.coefficients = replace(
             self.coefficients,
-            seconds=self._time.solve(doubted + TINY),
-            static_watts=idle + awake,  # no step draws less than no step
-            memory_watts=memory,
-            compute_watts=compute,
+            seconds=self._time.solve(doubted * SECOND_WEIGHTS),
+            static_watts=static,
+            load_watts=watts[1:-1],
+            gap_watts=static,
             idle_watts=idle,
         )

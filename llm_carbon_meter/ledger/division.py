@@ -3,17 +3,15 @@
 In proportion to expected watts x time; the sum is the counter's.
 """
 
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from llm_carbon_meter.ledger.counters import Tick
 from llm_carbon_meter.ledger.open_steps import OpenSteps
-from llm_carbon_meter.physics.step_coefficients import StepCoefficients
+from llm_carbon_meter.physics.step_coefficients import AWAKE_S, StepCoefficients
 from llm_carbon_meter.physics.step_work import Floats, Ints
-
-AWAKE_S: Final = 0.01
-"""In a gap shorter than this a GPU draws what it draws in a step that does nothing."""
 
 
 class Division(NamedTuple):
@@ -34,16 +32,34 @@ class Division(NamedTuple):
     """As the coefficients expect steps and gaps."""
 
 
+class _Pieces(NamedTuple):
+    """Steps inside a tick, and the gaps before, between and after them."""
+
+    start_s: Floats
+    end_s: Floats
+    gaps_s: Floats
+
+    @classmethod
+    def of(cls, tick: Tick, part: slice, steps: OpenSteps) -> "_Pieces":
+        start_s = np.maximum(steps.start[part], tick.start_s)
+        end_s = np.minimum(steps.end[part], tick.end_s)
+        gaps_s = np.append(start_s, tick.end_s) - np.insert(end_s, 0, tick.start_s)
+        return cls(start_s, end_s, np.maximum(gaps_s, 0.0))
+
+    @property
+    def awake(self) -> npt.NDArray[np.bool_]:
+        return self.gaps_s < AWAKE_S
+
+
 def divide(tick: Tick, steps: OpenSteps, coefficients: StepCoefficients) -> Division:
     """Divide a tick that lost nothing."""
     part = steps.within(tick.start_s, tick.end_s)
-    busy_s = np.minimum(steps.end[part], tick.end_s) - np.maximum(steps.start[part], tick.start_s)
+    pieces = _Pieces.of(tick, part, steps)
+    busy_s = pieces.end_s - pieces.start_s
     expected = steps.watts[part] * busy_s
-    idle_s = max(tick.end_s - tick.start_s - float(busy_s.sum()), 0.0)
-    gaps_s = steps.gaps_s(part)
-    awake_s = float(gaps_s[gaps_s < AWAKE_S].sum())
-    idle_expected = coefficients.idle_watts * max(idle_s - awake_s, 0.0)
-    idle_expected += coefficients.static_watts * awake_s
+    idle_s, awake_s = float(pieces.gaps_s.sum()), float(pieces.gaps_s[pieces.awake].sum())
+    idle_expected = coefficients.idle_watts * (idle_s - awake_s)
+    idle_expected += coefficients.gap_watts * awake_s
     busy_expected = float(expected.sum())
     total = busy_expected + idle_expected
     return Division(
@@ -80,15 +96,14 @@ def expected_course(
         steps: all that are open.
         coefficients: what they cost.
     """
-    start = np.maximum(steps.start[part], tick.start_s)
-    end = np.minimum(steps.end[part], tick.end_s)
-    gaps_s = np.append(start, tick.end_s) - np.insert(end, 0, tick.start_s)
-    awake = gaps_s < AWAKE_S
-    pieces = np.zeros(2 * len(start) + 1)
-    pieces[::2] = gaps_s * np.where(awake, coefficients.static_watts, coefficients.idle_watts)
-    pieces[1::2] = (end - start) * steps.watts[part]
-    times = np.concatenate(([tick.start_s], np.column_stack((start, end)).ravel(), [tick.end_s]))
-    return Course(times, np.insert(np.cumsum(pieces), 0, 0.0))
+    start_s, end_s, gaps_s = found = _Pieces.of(tick, part, steps)
+    joules = np.zeros(2 * len(start_s) + 1)
+    gap_watts = np.where(found.awake, coefficients.gap_watts, coefficients.idle_watts)
+    joules[::2] = gaps_s * gap_watts
+    joules[1::2] = (end_s - start_s) * steps.watts[part]
+    edges = np.column_stack((start_s, end_s)).ravel()
+    times = np.concatenate(([tick.start_s], edges, [tick.end_s]))
+    return Course(times, np.insert(np.cumsum(joules), 0, 0.0))
 
 
 class RowShares(NamedTuple):

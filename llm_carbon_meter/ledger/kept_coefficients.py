@@ -11,7 +11,8 @@ from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.formats.kept_state import Identity, KeptState, load
 from llm_carbon_meter.ledger.coefficient_learner import CoefficientLearner, LearnerState
 from llm_carbon_meter.ledger.lag_learner import LagLearner
-from llm_carbon_meter.physics.step_work import EFFICIENCIES, LAUNCH_S, CostModel
+from llm_carbon_meter.physics.linear_kernels import KNOTS
+from llm_carbon_meter.physics.step_work import LAUNCH_S, SEQUENCE_S, CostModel
 from llm_carbon_meter.records import MeterError
 
 
@@ -68,6 +69,6 @@ def _identity(model: CostModel) -> Identity:
     return {
         "gpu": gpu.name,
         "peaks": [gpu.compute_ops_per_s, gpu.bandwidth_bytes_per_s, gpu.limit_watts],
-        "units": [LAUNCH_S, *EFFICIENCIES.ravel().tolist()],
+        "units": [LAUNCH_S, SEQUENCE_S, *KNOTS.tolist()],
         "costs": asdict(model.costs) if model.costs else None,
     }

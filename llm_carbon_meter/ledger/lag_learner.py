@@ -36,6 +36,11 @@ FINE_S: Final = 0.002
 where a load that says little needs all of `MEMORY_S`."""
 SURE_S: Final = 0.015
 """Standard error with which a lag is told and moved."""
+CLEAR: Final = 3.0
+"""Or an error of so many standard errors."""
+AFAR_S: Final = 0.1
+"""Seen from so far away, a lag looks shorter than it is: a move by this much leaves little of what
+was seen before."""
 PACE: Final = 0.2
 """Share of its error by which the lag is moved with each tick."""
 STEP_S: Final = 0.005
@@ -116,14 +121,14 @@ class _GpuLag:
     def _move(self) -> None:
         """By a share of the error, less what of it may be chance."""
         standard_error_s = self.usual_error_s * (SHARED / self.seen) ** 0.5
-        if standard_error_s > SURE_S:
+        wrong_s = self.late_s / self.seen - self.lag_s
+        if standard_error_s > max(SURE_S, abs(wrong_s) / CLEAR):
             return
         self.learnt = True
-        wrong_s = self.late_s / self.seen - self.lag_s
         certain = max(1 - (standard_error_s / max(abs(wrong_s), TINY)) ** 2, 0.0)
         move_s = min(max(PACE * certain * wrong_s, -STEP_S), STEP_S)
         self.lag_s = min(max(self.lag_s + move_s, self.low_s), self.high_s)
-        self._fade(abs(move_s) / EDGE_S)  # seen from afar, a lag looks shorter than it is
+        self._fade(abs(move_s) / AFAR_S)
 
     def _fade(self, age: float) -> None:
         self.seen *= float(np.exp(-age))

@@ -6,6 +6,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_carbon_meter.physics.phases import SUMS
+from llm_carbon_meter.physics.step_coefficients import LOADS
 from llm_carbon_meter.physics.step_work import Floats, Ints
 
 
@@ -18,7 +19,7 @@ class OpenSteps(NamedTuple):
     watts: Floats
     """Expected, of each GPU."""
     loads: Floats
-    """As `attribution.step_loads` has them, shape (steps, 2)."""
+    """As `attribution.step_loads` has them, shape (steps, loads)."""
     allreduce: Floats
     """Share of the step's time."""
     sums: Floats
@@ -44,7 +45,7 @@ class OpenSteps(NamedTuple):
             start,
             end,
             np.full(number, idle_watts),
-            np.zeros((number, 2)),
+            np.zeros((number, len(LOADS))),
             np.zeros(number),
             np.zeros((number, len(SUMS))),
             np.zeros(number, np.bool_),
@@ -82,7 +83,3 @@ class OpenSteps(NamedTuple):
         first = int(np.searchsorted(self.end, start_s, side="right"))
         last = int(np.searchsorted(self.start, end_s, side="left"))
         return slice(first, max(first, last))
-
-    def gaps_s(self, steps: slice) -> Floats:
-        """Seconds between each two steps of a range, shape (steps - 1,)."""
-        return np.asarray(self.start[steps][1:] - self.end[steps][:-1])

@@ -559,11 +559,17 @@ class StepCosts:
             cached: tokens already in the KV cache [k_r].
             sampled: positions whose logits are computed.
         """
-        context = context_sum(new, cached)
-        ops = self.ops_per_token * new + self.ops_per_context * context
+        linear = self.ops_per_token * new + self.ops_per_sample * sampled
+        return linear + self.attention_operations(new, cached)
+
+    def attention_operations(self, new: Floats, cached: Floats) -> Floats:
+        """Those of attention; shapes as in `operations`."""
+        ops = self.ops_per_context * context_sum(new, cached)
         if self.sliding_window:
-            ops += self.ops_per_windowed_context * windowed_sum(new, cached, self.sliding_window)
-        return ops + self.ops_per_sample * sampled
+            ops = ops + self.ops_per_windowed_context * windowed_sum(
+                new, cached, self.sliding_window
+            )
+        return ops
 
     def activation_bytes(self, new: Floats, sampled: Floats) -> Floats:
         """Of each request of a step; shapes as in `operations`."""

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from llm_carbon_meter.physics.gpu_specs import GpuSpec
 from llm_carbon_meter.physics.kernels import StepCosts, context_sum, windowed_sum
+from llm_carbon_meter.physics.linear_kernels import KNOTS, knot_shares, linear_kernels
 from llm_carbon_meter.physics.phases import SUMS
 
 Floats = npt.NDArray[np.float64]
@@ -20,11 +21,11 @@ Ints = npt.NDArray[np.intp]
 
 LAUNCH_S: Final = 1e-3
 """Unit of the time that a step takes whatever it does."""
-EFFICIENCIES: Final = np.array([[1.0], [0.5], [0.25]])
-"""Shares of the compute peak at which computing may outlast the streaming of the weights."""
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
-CHANCES: Final = (_NODES + 1) / 2
-CHANCE_WEIGHTS: Final = _WEIGHTS / 2
+SEQUENCE_S: Final = 1e-5
+"""Unit of the time that each of its requests takes."""
+HEAD, ATTENTION, CACHE = (2 + len(KNOTS) + place for place in range(3))
+"""Places in `Work.basis`, behind launch, requests and the `KNOTS` of the linear kernels."""
+PARTS: Final = CACHE + 1
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,15 @@ class StepRows:
         """Sum of a column over the rows of each step."""
         return np.add.reduceat(values, self.starts)
 
-    def per_row(self, values: Floats) -> Floats:
+    def of_steps(self, chosen: npt.NDArray[np.bool_]) -> "StepRows":
+        """The requests of some of the steps."""
+        kept = np.repeat(chosen, self.counts)
+        columns = (self.new_tokens, self.cached_tokens, self.sampled)
+        return StepRows(self.counts[chosen], *(column[kept] for column in columns))
+
+    def per_row(self, values: Floats | Ints) -> Floats:
         """A value of each step, repeated for its rows."""
-        return np.repeat(values, self.counts)
+        return np.repeat(np.asarray(values, np.float64), self.counts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,15 +80,13 @@ class Work:
     """Seconds at the data sheet's peaks."""
 
     own_s: Floats
-    """Of each request, shape (4, rows): streaming its activations and its part of the weights that
-    not everybody needs (experts by who touches them, the LM head among the requests that sample),
-    computing (linear kernels and LM head), attention, and reading and writing the KV cache."""
-    shared_s: float
-    """Streaming the weights that every step needs once."""
+    """Of each request, shape (2, rows): attention, and reading and writing the KV cache."""
     basis: Floats
-    """What the time of a step is made of, shape (5 + efficiencies, steps): `LAUNCH_S`, the sums of
-    ``own_s`` with ``shared_s`` in the first, and computing beyond all streaming at each of the
-    `EFFICIENCIES`."""
+    """What the time of a step is made of, shape (`PARTS`, steps): `LAUNCH_S`, `SEQUENCE_S` of each
+    request, linear kernels by their `KNOTS`, LM head, and the sums of ``own_s``."""
+    activities: Floats
+    """Of the linear kernels, as `linear_kernels` has them, shape (3, steps)."""
+    model: CostModel
 
 
 def step_work(rows: StepRows, model: CostModel) -> Work | None:
@@ -89,22 +94,26 @@ def step_work(rows: StepRows, model: CostModel) -> Work | None:
     gpu, costs = model.gpu, model.costs
     if costs is None:
         return None
-    columns = (rows.new_tokens, rows.cached_tokens, rows.sampled)
-    own_s = np.empty((4, len(rows.new_tokens)))
-    # Activations pass through the kernels that stream the weights, and hide computing as they do.
-    own_s[0] = _own_weight_bytes(rows, costs)
-    own_s[0] += costs.activation_bytes(rows.new_tokens, rows.sampled)
-    own_s[1] = costs.ops_per_token * rows.new_tokens + costs.ops_per_sample * rows.sampled
-    own_s[2] = costs.operations(*columns) - own_s[1]
-    own_s[3] = costs.kv_bytes(rows.new_tokens, rows.cached_tokens)
-    own_s[::3] /= gpu.bandwidth_bytes_per_s
-    own_s[1:3] /= gpu.compute_ops_per_s
-    basis = np.empty((5 + len(EFFICIENCIES), len(rows.counts)))
+    new, cached = rows.new_tokens, rows.cached_tokens
+    own_s = np.empty((2, len(new)))
+    own_s[0] = costs.attention_operations(new, cached) / gpu.compute_ops_per_s
+    own_s[1] = costs.kv_bytes(new, cached) / gpu.bandwidth_bytes_per_s
+    tokens, sampled = rows.per_step(new), rows.per_step(rows.sampled)
+    linear = linear_kernels(tokens, costs, gpu)
+    basis = np.empty((PARTS, len(rows.counts)))
     basis[0] = LAUNCH_S
-    np.add.reduceat(own_s, rows.starts, axis=1, out=basis[1:5])
-    basis[1] += costs.weight_bytes / gpu.bandwidth_bytes_per_s
-    basis[5:] = np.maximum(basis[2] / EFFICIENCIES - basis[1], 0.0)
-    return Work(own_s, costs.weight_bytes / gpu.bandwidth_bytes_per_s, basis)
+    basis[1] = SEQUENCE_S * rows.counts
+    basis[2:HEAD] = linear.seconds * knot_shares(tokens)
+    basis[HEAD] = _head_seconds(sampled, costs, gpu)
+    np.add.reduceat(own_s, rows.starts, axis=1, out=basis[ATTENTION:])
+    return Work(own_s, basis, linear.activities, model)
+
+
+def _head_seconds(sampled: Floats, costs: StepCosts, gpu: GpuSpec) -> Floats:
+    """Of the LM head, for the positions that steps sample."""
+    moved = costs.head_bytes * (sampled > 0) + costs.bytes_per_sample * sampled
+    computed = costs.ops_per_sample * sampled
+    return np.maximum(moved / gpu.bandwidth_bytes_per_s, computed / gpu.compute_ops_per_s)
 
 
 def step_sums(rows: StepRows, costs: StepCosts) -> Floats:
@@ -121,30 +130,3 @@ def step_sums(rows: StepRows, costs: StepCosts) -> Floats:
     sums[6] = rows.per_step(rows.sampled)
     sums[7] = costs.touched_experts(sums[1])
     return sums.T
-
-
-def _own_weight_bytes(rows: StepRows, costs: StepCosts) -> Floats:
-    samples = rows.sampled > 0
-    sampling = np.maximum(np.add.reduceat(samples, rows.starts, dtype=np.float64), 1.0)
-    streamed = rows.per_row(costs.head_bytes / sampling) * samples
-    if costs.num_experts:
-        streamed += costs.expert_bytes * _expert_shares(rows, costs)
-    return streamed
-
-
-def _expert_shares(rows: StepRows, costs: StepCosts) -> Floats:
-    """Shapley value of the touched experts X(T) = E (1 - prod a_r), a_r = (1 - k/E)^q_r.
-
-    The integral of the product's multilinear extension over the chance of being there; equal to a
-    share per token where all requests have as many.
-    """
-    own = 1 - (1 - costs.experts_per_token / costs.num_experts) ** rows.new_tokens
-    left = np.log1p(-CHANCES[:, None] * own)
-    others = np.exp(
-        np.repeat(np.add.reduceat(left, rows.starts, axis=1), rows.counts, axis=1) - left
-    )
-    shares = own * (CHANCE_WEIGHTS[:, None] * others).sum(axis=0)
-    touched, summed = costs.touched_experts(rows.per_step(rows.new_tokens)), rows.per_step(shares)
-    # A step that is made up may have no tokens.
-    exact = touched / np.where(summed > 0, summed, 1.0)
-    return np.asarray(shares * rows.per_row(exact))

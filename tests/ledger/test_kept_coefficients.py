@@ -14,6 +14,7 @@ from llm_carbon_meter.ledger.lag_learner import LagLearner
 from llm_carbon_meter.physics.gpu_specs import at_limit, gpu_spec
 from llm_carbon_meter.physics.kernels import step_costs
 from llm_carbon_meter.physics.model_list import built_in_model
+from llm_carbon_meter.physics.step_coefficients import LOADS
 from llm_carbon_meter.physics.step_work import CostModel
 from tests.support.steps.cost_models import H100, LLAMA
 
@@ -25,7 +26,9 @@ def taught(pupil: CoefficientLearner) -> float:
         Watts that it then expects.
     """
     for _ in range(50):
-        pupil.see_tick("gpu", np.zeros(0), np.zeros((0, 2)), 1.0, 0.0, H100.idle_watts + 100)
+        pupil.see_tick(
+            "gpu", np.zeros(0), np.zeros((0, len(LOADS))), 1.0, 0.0, H100.idle_watts + 100
+        )
     assert pupil.coefficients.idle_watts > H100.idle_watts + 90
     return pupil.coefficients.idle_watts
 

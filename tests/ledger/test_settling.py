@@ -91,13 +91,13 @@ def test_provisional_equals_final_where_power_is_as_modelled(
 def test_a_figure_waits_for_its_last_tick() -> None:
     """Half settled, a request's provisional figure is filled from the model at the recent scale."""
     ledger = ledger_of()
-    read(ledger, "gpu-0", (0, 0), (1, 224))
+    read(ledger, "gpu-0", (0, 0), (1, 239.75))
     ledger.observe_steps([step_of(0, 2, "a")])
     ledger.settle(1)
     provisional = ledger.close(end_of("a", 2))
     assert provisional.status is Status.PROVISIONAL
-    # 448 W were expected and half of that was counted.
-    assert provisional.joules == pytest.approx(224 + 0.5 * 448)
+    # 479.5 W were expected and half of that was counted.
+    assert provisional.joules == pytest.approx(239.75 + 0.5 * 479.5)
     assert ledger.settle(2) == []
     assert ledger.num_closed == 1
     read(ledger, "gpu-0", (2, 1000))
@@ -170,21 +170,21 @@ def test_giving_up_labels_what_is_not_known() -> None:
 def test_the_intensity_of_the_moment_counts() -> None:
     """Grams of a tick follow the intensity at which it was settled, as do provisional ones."""
     ledger = ledger_of()
-    read(ledger, "gpu-0", (0, 0), (1, 448))
+    read(ledger, "gpu-0", (0, 0), (1, 479.5))
     ledger.observe_steps([step_of(0, 2, "a")])
     ledger.settle(1, grams_per_joule=1.0)
     provisional = ledger.close(end_of("a", 2), grams_per_joule=3.0)
-    assert provisional.operational_grams == pytest.approx(448 + 3 * 448)
-    read(ledger, "gpu-0", (2, 458))
+    assert provisional.operational_grams == pytest.approx(479.5 + 3 * 479.5)
+    read(ledger, "gpu-0", (2, 489.5))
     (record,) = ledger.settle(2, grams_per_joule=3.0)
-    assert record.operational_grams == pytest.approx(448 + 3 * 10)
-    assert ledger.account_grams[Account.DECODE] == pytest.approx(478)
+    assert record.operational_grams == pytest.approx(479.5 + 3 * 10)
+    assert ledger.account_grams[Account.DECODE] == pytest.approx(509.5)
 
 
 def test_before_the_first_reading_nothing_is_counted() -> None:
     """Totals are zero, and a figure is filled from the model."""
     ledger = ledger_of(GPUS)
     ledger.observe_steps([step_of(0, 1, "a")])
-    assert ledger.close(end_of("a", 1)).joules == pytest.approx(2 * 448)
+    assert ledger.close(end_of("a", 1)).joules == pytest.approx(2 * 479.5)
     assert ledger.settle(1) == []
     assert [(g.counter_joules, sum(g.account_joules)) for g in ledger.totals()] == [(0, 0)] * 2

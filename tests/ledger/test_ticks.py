@@ -14,7 +14,7 @@ def test_a_step_in_two_ticks_gets_part_of_each() -> None:
     ledger.observe_steps([step_of(1, 3, "a")])
     ledger.close(end_of("a", 3))
     (record,) = ledger.settle(4)
-    watts = 70 + 0.6 * 630
+    watts = 70 + 0.65 * 630
     assert record.decode_joules == pytest.approx((1000 + 300) * watts / (watts + 70))
     assert book(ledger.totals()[0])["idle"] == pytest.approx(1300 * 70 / (watts + 70))
 
@@ -64,7 +64,7 @@ def test_joules_after_a_rest_belong_to_the_whole_rest() -> None:
     read(ledger, "gpu-0", (0, 0), (0.05, 0), (0.1, 20))
     ledger.close(end_of("a", 0.05))
     (record,) = ledger.settle(0.1)
-    assert record.joules == pytest.approx(20 * 448 / (448 + 70))
+    assert record.joules == pytest.approx(20 * 479.5 / (479.5 + 70))
 
 
 def test_readings_out_of_order_are_left_out() -> None:
