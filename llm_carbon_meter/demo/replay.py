@@ -1,8 +1,9 @@
 """Sends the trace's requests to the server through the official openai client."""
 
 import asyncio
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +16,12 @@ from llm_carbon_meter.testing.servers import Server
 HEADER_PREFIX: Final = "llm-carbon-"
 _TIMEOUT_S: Final = 120.0
 _MIN_WORD: Final = 4
+NOT_SENT: Final = "not sent: the time was over"
+"""The failure of a request that was too late."""
+
+
+def _nothing(_number: int, _answer: "Answer") -> None:
+    pass
 
 
 @dataclass(slots=True)
@@ -78,8 +85,20 @@ async def replay(
     *,
     pace: float,
     at_once: int,
+    until_s: float = math.inf,
+    on_answer: Callable[[int, Answer], None] = _nothing,
 ) -> list[Answer]:
-    """Send the requests at their time divided by ``pace``, at most ``at_once`` in flight."""
+    """Send the requests at their time divided by ``pace``, at most ``at_once`` in flight.
+
+    Args:
+        server: that answers.
+        requests: with their arrivals.
+        prompts: makes their texts.
+        pace: times the arrivals' own.
+        at_once: in flight.
+        until_s: monotonic; what would be sent later fails instead.
+        on_answer: gets the place of each request whose answer has come.
+    """
     from openai import AsyncOpenAI
     from tqdm import tqdm
 
@@ -96,7 +115,10 @@ async def replay(
                 arrival = started + request.arrival_s / pace
                 await asyncio.sleep(max(arrival - time.monotonic(), 0.0))
                 async with free:
+                    if time.monotonic() > until_s:
+                        return Answer("request", False, failure=NOT_SENT)
                     answer = await _send(client, common, number, request, prompts)
+                on_answer(number, answer)
                 bar.update()
                 return answer
 

@@ -20,8 +20,6 @@ from llm_carbon_meter.power.nvml.survey import GpuFacts
 from llm_carbon_meter.power.sampler import PowerSampler
 from llm_carbon_meter.records import Account, EnergyReading, Outcome, RequestEnd, Source, StepEvent
 
-from .subsets import exact_shares, modelled_shares, subsets
-
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.filterwarnings("default", "error::pytest.PytestUnhandledThreadExceptionWarning"),
@@ -48,10 +46,11 @@ def test_shares_are_near_those_of_all_subsets(
     meter: NvmlMeter, found: dict[str, Any], physics: CostModel, seconds: float, name: str
 ) -> None:
     """Each subset of a small batch is run by itself; the Shapley value of their joules is true."""
-    from tests.gpu.loads import Decoder, Row
-    from tests.gpu.measuring import repeated
+    from llm_carbon_meter.campaign.measuring import repeated
+    from llm_carbon_meter.campaign.subsets import StepMember, exact_shares, modelled_shares, subsets
+    from llm_carbon_meter.campaign.torch_work import Decoder
 
-    rows = [Row(*row) for row in BATCHES[name]]
+    rows = [StepMember(*row) for row in BATCHES[name]]
     decoder = Decoder(MODEL, rows, "cuda")
     measured = {
         members: repeated(meter, partial(decoder.step, members), "cuda", seconds)
@@ -76,9 +75,10 @@ def test_every_joule_of_a_run_is_booked(
     meter: NvmlMeter, physics: CostModel, found: dict[str, Any]
 ) -> None:
     """Three requests decode, then the GPU rests: the accounts are the counter's own increments."""
-    from tests.gpu.loads import Decoder, Row, synchronize
+    from llm_carbon_meter.campaign.subsets import StepMember
+    from llm_carbon_meter.campaign.torch_work import Decoder, synchronize
 
-    rows = [Row(1, 500), Row(1, 2000), Row(1, 8000)]
+    rows = [StepMember(1, cached) for cached in (500, 2000, 8000)]
     decoder = Decoder(MODEL, rows, "cuda")
     decoder.step((0, 1, 2))
     synchronize("cuda")
@@ -111,7 +111,7 @@ def test_every_joule_of_a_run_is_booked(
 
 def _steps(decoder: Any, rows: Sequence[Any], seconds: float) -> list[StepEvent]:
     """Decode steps as an engine would report them."""
-    from tests.gpu.loads import synchronize
+    from llm_carbon_meter.campaign.torch_work import synchronize
 
     steps: list[StepEvent] = []
     members = tuple(range(len(rows)))

@@ -3,15 +3,22 @@
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from math import comb
+from typing import NamedTuple
 
 import numpy as np
 
 from llm_carbon_meter.ledger.attribution import shares
 from llm_carbon_meter.physics.step_coefficients import sheet_coefficients
 from llm_carbon_meter.physics.step_work import CostModel, StepRows, step_work
-from tests.gpu.loads import Row
 
 Subset = tuple[int, ...]
+
+
+class StepMember(NamedTuple):
+    """A request of a step: a prefill has nothing cached, a decode has one new token."""
+
+    new: int
+    cached: int
 
 
 def subsets(count: int) -> Iterator[Subset]:
@@ -44,7 +51,7 @@ def exact_shares(joules: Mapping[Subset, float], count: int) -> list[float]:
 
 
 def modelled_shares(
-    rows: Sequence[Row], step_s: float, model: CostModel, policy: str = "shapley"
+    rows: Sequence[StepMember], step_s: float, model: CostModel, policy: str = "shapley"
 ) -> list[float]:
     """What the meter gives the requests of one step that took so long."""
     columns = StepRows(
