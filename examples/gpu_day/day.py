@@ -17,13 +17,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from gpu import stub_environment
-from part import COMPLETE, CUT, Options
+from part import COMPLETE, CUT, FAILED, Options
 from rows import ENDED, HOST, MEASURED, NAME, SIMULATED, DayError, Row, RowsFile, read_rows
 
 from llm_carbon_meter.records import MeterError
 
-RESERVE_S = 12.0
+RESERVE_S = 15.0
 """Of the day's time, for table and plots."""
+LOGS = "logs"
+"""Folder in OUT."""
+LOG_BYTES, LOG_LINES = 200_000, 12
+"""Of a server's log that are kept, and of a part's that are shown where it fails."""
 GRACE_S = 4.0
 """A part that plans to its budget may be so late before it is ended."""
 HOST_S = 60.0
@@ -44,10 +48,10 @@ class Part(NamedTuple):
 PARTS = (
     Part("sensor", "period, lag and power of the counter", 55, 15),
     Part("shares", "joules of every subset of a step's requests", 75, 15),
-    Part("model", "a model of random weights on the disk", 35, 5),
-    Part("served", "requests of the Azure trace, estimated and measured", 130, 60),
-    Part("campaign", "prefill and decode apart, three models", 95, 25),
-    Part("throughput", "tokens per second with and without the meter", 65, 45),
+    Part("model", "a model of random weights on the disk", 70, 5),
+    Part("served", "requests of the Azure trace, estimated and measured", 140, 75),
+    Part("campaign", "prefill and decode apart, three models", 90, 25),
+    Part("throughput", "tokens per second with and without the meter", 70, 45),
 )
 
 
@@ -78,6 +82,12 @@ class Children:
         self._options = options
         self._environment = environment
 
+    def log(self, name: str) -> Path:
+        """What a part prints."""
+        folder = self._options.out / LOGS
+        folder.mkdir(exist_ok=True)
+        return folder / f"{name}.log"
+
     def run(self, name: str, budget_s: float, limit_s: float) -> int | None:
         """A part's exit code; None where its time was over.
 
@@ -87,12 +97,15 @@ class Children:
             limit_s: at which it is ended.
         """
         command = [sys.executable, str(Path(__file__).with_name("part.py")), name]
-        child = subprocess.Popen(
-            [*command, self._options.as_json(), f"{budget_s:.1f}"],
-            env={**os.environ, **self._environment},
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        with self.log(name).open("ab") as log:
+            child = subprocess.Popen(
+                [*command, self._options.as_json(), f"{budget_s:.1f}"],
+                env={**os.environ, **self._environment},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         try:
             return child.wait(limit_s)
         except subprocess.TimeoutExpired:
@@ -132,7 +145,7 @@ def run_parts(options: Options, children: Children, rows: RowsFile, end_s: float
     """Each part in turn; what one does not use is for those after it."""
     todo = still_to_do(rows.rows, options)
     for number, part in enumerate(todo):
-        left_s = end_s - time.monotonic()
+        left_s = max(end_s - time.monotonic(), 0.0)
         budget_s = budgets(todo[number:], left_s)[part.name]
         if budget_s < part.least_s and not options.stub:
             note = f"not begun: {budget_s:.0f} s were its share, it needs {part.least_s:.0f}"
@@ -143,6 +156,8 @@ def run_parts(options: Options, children: Children, rows: RowsFile, end_s: float
         limit_s = max(min(budget_s + GRACE_S, left_s), options.plan.patience_s)
         code = children.run(part.name, budget_s, limit_s)
         _note_killed(rows, options, part.name, code, limit_s)
+        if rows.of(part.name, ENDED)[-1]["how"] in (FAILED, CUT):
+            print(last_lines(options.out / LOGS / f"{part.name}.log", LOG_LINES), flush=True)
 
 
 def _note_killed(
@@ -174,16 +189,31 @@ def run(options: Options, minutes: float) -> int:
         print(f"gpu-day: {remark}", flush=True)
     children = Children(options, environment)
     if children.run(HOST, HOST_S, HOST_S) != 0:
-        raise DayError("the GPU cannot be used; the reason is above")
+        raise DayError(f"the GPU cannot be used: {last_lines(children.log(HOST), 1)}")
     try:
         run_parts(options, children, rows, end_s)
     except KeyboardInterrupt:
         print("gpu-day: interrupted; the same command goes on from here", file=sys.stderr)
     rows.close()
+    keep_logs(options)
     from report import write_all
 
     write_all(options.out)
     return 0 if not still_to_do(read_rows(options.out / NAME)[0], options) else 1
+
+
+def last_lines(log: Path, count: int) -> str:
+    """Of a file that may be missing."""
+    text = log.read_text("utf-8", "replace") if log.exists() else ""
+    return "\n".join(text.strip().splitlines()[-count:])
+
+
+def keep_logs(options: Options) -> None:
+    """The ends of the servers' logs, beside those of the parts."""
+    for log in options.scratch.glob("*.log"):
+        with log.open("rb") as file:
+            file.seek(max(log.stat().st_size - LOG_BYTES, 0))
+            (options.out / LOGS / f"server-{log.name}").write_bytes(file.read())
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

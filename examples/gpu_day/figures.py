@@ -54,10 +54,11 @@ def _shares(figure: Any, found: Findings) -> bool:
         for number, (label, values) in enumerate(series.items()):
             shift = (number - 2) * 0.17
             axes.bar(places + shift, values, 0.16, label=label, color=COLOURS[number])
-        names = [f"{new} new\n{cached} cached" for new, cached in one.requests]
-        axes.set_xticks(places, names, fontsize="x-small")
+        names = [f"{new} new\n+ {cached}" for new, cached in one.requests]
+        axes.set_xticks(places, names, fontsize="xx-small")
         axes.set_title(one.batch)
     panels[0].set_ylabel("share of the step's joules")
+    figure.supxlabel("requests of a step: new tokens + cached tokens", fontsize="small")
     panels[0].legend(fontsize="small")
     return True
 
@@ -82,25 +83,25 @@ def _served(figure: Any, found: Findings) -> bool:
     return True
 
 
-def _power(figure: Any, found: Findings) -> bool:
+def _joules(figure: Any, found: Findings) -> bool:
     traces = [row for row in of_kind(found.rows, "served", "trace") if len(row["times_s"]) > 2]
     if not traces:
         return False
     axes, last = figure.subplots(), traces[-1]
     times_s = np.array(last["times_s"]) - last["times_s"][0]
-    seconds = np.diff(times_s)
-    floor = np.zeros(len(seconds))
+    floor = np.zeros(len(times_s))
     for account, colour in LAYERS:
-        watts = np.diff(last["accounts_joules"][account]) / seconds
-        if watts.any():
-            top = floor + watts
-            axes.stairs(top, times_s, baseline=floor, fill=True, color=colour, label=account)
-            floor = top
-    counter = np.diff(last["counter_joules"]) / seconds
-    axes.stairs(counter, times_s, color="black", label="counter, read independently", baseline=None)
+        joules = np.array(last["accounts_joules"][account])
+        top = floor + joules - joules[0]
+        if (top > floor).any():
+            axes.fill_between(times_s, floor, top, step="post", color=colour, label=account)
+        floor = top
+    counter = np.array(last["counter_joules"])
+    label = "counter, read independently"
+    axes.plot(times_s, counter - counter[0], color="black", label=label)
     axes.set_xlabel("s")
-    axes.set_ylabel("W, mean between two scrapes")
-    axes.legend(fontsize="small", ncols=2)
+    axes.set_ylabel("J since the beginning")
+    axes.legend(fontsize="small", loc="upper left")
     return True
 
 
@@ -138,6 +139,7 @@ def _sensor(figure: Any, found: Findings) -> bool:
     left.set_ylabel("how often")
     left.legend(fontsize="small")
     lags_ms = [1000 * lag_s for lag_s in truth.onset_lags_s(found.rows)]
+    right.set_xticks(range(len(lags_ms)))
     right.plot(lags_ms, "o", color=COLOURS[0], label="onset of a load")
     learnt_s = truth.learnt_lag_s(found.rows)
     if learnt_s is not None:
@@ -153,6 +155,7 @@ def _throughput(figure: Any, found: Findings) -> bool:
     if not ratios:
         return False
     axes = figure.subplots()
+    axes.set_xticks(range(len(ratios)))
     axes.plot(ratios, "o", color=COLOURS[1], label="a pair of rounds")
     axes.axhline(float(np.median(ratios)), color=COLOURS[1], label="median")
     axes.axhline(1.0, color=COLOURS[0], lw=0.8, label="no cost")
@@ -165,7 +168,7 @@ def _throughput(figure: Any, found: Findings) -> bool:
 PLOTS: dict[str, Callable[[Any, Findings], bool]] = {
     "sensor": _sensor,
     "shares": _shares,
-    "power": _power,
+    "joules": _joules,
     "served": _served,
     "campaign": _campaign,
     "throughput": _throughput,
@@ -173,7 +176,7 @@ PLOTS: dict[str, Callable[[Any, Findings], bool]] = {
 TITLES = {
     "sensor": "the counter: its period, and how late it shows a load",
     "shares": "requests' shares of a step: exact, and by policy",
-    "power": "power while requests were served: the counter, and the accounts of the meter",
+    "joules": "joules while requests were served: the counter, and the accounts of the meter",
     "served": "served requests: estimated against the record",
     "campaign": "prefill and decode: campaign rows and estimates",
     "throughput": "what metering costs a server",

@@ -1,6 +1,5 @@
 """Campaign rows: joules of prefill alone and of whole answers, of three models."""
 
-import os
 from contextlib import closing
 from dataclasses import replace
 
@@ -20,7 +19,6 @@ FILE = "campaign.csv"
 def run(day: Day) -> str:
     """What the file lacks, until the time is over; the file is that of the verb campaign."""
     plan = day.plan
-    os.environ["LLM_CARBON_METER_ENABLED"] = "0"  # inherited by the workers
     wanted = make_plan(
         day.options.engine,
         [] if plan.campaign_models == (TINY_MODEL,) else plan.campaign_models,

@@ -31,16 +31,18 @@ from llm_carbon_meter.testing.servers import Server
 PART = "served"
 SEED = 0
 COUNTER_PERIOD_S = 0.05
-SETTLING_S = 3.0
-"""Idle before and after: the meter settles ticks that are gathered to a second."""
-UNSETTLED_S = 0.5
-"""When joules have just been booked, those of at most the last so long have not."""
+SETTLING_S = 2.0
+"""Idle before and after: what was done is booked, in ticks that are gathered to a second."""
+BOOKINGS = 3
+"""Before and after: how far the accounts are behind the counter varies a little."""
 BOOKED_WITHIN_S = 3.0
 """Idle joules are booked about once a second."""
 LOOK_S = 0.05
-LAST_ANSWERS_S = 20.0
+LAST_ANSWERS_S = 40.0
 """Before the end nothing more is sent: what is under way has to be answered and settled."""
-RECORD_WITHIN_S = 15.0
+ANSWERED_WITHIN_S = 24.0
+"""After that; what takes longer is given up, and the joules are counted without its record."""
+RECORD_WITHIN_S = 8.0
 COLLECT_S = 0.5
 WARM_UP = (TraceRequest(0.0, 64, 8), TraceRequest(0.0, 300, 8))
 """The first requests make the cache and compile; they are no part of what is judged."""
@@ -68,14 +70,15 @@ def _serve(day: Day, requests: Sequence[TraceRequest], numbers: Sequence[int]) -
         sampler.start()
         stack.callback(sampler.stop)
         time.sleep(SETTLING_S)
-        before = just_booked(server.url)
+        before = bookings(server.url)
         collector = Collector(day, server, numbers)
-        with Watch(server.url) as watch, day.gpu.busy():
+        with Watch(server.url) as watch:
             until_s = day.limit_s - LAST_ANSWERS_S
-            answers = asyncio.run(_replay(day, server, requests, prompts, until_s, collector))
-        collector.stop()
-        time.sleep(SETTLING_S)
-        after = just_booked(server.url)
+            with day.gpu.busy():
+                answers = asyncio.run(_replay(day, server, requests, prompts, until_s, collector))
+            collector.stop()
+            time.sleep(SETTLING_S)
+            after = bookings(server.url)
         text = _metrics(server.url)
         series = list(readings)
     session = str(len(day.rows.of(PART, "balance")))
@@ -93,9 +96,9 @@ def _serve(day: Day, requests: Sequence[TraceRequest], numbers: Sequence[int]) -
         - min((answer.started_s for answer in sent), default=0.0),
         counter_lag_s=value_of(text, "gpu_energy_lag_seconds"),
         sampler_read_s=value_of(text, "sampler_read_seconds"),
-        accounted_ratio=max(after.accounted_ratios, default=None),
+        accounted_ratio=max(after[-1].accounted_ratios, default=None),
     )
-    day.rows.add(PART, "trace", session, **trace([before, *watch.scrapes, after], series))
+    day.rows.add(PART, "trace", session, **trace([before[-1], *watch.scrapes], series))
 
 
 async def _replay(
@@ -114,6 +117,7 @@ async def _replay(
         pace=plan.pace,
         at_once=plan.at_once,
         until_s=until_s,
+        answered_within_s=ANSWERED_WITHIN_S,
         on_answer=note,
     )
 
@@ -203,38 +207,62 @@ def _estimate(estimate: Mapping[str, Any] | None) -> dict[str, Any] | None:
     }
 
 
-def just_booked(url: str) -> Scrape:
-    """A scrape of the moment at which the accounts have grown."""
-    first = one = scrape(url)
-    end_s = time.monotonic() + BOOKED_WITHIN_S
-    while one.total() == first.total() and time.monotonic() < end_s:
+def bookings(url: str) -> list[Scrape]:
+    """Scrapes of moments at which the accounts had just grown."""
+    last, booked = scrape(url), []
+    end_s = time.monotonic() + BOOKINGS * BOOKED_WITHIN_S
+    while len(booked) < BOOKINGS and time.monotonic() < end_s:
         time.sleep(LOOK_S)
         one = scrape(url)
-    return one
+        if one.total() > last.total():
+            booked.append(one)
+            last = one
+    return booked or [last]
 
 
 def balance(
-    before: Scrape, after: Scrape, readings: Sequence[EnergyReading], charged_joules: float
+    before: Sequence[Scrape],
+    after: Sequence[Scrape],
+    readings: Sequence[EnergyReading],
+    charged_joules: float,
 ) -> dict[str, Any]:
-    """Joules between two scrapes, of idle times: by the counter, the accounts and the records."""
+    """Joules between two idle times: by the counter, by the accounts and by the records.
+
+    Args:
+        before: moments at which joules were booked; the median of how far behind counts.
+        after: likewise.
+        readings: of the counter, by somebody else than the meter.
+        charged_joules: of the records.
+    """
+    (first, first_spread), (last, last_spread) = (
+        _typical(before, readings),
+        _typical(after, readings),
+    )
     accounts = {
-        account.label: after.total(accounts=[account.label])
-        - before.total(accounts=[account.label])
+        account.label: last.total(accounts=[account.label]) - first.total(accounts=[account.label])
         for account in Account
     }
-    times_s, joules = _series(readings)
-    counted = np.interp([before.monotonic_s, after.monotonic_s], times_s, joules)
-    idle_s = [before.monotonic_s - SETTLING_S / 2, before.monotonic_s]
-    idle_watts = float(np.diff(np.interp(idle_s, times_s, joules))[0]) / (SETTLING_S / 2)
+    counted = _counter_at([first, last], readings)
     return {
         "counter_joules": float(counted[1] - counted[0]),
         "accounts_joules": accounts,
         "requests_accounts_joules": sum(accounts[a.label] for a in REQUEST_ACCOUNTS),
         "records_joules": charged_joules,
-        "span_s": after.monotonic_s - before.monotonic_s,
-        "idle_watts": idle_watts,
-        "resolution_joules": idle_watts * UNSETTLED_S,
+        "span_s": last.monotonic_s - first.monotonic_s,
+        "resolution_joules": max(first_spread, last_spread),
     }
+
+
+def _typical(scrapes: Sequence[Scrape], readings: Sequence[EnergyReading]) -> tuple[Scrape, float]:
+    """The scrape whose distance to the counter is the median, and the spread of that [J]."""
+    behind = _counter_at(scrapes, readings) - [one.total() for one in scrapes]
+    place = int(np.argsort(behind, kind="stable")[(len(behind) - 1) // 2])
+    return scrapes[place], float(np.ptp(behind))
+
+
+def _counter_at(scrapes: Sequence[Scrape], readings: Sequence[EnergyReading]) -> np.ndarray:
+    times_s, joules = _series(readings)
+    return np.interp([one.monotonic_s for one in scrapes], times_s, joules)
 
 
 def _series(readings: Sequence[EnergyReading]) -> tuple[np.ndarray, np.ndarray]:
@@ -247,11 +275,9 @@ def _series(readings: Sequence[EnergyReading]) -> tuple[np.ndarray, np.ndarray]:
 
 def trace(scrapes: Sequence[Scrape], readings: Sequence[EnergyReading]) -> dict[str, Any]:
     """For the picture: the counter and every account at the times of the scrapes."""
-    times_s, joules = _series(readings)
-    at_s = [one.monotonic_s for one in scrapes]
     return {
-        "times_s": [round(t, 3) for t in at_s],
-        "counter_joules": np.round(np.interp(at_s, times_s, joules), 3).tolist(),
+        "times_s": [round(one.monotonic_s, 3) for one in scrapes],
+        "counter_joules": np.round(_counter_at(scrapes, readings), 3).tolist(),
         "accounts_joules": {
             account.label: [round(one.total(accounts=[account.label]), 3) for one in scrapes]
             for account in Account

@@ -182,7 +182,7 @@ def _lag_row(rows: list[Row]) -> Iterator[Cells]:
     if lags_s:
         true_s = median(lags_s)
         off = MISSING if learnt_s is None else _ms(learnt_s - true_s)
-        said = "not learnt" if learnt_s is None else f"learnt: {_ms(learnt_s)}"
+        said = "not learnt" if learnt_s is None else f"ledger: {_ms(learnt_s)}"
         yield f"lag of the counter, {len(lags_s)} onsets of a load", _ms(true_s), said, off
 
 

@@ -10,6 +10,7 @@ bundle the day runs in this Python.
 
 import argparse
 import importlib.util
+import json
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
+MANIFEST = "manifest.json"
 UNPACK = HERE.parent / "offline_bundle" / "unpack.py"
 NEEDED = {
     "numpy": "the meter",
@@ -100,8 +102,8 @@ def unpack(bundle: Path, into: Path, python: Path) -> None:
         StartError: it is broken, not whole, or lacks something.
     """
     parts = sorted(path for path in bundle.iterdir() if path.is_file()) if bundle.is_dir() else []
-    if not any(path.name == "manifest.json" for path in parts):
-        raise StartError(f"{bundle} has no manifest.json of pack.py: name the bundle's folder")
+    if not any(path.name == MANIFEST for path in parts):
+        raise StartError(f"{bundle} has no {MANIFEST} of pack.py: name the bundle's folder")
     command = [sys.executable, str(UNPACK), *map(str, parts)]
     if subprocess.run([*command, "--into", str(into), "--python", str(python)]).returncode:
         raise StartError(f"the bundle {bundle} cannot be used; the reason is above")
@@ -158,8 +160,6 @@ def check_modules(python: str) -> None:
     Raises:
         StartError: names all modules that are missing.
     """
-    import json
-
     asked = [python, "-c", CHECK, json.dumps(list(NEEDED))]
     done = subprocess.run(asked, capture_output=True, text=True)
     if done.returncode:
@@ -172,6 +172,12 @@ def check_modules(python: str) -> None:
             "bundle and name its folder: make gpu-day OUT=… BUNDLE=FOLDER "
             "(examples/README.md has the command that packs it)"
         )
+
+
+def variables(bundle: Path) -> dict[str, str]:
+    """Without which an engine misses what the bundle leaves out."""
+    wanted: dict[str, str] = json.loads((bundle / MANIFEST).read_text("utf-8"))["environment"]
+    return wanted
 
 
 def arguments_of(options: argparse.Namespace, scratch: Path, left_minutes: float) -> list[str]:
@@ -199,8 +205,9 @@ def run(options: argparse.Namespace) -> int:
     left_minutes = options.minutes - (time.monotonic() - began_s) / 60
     command = [python, str(HERE / "day.py"), *arguments_of(options, scratch, left_minutes)]
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
+    wanted = variables(options.bundle) if options.bundle else {}
     sys.stdout.flush()
-    os.execve(python, command, {**os.environ, "PYTHONPATH": path})
+    os.execve(python, command, {**os.environ, **wanted, "PYTHONPATH": path})
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -133,7 +133,7 @@ class Balance(NamedTuple):
     requests_accounts: float
     records: float
     resolution: float
-    """Joules that a scrape may be behind the counter."""
+    """Joules: how far the accounts were behind the counter varied so much."""
     unattributed: float
 
     @property

@@ -18,6 +18,8 @@ _TIMEOUT_S: Final = 120.0
 _MIN_WORD: Final = 4
 NOT_SENT: Final = "not sent: the time was over"
 """The failure of a request that was too late."""
+NOT_ANSWERED: Final = "given up: the time was over"
+"""That of one whose answer was."""
 
 
 def _nothing(_number: int, _answer: "Answer") -> None:
@@ -86,6 +88,7 @@ async def replay(
     pace: float,
     at_once: int,
     until_s: float = math.inf,
+    answered_within_s: float = math.inf,
     on_answer: Callable[[int, Answer], None] = _nothing,
 ) -> list[Answer]:
     """Send the requests at their time divided by ``pace``, at most ``at_once`` in flight.
@@ -97,6 +100,7 @@ async def replay(
         pace: times the arrivals' own.
         at_once: in flight.
         until_s: monotonic; what would be sent later fails instead.
+        answered_within_s: after that; an answer that takes longer is given up.
         on_answer: gets the place of each request whose answer has come.
     """
     from openai import AsyncOpenAI
@@ -115,9 +119,15 @@ async def replay(
                 arrival = started + request.arrival_s / pace
                 await asyncio.sleep(max(arrival - time.monotonic(), 0.0))
                 async with free:
-                    if time.monotonic() > until_s:
+                    left_s = until_s - time.monotonic()
+                    if left_s < 0:
                         return Answer("request", False, failure=NOT_SENT)
-                    answer = await _send(client, common, number, request, prompts)
+                    most_s = left_s + answered_within_s
+                    try:
+                        async with asyncio.timeout(most_s if most_s < math.inf else None):
+                            answer = await _send(client, common, number, request, prompts)
+                    except TimeoutError:
+                        return Answer("request", False, failure=NOT_ANSWERED)
                 on_answer(number, answer)
                 bar.update()
                 return answer
