@@ -19,6 +19,7 @@ from plan import ON_GPU, REHEARSAL, DayPlan
 from rows import ENDED, HOST, DayError, RowsFile
 
 from llm_carbon_meter.testing.nvml_stub import SCRIPT_VARIABLE
+from llm_carbon_meter.testing.servers import cuda_available
 
 LAST_LINES = 1
 """Of an error that are noted beside its first."""
@@ -93,7 +94,11 @@ def run_of(name: str) -> Run:
 
 
 def host(day: Day) -> Mapping[str, Any]:
-    """What is measured on; asked for before torch touches the GPU."""
+    """What is measured on.
+
+    Raises:
+        DayError: NVML or torch cannot use it.
+    """
     import importlib.metadata
     import platform
 
@@ -104,6 +109,11 @@ def host(day: Day) -> Mapping[str, Any]:
             return importlib.metadata.version(package)
         return "not installed"
 
+    if day.gpu.device == "cuda" and not cuda_available():
+        raise DayError(
+            "NVML shows a GPU, and this torch cannot use it (torch.cuda.is_available() is False): "
+            "name the Python whose torch can, make gpu-day PYTHON=…"
+        )
     packages = ("torch", "transformers", "accelerate", "nvidia-ml-py", "matplotlib")
     return {
         **facts(day.gpu),
@@ -162,17 +172,18 @@ def main(name: str, options_json: str, seconds: str) -> int:
 
 
 def _note_host(day: Day) -> None:
-    """Once; rows of another GPU are in the way.
+    """A row; what is there of another GPU or engine is in the way.
 
     Raises:
-        DayError: the folder has rows of another GPU.
+        DayError: the folder has rows of another GPU or engine.
     """
     now, before = host(day), [row for row in day.rows.rows if row["kind"] == HOST]
-    if before and before[-1]["gpu"] != now["gpu"]:
-        raise DayError(
-            f"{day.options.out} has rows of {before[-1]['gpu']}, and this is {now['gpu']}: name "
-            "another OUT"
-        )
+    for name in ("gpu", "engine"):
+        if before and before[-1][name] != now[name]:
+            raise DayError(
+                f"{day.options.out} has rows of {before[-1][name]}, and this is {now[name]}: name "
+                "another OUT"
+            )
     day.rows.add(HOST, HOST, **now)
 
 
@@ -180,4 +191,4 @@ if __name__ == "__main__":
     try:
         sys.exit(main(*sys.argv[1:]))
     except DayError as error:
-        sys.exit(f"gpu-day: {error}")
+        sys.exit(str(error))

@@ -249,7 +249,7 @@ def balance(
         "requests_accounts_joules": sum(accounts[a.label] for a in REQUEST_ACCOUNTS),
         "records_joules": charged_joules,
         "span_s": last.monotonic_s - first.monotonic_s,
-        "resolution_joules": max(first_spread, last_spread),
+        "resolution_joules": max(first_spread, last_spread) + _between_looks(before, readings),
     }
 
 
@@ -258,6 +258,13 @@ def _typical(scrapes: Sequence[Scrape], readings: Sequence[EnergyReading]) -> tu
     behind = _counter_at(scrapes, readings) - [one.total() for one in scrapes]
     place = int(np.argsort(behind, kind="stable")[(len(behind) - 1) // 2])
     return scrapes[place], float(np.ptp(behind))
+
+
+def _between_looks(idle: Sequence[Scrape], readings: Sequence[EnergyReading]) -> float:
+    """Idle joules of the time between two readings and two scrapes."""
+    counted, span_s = _counter_at(idle, readings), idle[-1].monotonic_s - idle[0].monotonic_s
+    watts = float(counted[-1] - counted[0]) / span_s if span_s > 0 else 0.0
+    return watts * (COUNTER_PERIOD_S + LOOK_S)
 
 
 def _counter_at(scrapes: Sequence[Scrape], readings: Sequence[EnergyReading]) -> np.ndarray:

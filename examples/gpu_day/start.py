@@ -196,6 +196,8 @@ def run(options: argparse.Namespace) -> int:
         StartError: the host lacks something.
     """
     began_s = time.monotonic()
+    if not options.minutes > 0:
+        raise StartError(f"MINUTES={options.minutes:g}: expected more than 0")
     out = options.out.resolve()
     check_out(out)
     scratch = (options.scratch or out.with_name(out.name + "-scratch")).resolve()

@@ -111,6 +111,13 @@ def test_both_phases_of_a_load_are_measured_apart(stub: Stub) -> None:
     assert max(prefill) < min(whole)
 
 
+def test_rows_of_a_stub_may_say_that_they_are_simulated() -> None:
+    """Whoever starts the campaign knows; the file then lacks what was measured elsewhere."""
+    plain = job()
+    assert plain.identity["source"] == "measured"
+    assert replace(plain, source="simulated").identity["source"] == "simulated"
+
+
 def test_a_model_without_sdpa_runs_by_its_own_attention() -> None:
     """Bloom, in transformers: ALiBi is no mask that PyTorch's attention takes."""
     shape = {"hidden_size": 32, "n_layer": 1, "n_head": 2, "vocab_size": 64}

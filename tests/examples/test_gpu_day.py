@@ -347,7 +347,7 @@ def test_a_balance_is_taken_between_moves_of_the_counter(day: Any) -> None:
     assert found["accounts_joules"]["decode"] == 600
     assert found["requests_accounts_joules"] == 600
     assert found["records_joules"] == 598
-    assert found["resolution_joules"] == pytest.approx(60)
+    assert found["resolution_joules"] == pytest.approx(60 + 0.1 * 100)
 
 
 def test_gauges_are_read_from_metrics(day: Any) -> None:
