@@ -19,6 +19,7 @@ from typing import NamedTuple
 from gpu import stub_environment
 from part import COMPLETE, CUT, FAILED, Options
 from rows import ENDED, HOST, MEASURED, NAME, SIMULATED, DayError, Row, RowsFile, read_rows
+from session import end_session
 
 from llm_carbon_meter.records import MeterError
 
@@ -115,30 +116,15 @@ class Children:
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
-    """Servers and workers are in the groups of its session."""
+    """With its servers and workers."""
     if child.poll() is None:
         child.terminate()
         try:
             child.wait(GRACE_S)
         except subprocess.TimeoutExpired:
             child.kill()
-    for group in _groups_of_session(child.pid):
-        os.killpg(group, signal.SIGKILL)
+    end_session(child.pid)
     child.wait()
-
-
-def _groups_of_session(session: int) -> set[int]:
-    """Process groups of a session, as /proc lists them."""
-    found = set()
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            fields = entry.read_text().rpartition(")")[2].split()
-        except OSError:  # it has ended meanwhile
-            continue
-        state, group, owner = fields[0], int(fields[2]), int(fields[3])
-        if owner == session and state != "Z":
-            found.add(group)
-    return found
 
 
 def run_parts(options: Options, children: Children, rows: RowsFile, end_s: float) -> None:
@@ -154,7 +140,11 @@ def run_parts(options: Options, children: Children, rows: RowsFile, end_s: float
             continue
         print(f"{part.name}: {part.what}, {budget_s:.0f} s", flush=True)
         limit_s = max(min(budget_s + GRACE_S, left_s), options.plan.patience_s)
-        code = children.run(part.name, budget_s, limit_s)
+        try:
+            code = children.run(part.name, budget_s, limit_s)
+        except KeyboardInterrupt:
+            rows.add(part.name, ENDED, how=CUT, note="interrupted", seconds=0)
+            raise
         _note_killed(rows, options, part.name, code, limit_s)
         if rows.of(part.name, ENDED)[-1]["how"] in (FAILED, CUT):
             print(last_lines(options.out / LOGS / f"{part.name}.log", LOG_LINES), flush=True)

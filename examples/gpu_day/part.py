@@ -17,6 +17,7 @@ from typing import Any
 from gpu import DayGpu, RealGpu, StubGpu, facts
 from plan import ON_GPU, REHEARSAL, DayPlan
 from rows import ENDED, HOST, DayError, RowsFile
+from session import end_with_parent
 
 from llm_carbon_meter.testing.nvml_stub import SCRIPT_VARIABLE
 from llm_carbon_meter.testing.servers import cuda_available
@@ -160,6 +161,7 @@ def main(name: str, options_json: str, seconds: str) -> int:
     """Run one part until it is complete or its time is over."""
     import os
 
+    end_with_parent()
     options = Options.from_json(options_json)
     deadline_s = time.monotonic() + float(seconds)
     gpu = gpu_of(options, os.environ)

@@ -1,5 +1,6 @@
 """A GPU day, without a GPU: budgets, resuming, parts that fail, its numbers and its words."""
 
+import contextlib
 import json
 import subprocess
 import sys
@@ -17,9 +18,22 @@ from llm_carbon_meter.physics.kernels import step_costs
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.physics.step_work import CostModel
 from llm_carbon_meter.testing.scrape import Entry, Scrape
+from tests.support.waiting import eventually
 
 SCRIPTS = Path(__file__).parents[2] / "examples" / "gpu_day"
-NAMES = ("rows", "plan", "gpu", "part", "day", "truth", "estimates", "report", "cards", "start")
+NAMES = (
+    "rows",
+    "plan",
+    "gpu",
+    "part",
+    "day",
+    "truth",
+    "estimates",
+    "report",
+    "cards",
+    "start",
+    "session",
+)
 GPU = "NVIDIA H100 80GB HBM3"
 HOST = {
     "gpu": GPU,
@@ -144,8 +158,8 @@ def run_parts(day: Any, folder: Path, **codes: Any) -> tuple[list[str], Any]:
     (chosen.scratch / "model").mkdir(parents=True, exist_ok=True)
     rows = day.rows.RowsFile(chosen.out, "simulated")
     children = Children(day, chosen.out, **codes)
-    day.day.run_parts(chosen, children, rows, time.monotonic() + 60)
-    rows.close()
+    with contextlib.closing(rows):
+        day.day.run_parts(chosen, children, rows, time.monotonic() + 60)
     return children.began, rows
 
 
@@ -188,6 +202,50 @@ def test_on_a_gpu_a_part_without_its_least_time_is_not_begun(day: Any, tmp_path:
     (note,) = [row["note"] for row in rows.of("served", "ended")]
     assert note.startswith("not begun: ")
     assert note.endswith("it needs 75")
+
+
+def test_an_interrupted_part_says_so(
+    day: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And none after it begins."""
+
+    def interrupted(*_: Any) -> int:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Children, "run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_parts(day, tmp_path)
+    rows, _ = day.rows.read_rows(tmp_path / "out" / day.rows.NAME)
+    assert [(row["part"], row["note"]) for row in rows] == [("sensor", "interrupted")]
+
+
+def test_a_part_ends_with_all_its_processes_when_the_day_is_killed(
+    day: Any, tmp_path: Path
+) -> None:
+    """Nobody else would free the GPU: a server in a group of its own goes too."""
+    part = (
+        "import subprocess, sys, time\n"
+        f"sys.path.insert(0, {str(SCRIPTS)!r})\n"
+        "from session import end_with_parent\n"
+        "end_with_parent()\n"
+        "subprocess.Popen(['sleep', '60'], process_group=0)\n"
+        "print('begun', flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    parent = (
+        "import subprocess, sys, time\n"
+        f"child = subprocess.Popen([sys.executable, '-c', {part!r}], start_new_session=True)\n"
+        "print(child.pid, flush=True)\n"
+        "time.sleep(60)\n"
+    )
+    killed = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE, text=True)
+    with killed:
+        assert killed.stdout is not None
+        session = int(killed.stdout.readline())
+        assert killed.stdout.readline() == "begun\n"
+        assert len(day.session.groups_of(session)) == 2
+        killed.kill()
+    eventually(lambda: not day.session.groups_of(session), "the end of the session")
 
 
 def test_an_error_inside_a_part_is_a_row(day: Any, tmp_path: Path) -> None:
