@@ -7,17 +7,14 @@ nothing of a rehearsal is ever adopted.
 import re
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import truth
 from part_campaign import FILE
 from rows import MEASURED, NAME, DayError, of_kind
+from tables import HEADING, Findings, markdown, table
 
 from llm_carbon_meter.campaign.sensors_file import row, write
 from llm_carbon_meter.power.nvml.architectures import MEASURED_FILE
-
-if TYPE_CHECKING:
-    from report import Findings
 
 FOLDER = "repository"
 """Under OUT."""
@@ -38,7 +35,7 @@ answers. All joules are of the GPU alone: no host, network or cooling.
 """
 
 
-def write_cards(out: Path, found: "Findings") -> list[Path]:
+def write_cards(out: Path, found: Findings) -> list[Path]:
     """Files as they would stand in the repository, under OUT."""
     folder, name = out / FOLDER, day_name(found)
     data = folder / DATA / "measurements"
@@ -56,14 +53,14 @@ def write_cards(out: Path, found: "Findings") -> list[Path]:
     return written
 
 
-def day_name(found: "Findings") -> str:
+def day_name(found: Findings) -> str:
     """Of its files: the GPU and the day."""
     gpu = re.sub(r"[^a-z0-9]+", "-", str(found.host["gpu"]).lower()).strip("-")
     rehearsal = "-rehearsal" if found.simulated else ""
     return f"{gpu}-{found.host['utc'][:10]}{rehearsal}"
 
 
-def card(found: "Findings", name: str) -> str:
+def card(found: Findings, name: str) -> str:
     """Hardware, versions, method and date; its first line says whether anything was measured."""
     host = found.host
     sums = "\n".join(
@@ -78,16 +75,15 @@ def card(found: "Findings", name: str) -> str:
     return "\n\n".join([first, f"# {name}", about, sums, method.strip()]) + "\n"
 
 
-def readme_lines(found: "Findings") -> str:
+def readme_lines(found: Findings) -> str:
     """The day's table, to be put where README says that nobody has measured yet."""
-    from report import REPORT, SIMULATED_LINE, markdown, table
+    from report import REPORT, SIMULATED_LINE
 
     first = SIMULATED_LINE if found.simulated else f"Measured on one {found.host['gpu']}:"
-    heading = ("what", "ground truth", "the meter", "difference")
-    return f"{first}\n\n{markdown(heading, list(table(found)))}\n\nAll of it: {REPORT}\n"
+    return f"{first}\n\n{markdown(HEADING, list(table(found)))}\n\nAll of it: {REPORT}\n"
 
 
-def sensor_notes(found: "Findings") -> dict[str, object]:
+def sensor_notes(found: Findings) -> dict[str, object]:
     """What sensors.json has of a GPU; nothing while period or lag are missing."""
     loads = {
         each["key"]: {key: value for key, value in each.items() if key not in ABOUT}

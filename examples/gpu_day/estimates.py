@@ -34,7 +34,7 @@ def estimated(measured: Sequence[Configuration]) -> list[tuple[float, float]]:
     found = []
     for one in measured:
         bound = _bound(one.model, one.gpu, one.dtype, one.engine, one.engine_version)
-        asked = (one.batch, one.prompt_tokens, one.output_tokens)
-        energy = bound.phases(*(np.array([value], np.float64) for value in asked))
+        asked = np.array([[one.batch], [one.prompt_tokens], [one.output_tokens]], np.float64)
+        energy = bound.phases(asked[0], asked[1], asked[2])
         found.append((energy.prefill_joules.item(), energy.decode_joules.item()))
     return found

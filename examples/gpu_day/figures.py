@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import truth
-from report import Findings
 from rows import of_kind
+from tables import Findings
 
 from llm_carbon_meter.ledger.attribution import POLICIES
 

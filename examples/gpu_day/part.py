@@ -3,8 +3,8 @@
 python part.py NAME OPTIONS SECONDS     # day.py starts it so; OPTIONS are JSON
 """
 
-import contextlib
 import json
+import platform
 import sys
 import time
 import traceback
@@ -19,9 +19,12 @@ from plan import ON_GPU, REHEARSAL, DayPlan
 from rows import ENDED, HOST, DayError, RowsFile
 from session import end_with_parent
 
+from llm_carbon_meter.campaign.runner import installed_version
 from llm_carbon_meter.testing.nvml_stub import SCRIPT_VARIABLE
 from llm_carbon_meter.testing.servers import cuda_available
 
+SHOWN = ("torch", "transformers", "vllm", "accelerate", "nvidia-ml-py", "matplotlib")
+"""Packages whose versions the host's row has."""
 LAST_LINES = 1
 """Of an error that are noted beside its first."""
 COMPLETE, SHORT, FAILED, CUT = "complete", "short", "failed", "cut"
@@ -100,30 +103,18 @@ def host(day: Day) -> Mapping[str, Any]:
     Raises:
         DayError: NVML or torch cannot use it.
     """
-    import importlib.metadata
-    import platform
-
-    from llm_carbon_meter.campaign.runner import installed_version
-
-    def version(package: str) -> str:
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(package)
-        return "not installed"
-
     if day.gpu.device == "cuda" and not cuda_available():
         raise DayError(
             "NVML shows a GPU, and this torch cannot use it (torch.cuda.is_available() is False): "
             "name the Python whose torch can, make gpu-day PYTHON=…"
         )
-    packages = ("torch", "transformers", "accelerate", "nvidia-ml-py", "matplotlib")
     return {
         **facts(day.gpu),
         "device": day.gpu.device,
         "engine": day.options.engine,
         "python": platform.python_version(),
         "machine": platform.machine(),
-        "versions": {package: version(package) for package in packages}
-        | {"vllm": installed_version("vllm") or "not installed"},
+        "versions": {package: installed_version(package) or "not installed" for package in SHOWN},
     }
 
 

@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-import numpy as np
+from balance import COUNTER_PERIOD_S, balance, bookings, trace
 from part import Day
 from part_model import model_folder
 from serving import lengths, make_server
@@ -23,27 +23,22 @@ from llm_carbon_meter.demo.trace import TraceRequest, draw
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.power.nvml.nvml_meter import open_nvml
 from llm_carbon_meter.power.sampler import PowerSampler
-from llm_carbon_meter.records import REQUEST_ACCOUNTS, Account, EnergyReading
+from llm_carbon_meter.records import EnergyReading
 from llm_carbon_meter.service import Service
-from llm_carbon_meter.testing.scrape import Scrape, Watch, fetch_record, scrape
+from llm_carbon_meter.testing.scrape import Watch, fetch_record
 from llm_carbon_meter.testing.servers import Server
 
 PART = "served"
 SEED = 0
-COUNTER_PERIOD_S = 0.05
 SETTLING_S = 2.0
 """Idle before and after: what was done is booked, in ticks that are gathered to a second."""
-BOOKINGS = 3
-"""Before and after: how far the accounts are behind the counter varies a little."""
-BOOKED_WITHIN_S = 3.0
-"""Idle joules are booked about once a second."""
-LOOK_S = 0.05
 LAST_ANSWERS_S = 40.0
 """Before the end nothing more is sent: what is under way has to be answered and settled."""
 ANSWERED_WITHIN_S = 24.0
 """After that; what takes longer is given up, and the joules are counted without its record."""
 RECORD_WITHIN_S = 8.0
 COLLECT_S = 0.5
+FAILURES_SHOWN = 3
 WARM_UP = (TraceRequest(0.0, 64, 8), TraceRequest(0.0, 300, 8))
 """The first requests make the cache and compile; they are no part of what is judged."""
 
@@ -63,10 +58,10 @@ def _serve(day: Day, requests: Sequence[TraceRequest], numbers: Sequence[int]) -
     with ExitStack() as stack:
         meter = open_nvml([day.gpu.index])
         stack.callback(meter.close)
-        sampler = PowerSampler(meter, COUNTER_PERIOD_S, readings.extend, Faults())
         server = stack.enter_context(make_server(day, "served", metered=True))
         prompts = Prompts(model_folder(day.options), SEED)
         asyncio.run(_replay(day, server, WARM_UP, prompts, until_s=float("inf")))
+        sampler = PowerSampler(meter, COUNTER_PERIOD_S, readings.extend, Faults())
         sampler.start()
         stack.callback(sampler.stop)
         time.sleep(SETTLING_S)
@@ -79,26 +74,35 @@ def _serve(day: Day, requests: Sequence[TraceRequest], numbers: Sequence[int]) -
             collector.stop()
             time.sleep(SETTLING_S)
             after = bookings(server.url)
-        text = _metrics(server.url)
-        series = list(readings)
+        gauges, series = _gauges(server.url), list(readings)
     session = str(len(day.rows.of(PART, "balance")))
+    booked = balance(before, after, series, collector.charged_joules)
+    day.rows.add(PART, "balance", session, **booked, **_sent(answers), **gauges)
+    day.rows.add(PART, "trace", session, **trace([before[-1], *watch.scrapes], series))
+
+
+def _sent(answers: Sequence[Answer]) -> dict[str, Any]:
+    """How many requests were sent, how many failed and why, and how long they took together."""
     sent = [answer for answer in answers if answer.failure != NOT_SENT]
     failed = [str(answer.failure) for answer in sent if answer.failure]
-    day.rows.add(
-        PART,
-        "balance",
-        session,
-        **balance(before, after, series, collector.charged_joules),
-        sent=len(sent),
-        failed=failed[:3],
-        num_failed=len(failed),
-        seconds=max((answer.ended_s for answer in sent), default=0.0)
-        - min((answer.started_s for answer in sent), default=0.0),
-        counter_lag_s=value_of(text, "gpu_energy_lag_seconds"),
-        sampler_read_s=value_of(text, "sampler_read_seconds"),
-        accounted_ratio=max(after[-1].accounted_ratios, default=None),
-    )
-    day.rows.add(PART, "trace", session, **trace([before[-1], *watch.scrapes], series))
+    times_s = [(answer.started_s, answer.ended_s) for answer in sent if not answer.failure]
+    span_s = max(end for _, end in times_s) - min(start for start, _ in times_s) if times_s else 0.0
+    return {
+        "sent": len(sent),
+        "num_failed": len(failed),
+        "failed": failed[:FAILURES_SHOWN],
+        "serving_s": span_s,
+    }
+
+
+def _gauges(url: str) -> dict[str, float | None]:
+    """What the meter says of the counter's lag, of its own readings, and of its bookkeeping."""
+    text = _metrics(url)
+    return {
+        "counter_lag_s": value_of(text, "gpu_energy_lag_seconds"),
+        "sampler_read_s": value_of(text, "sampler_read_seconds"),
+        "accounted_ratio": value_of(text, "accounted_ratio"),
+    }
 
 
 async def _replay(
@@ -204,91 +208,6 @@ def _estimate(estimate: Mapping[str, Any] | None) -> dict[str, Any] | None:
         "high_joules": estimate["calibrated"]["high_joules"],
         "output_tokens": estimate["output_tokens"],
         "out_of_domain": estimate["out_of_domain"],
-    }
-
-
-def bookings(url: str) -> list[Scrape]:
-    """Scrapes of moments at which the accounts had just grown."""
-    last, booked = scrape(url), []
-    end_s = time.monotonic() + BOOKINGS * BOOKED_WITHIN_S
-    while len(booked) < BOOKINGS and time.monotonic() < end_s:
-        time.sleep(LOOK_S)
-        one = scrape(url)
-        if one.total() > last.total():
-            booked.append(one)
-            last = one
-    return booked or [last]
-
-
-def balance(
-    before: Sequence[Scrape],
-    after: Sequence[Scrape],
-    readings: Sequence[EnergyReading],
-    charged_joules: float,
-) -> dict[str, Any]:
-    """Joules between two idle times: by the counter, by the accounts and by the records.
-
-    Args:
-        before: moments at which joules were booked; the median of how far behind counts.
-        after: likewise.
-        readings: of the counter, by somebody else than the meter.
-        charged_joules: of the records.
-    """
-    (first, first_spread), (last, last_spread) = (
-        _typical(before, readings),
-        _typical(after, readings),
-    )
-    accounts = {
-        account.label: last.total(accounts=[account.label]) - first.total(accounts=[account.label])
-        for account in Account
-    }
-    counted = _counter_at([first, last], readings)
-    return {
-        "counter_joules": float(counted[1] - counted[0]),
-        "accounts_joules": accounts,
-        "requests_accounts_joules": sum(accounts[a.label] for a in REQUEST_ACCOUNTS),
-        "records_joules": charged_joules,
-        "span_s": last.monotonic_s - first.monotonic_s,
-        "resolution_joules": max(first_spread, last_spread) + _between_looks(before, readings),
-    }
-
-
-def _typical(scrapes: Sequence[Scrape], readings: Sequence[EnergyReading]) -> tuple[Scrape, float]:
-    """The scrape whose distance to the counter is the median, and the spread of that [J]."""
-    behind = _counter_at(scrapes, readings) - [one.total() for one in scrapes]
-    place = int(np.argsort(behind, kind="stable")[(len(behind) - 1) // 2])
-    return scrapes[place], float(np.ptp(behind))
-
-
-def _between_looks(idle: Sequence[Scrape], readings: Sequence[EnergyReading]) -> float:
-    """Idle joules of the time between two readings and two scrapes."""
-    counted, span_s = _counter_at(idle, readings), idle[-1].monotonic_s - idle[0].monotonic_s
-    watts = float(counted[-1] - counted[0]) / span_s if span_s > 0 else 0.0
-    return watts * (COUNTER_PERIOD_S + LOOK_S)
-
-
-def _counter_at(scrapes: Sequence[Scrape], readings: Sequence[EnergyReading]) -> np.ndarray:
-    times_s, joules = _series(readings)
-    return np.interp([one.monotonic_s for one in scrapes], times_s, joules)
-
-
-def _series(readings: Sequence[EnergyReading]) -> tuple[np.ndarray, np.ndarray]:
-    """Where the counter moved: between moves it is on a line."""
-    times_s = np.array([reading.monotonic_s + reading.lag_s for reading in readings])
-    joules = np.array([reading.joules for reading in readings])
-    moved = np.flatnonzero(np.diff(joules, prepend=-1.0))
-    return times_s[moved], joules[moved]
-
-
-def trace(scrapes: Sequence[Scrape], readings: Sequence[EnergyReading]) -> dict[str, Any]:
-    """For the picture: the counter and every account at the times of the scrapes."""
-    return {
-        "times_s": [round(one.monotonic_s, 3) for one in scrapes],
-        "counter_joules": np.round(_counter_at(scrapes, readings), 3).tolist(),
-        "accounts_joules": {
-            account.label: [round(one.total(accounts=[account.label]), 3) for one in scrapes]
-            for account in Account
-        },
     }
 
 

@@ -82,7 +82,7 @@ def _scaled_down(batch: Batch) -> Batch:
 
 def _tiny(spec: ModelSpec) -> ModelSpec:
     shape: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 128, "num_layers": 2}
-    heads = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "vocab_size": 128}
+    heads: dict[str, Any] = {"num_heads": 4, "num_kv_heads": 2, "head_dim": 16, "vocab_size": 128}
     return replace(spec, **shape, **heads)
 
 

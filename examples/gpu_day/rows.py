@@ -24,7 +24,8 @@ class DayError(MeterError):
 
 def read_rows(path: Path) -> tuple[list[Row], list[str]]:
     """Rows of a file, and what of it could not be read; neither where there is no file."""
-    rows, remarks = [], []
+    rows: list[Row] = []
+    remarks: list[str] = []
     text = path.read_text("utf-8", "replace") if path.exists() else ""
     for number, line in enumerate(text.splitlines(), 1):
         try:

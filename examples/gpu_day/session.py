@@ -25,8 +25,9 @@ def groups_of(session: int) -> set[int]:
 
 
 def end_session(session: int) -> None:
-    """Kill what is left of it."""
-    for group in groups_of(session):
+    """Kill what is left of it; this process last, where it is part of it."""
+    own = os.getpgid(0)
+    for group in sorted(groups_of(session), key=lambda group: group == own):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
 

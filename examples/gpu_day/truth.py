@@ -79,7 +79,7 @@ class EstimateErrors(NamedTuple):
     basis: str
     stage: str
     phase: str
-    count: int
+    requests: int
     median: float
     """Signed, (estimated - measured) / measured."""
     median_size: float
@@ -203,17 +203,19 @@ class Configuration(NamedTuple):
 def configurations(raws: Sequence[Mapping[str, str]]) -> list[Configuration]:
     """Medians of good repetitions; decode is the whole answer less its prefill."""
     kept = ("model", "batch", "prompt_tokens", "output_tokens")
-    where = ("engine", "engine_version", "dtype", "gpu")
+    about = ("engine", "engine_version", "dtype", "gpu")
     joules: dict[tuple[str, ...], dict[str, list[float]]] = {}
     for raw in raws:
         if raw["status"] == "ok":
-            key = tuple(raw[name] for name in (*kept, *where))
+            key = tuple(raw[name] for name in (*kept, *about))
             phase = joules.setdefault(key, {}).setdefault(raw["phase"], [])
             phase.append(float(raw["joules_per_request"]))
     found = []
     for key, phases in joules.items():
         if {"prefill", "prefill+decode"} <= phases.keys():
             prefill, whole = median(phases["prefill"]), median(phases["prefill+decode"])
-            numbers = [int(value) for value in key[1:4]]
-            found.append(Configuration(key[0], *numbers, *key[4:], prefill, whole - prefill))
+            model, batch, prompt, output, engine, version, dtype, gpu = key
+            lengths = int(batch), int(prompt), int(output)
+            where = engine, version, dtype, gpu
+            found.append(Configuration(model, *lengths, *where, prefill, whole - prefill))
     return found

@@ -22,17 +22,8 @@ from tests.support.waiting import eventually
 
 SCRIPTS = Path(__file__).parents[2] / "examples" / "gpu_day"
 NAMES = (
-    "rows",
-    "plan",
-    "gpu",
-    "part",
-    "day",
-    "truth",
-    "estimates",
-    "report",
-    "cards",
-    "start",
-    "session",
+    *("rows", "session", "plan", "gpu", "part", "day", "truth", "estimates"),
+    *("report", "tables", "cards", "balance", "start"),
 )
 GPU = "NVIDIA H100 80GB HBM3"
 HOST = {
@@ -306,7 +297,7 @@ def test_a_folder_that_cannot_be_written_is_named(day: Any, tmp_path: Path) -> N
 
 def test_the_table_has_the_errors_of_its_rows(day: Any, tmp_path: Path) -> None:
     """Each against the figure that is known: lag, estimates, joules, tokens per second."""
-    cells = {row[0]: row[1:] for row in day.report.table(made_day(day, tmp_path, "measured"))}
+    cells = {row[0]: row[1:] for row in day.tables.table(made_day(day, tmp_path, "measured"))}
     assert cells["lag of the counter, 3 onsets of a load"] == ("30 ms", "ledger: 28 ms", "-2 ms")
     (judged,) = (row for name, row in cells.items() if "estimate before it ran" in name)
     assert judged[1:] == ("calibrated", "median of the size 20%, median +0%")
@@ -344,7 +335,7 @@ def test_estimates_are_judged_by_phase_and_stage(day: Any, tmp_path: Path) -> No
     assert errors["calibrated", "whole request"].median == pytest.approx(0)
     assert errors["calibrated", "whole request"].median_size == pytest.approx(0.2)
     assert errors["raw", "decode"].median == pytest.approx(-0.5)
-    assert errors["raw", "prefill"].count == 3
+    assert errors["raw", "prefill"].requests == 3
 
 
 def test_the_interval_counts_what_it_holds(day: Any, tmp_path: Path) -> None:
@@ -398,7 +389,7 @@ def test_a_balance_is_taken_between_moves_of_the_counter(day: Any) -> None:
 
     before = [booked(3.0, 0.0, 200.0), booked(4.0, 0.0, 300.0), booked(5.0, 0.0, 460.0)]
     after = [booked(14.0, 600.0, 700.0), booked(15.0, 600.0, 740.0)]
-    found = day.served.balance(before, after, ticks, 598.0)
+    found = day.balance.balance(before, after, ticks, 598.0)
     assert found["counter_joules"] == pytest.approx(1100)
     assert found["span_s"] == pytest.approx(11)
     assert sum(found["accounts_joules"].values()) == 1100
