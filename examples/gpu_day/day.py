@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from gpu import stub_environment
+from gpu import real_environment, stub_environment
 from part import COMPLETE, CUT, FAILED, Options
 from rows import ENDED, HOST, MEASURED, NAME, SIMULATED, DayError, Row, RowsFile, read_rows
 from session import end_session
@@ -44,12 +44,14 @@ class Part(NamedTuple):
     """Seconds of a day of eight minutes."""
     least_s: float
     """With less it is not begun on a GPU."""
+    stretch: float = 1.0
+    """Times its budget it may take before it is ended."""
 
 
 PARTS = (
     Part("sensor", "period, lag and power of the counter", 55, 15),
     Part("shares", "joules of every subset of a step's requests", 75, 15),
-    Part("model", "a model of random weights on the disk", 70, 5),
+    Part("model", "a model of random weights on the disk", 70, 5, stretch=2.0),
     Part("served", "requests of the Azure trace, estimated and measured", 140, 75),
     Part("campaign", "prefill and decode apart, three models", 90, 25),
     Part("throughput", "tokens per second with and without the meter", 70, 45),
@@ -139,7 +141,8 @@ def run_parts(options: Options, children: Children, rows: RowsFile, end_s: float
             print(f"{part.name}: {note}", flush=True)
             continue
         print(f"{part.name}: {part.what}, {budget_s:.0f} s", flush=True)
-        limit_s = max(min(budget_s + GRACE_S, left_s), options.plan.patience_s)
+        most_s = budget_s * part.stretch + GRACE_S
+        limit_s = max(min(most_s, left_s), options.plan.patience_s)
         try:
             code = children.run(part.name, budget_s, limit_s)
         except KeyboardInterrupt:
@@ -173,7 +176,8 @@ def run(options: Options, minutes: float) -> int:
         DayError: the folder or the GPU cannot be used.
     """
     end_s = time.monotonic() + 60 * minutes - RESERVE_S
-    environment = stub_environment(options.scratch / "nvml-stub") if options.stub else {}
+    stub = options.scratch / "nvml-stub"
+    environment = stub_environment(stub) if options.stub else real_environment()
     rows = RowsFile(options.out, SIMULATED if options.stub else MEASURED)
     for remark in rows.remarks:
         print(f"gpu-day: {remark}", flush=True)

@@ -119,6 +119,14 @@ def _steady(work: Callable[[], object] | None, device: str) -> Load:
     return SteadyLoad(work, device)
 
 
+def real_environment() -> dict[str, str]:
+    """Variables of processes that shall use one GPU alone, numbered as NVML does."""
+    index = default_gpu()
+    if not index:
+        return {}
+    return {"CUDA_VISIBLE_DEVICES": index, "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
 def stub_environment(folder: Path) -> dict[str, str]:
     """Variables of processes that shall see the stub, compiled into a folder.
 

@@ -130,10 +130,12 @@ class Children:
 
     def __init__(self, day: Any, folder: Path, **codes: Any) -> None:
         self.began: list[str] = []
+        self.limits_s: dict[str, float] = {}
         self._day, self._folder, self._codes = day, folder, codes
 
-    def run(self, name: str, _budget_s: float, _limit_s: float) -> int | None:
+    def run(self, name: str, budget_s: float, limit_s: float) -> int | None:
         self.began.append(name)
+        self.limits_s[name] = limit_s / budget_s
         code: int | None = self._codes.get(name, 0)
         if code in (0, 1):
             rows = self._day.rows.RowsFile(self._folder, "simulated")
@@ -193,6 +195,20 @@ def test_on_a_gpu_a_part_without_its_least_time_is_not_begun(day: Any, tmp_path:
     (note,) = [row["note"] for row in rows.of("served", "ended")]
     assert note.startswith("not begun: ")
     assert note.endswith("it needs 75")
+
+
+def test_on_a_gpu_a_part_is_ended_soon_after_its_budget(day: Any, tmp_path: Path) -> None:
+    """The making of the model has twice its budget: without it nothing is served."""
+    chosen = day.part.Options(tmp_path / "out", tmp_path / "scratch", "transformers", False)
+    rows = day.rows.RowsFile(chosen.out, "measured")
+    children = Children(day, chosen.out, **{part.name: None for part in day.day.PARTS})
+    with contextlib.closing(rows):
+        day.day.run_parts(chosen, children, rows, time.monotonic() + 480)
+    assert list(children.limits_s) == [part.name for part in day.day.PARTS]
+    last = children.limits_s.pop("throughput")
+    assert last == pytest.approx(1, abs=0.01)
+    assert children.limits_s.pop("model") > 2
+    assert all(1 < limit < 1.2 for limit in children.limits_s.values())
 
 
 def test_an_interrupted_part_says_so(
@@ -480,7 +496,17 @@ def test_a_host_without_a_gpu_is_told_of_the_rehearsal(
         day.gpu.RealGpu()
 
 
-def test_the_host_lacks_are_named_with_the_way_out(
+def test_one_gpu_is_used_and_numbered_as_nvml_does(
+    day: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of several; a server would spread its model over all."""
+    monkeypatch.setattr(day.gpu, "default_gpu", lambda: "2")
+    assert day.gpu.real_environment()["CUDA_VISIBLE_DEVICES"] == "2"
+    monkeypatch.setattr(day.gpu, "default_gpu", lambda: "")
+    assert day.gpu.real_environment() == {}
+
+
+def test_what_the_host_lacks_is_named_with_the_way_out(
     day: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every missing module at once."""
