@@ -71,8 +71,10 @@ def card(found: Findings, name: str) -> str:
     source = "measured" if not found.simulated else "SIMULATED (stub library of NVML, no GPU)"
     first = f"Source: {source}. {host['gpu']}, {host['utc'][:10]} (UTC), by `make gpu-day`."
     about = f"Driver {host['driver']}; Python {host['python']}, {versions}."
-    method = METHOD.format(rows=f"{name}.jsonl", campaign=f"{name}.csv")
-    return "\n\n".join([first, f"# {name}", about, sums, method.strip()]) + "\n"
+    method = METHOD.format(rows=f"{name}.jsonl", campaign=f"{name}.csv").strip()
+    licence = "" if found.simulated else "Licence: CC-BY-4.0."
+    sections = [first, f"# {name}", about, sums, method, licence]
+    return "\n\n".join(filter(None, sections)) + "\n"
 
 
 def readme_lines(found: Findings) -> str:

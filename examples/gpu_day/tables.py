@@ -48,6 +48,7 @@ def table(found: Findings) -> Iterator[Cells]:
     yield from _share_rows(found.shares)
     yield from _balance_rows(found.rows)
     yield from _served_rows(found.rows)
+    yield from _inside_row(found.rows)
     yield from _campaign_summary(found)
     yield from _throughput_row(found.rows)
 
@@ -97,12 +98,25 @@ def _balance_rows(rows: list[Row]) -> Iterator[Cells]:
 def _served_rows(rows: list[Row]) -> Iterator[Cells]:
     for one in truth.estimate_errors(rows):
         if one.phase == "whole request":
+            sizes = percent(one.median_size), percent(one.median, "+")
             yield (
                 f"{one.requests} served requests, estimate {one.basis}",
                 "record of each",
                 one.stage,
-                f"median of the size {percent(one.median_size)}, median {percent(one.median, '+')}",
+                "median absolute error {}, median {}".format(*sizes),
             )
+
+
+def _inside_row(rows: list[Row]) -> Iterator[Cells]:
+    within, judged = truth.inside(rows)
+    if judged:
+        told = f"{within} of {judged}, {percent(within / judged)}"
+        yield (
+            "served requests inside the estimate's interval",
+            "80%: from 10% to 90%",
+            told,
+            MISSING,
+        )
 
 
 def _campaign_summary(found: Findings) -> Iterator[Cells]:
@@ -113,7 +127,7 @@ def _campaign_summary(found: Findings) -> Iterator[Cells]:
                 f"{phase} of {len(errors)} configurations",
                 "campaign rows",
                 "estimate of the verb",
-                f"median of the size {percent(median(errors))}, largest {percent(max(errors))}",
+                f"median absolute error {percent(median(errors))}, largest {percent(max(errors))}",
             )
 
 
@@ -158,7 +172,29 @@ def shares_text(found: Findings) -> str:
     return markdown(heading, rows)
 
 
-ESTIMATE_HEADING = ("estimate", "stage", "phase", "requests", "median", "median of the size")
+def served_text(rows: list[Row]) -> str:
+    """What was served, how fast, and how the meter labels it; nothing where nothing was."""
+    requests = list(of_kind(rows, "served", "request"))
+    balances = list(of_kind(rows, "served", "balance"))
+    if not requests or not balances:
+        return ""
+    tokens = sum(row["output_tokens"] for row in requests)
+    seconds = sum(row["serving_s"] for row in balances)
+    given_up = sum(row["num_failed"] for row in balances)
+    qualities = ", ".join(dict.fromkeys(row["quality"] for row in requests))
+    company = median(row["mean_running"] for row in requests)
+    doubts = {row["estimate"]["out_of_domain"] for row in requests if row["estimate"]} - {""}
+    text = (
+        f"{len(requests)} requests with {tokens} output tokens in {figure(seconds)} s, a median of "
+        f"{figure(company)} at once; quality {qualities}; {given_up} given up. A reading of the "
+        f"meter took {_ms(balances[-1]['sampler_read_s'])}."
+    )
+    return (
+        f"{text} The estimates say of themselves: {'; '.join(sorted(doubts))}." if doubts else text
+    )
+
+
+ESTIMATE_HEADING = ("estimate", "stage", "phase", "requests", "median", "median absolute error")
 
 
 def estimate_rows(rows: list[Row]) -> Iterator[Cells]:

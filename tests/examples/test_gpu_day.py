@@ -96,7 +96,8 @@ def request(joules: float, factor: float) -> dict[str, Any]:
     half = {name: value / 2 for name, value in told.items()}
     bounds = {"low_joules": 0.9 * joules * factor, "high_joules": 1.1 * joules * factor}
     estimate = {"raw": half, "calibrated": told, **bounds, "output_tokens": 9, "out_of_domain": ""}
-    return {**measured, "idle_joules": 0.0, "estimate": estimate, "conditional": None}
+    others = {"output_tokens": 50, "mean_running": 3.0, "quality": "counter", "idle_joules": 0.0}
+    return {**measured, **others, "estimate": estimate, "conditional": None}
 
 
 BALANCE = {
@@ -106,6 +107,9 @@ BALANCE = {
     "records_joules": 999.0,
     "resolution_joules": 50.0,
     "counter_lag_s": 0.028,
+    "sampler_read_s": 0.001,
+    "serving_s": 10.0,
+    "num_failed": 1,
 }
 
 
@@ -316,7 +320,7 @@ def test_the_table_has_the_errors_of_its_rows(day: Any, tmp_path: Path) -> None:
     cells = {row[0]: row[1:] for row in day.tables.table(made_day(day, tmp_path, "measured"))}
     assert cells["lag of the counter, 3 onsets of a load"] == ("30 ms", "ledger: 28 ms", "-2 ms")
     (judged,) = (row for name, row in cells.items() if "estimate before it ran" in name)
-    assert judged[1:] == ("calibrated", "median of the size 20%, median +0%")
+    assert judged[1:] == ("calibrated", "median absolute error 20%, median +0%")
     joules = cells["joules while requests were served"]
     assert joules == ("counter 2000 J ± 50 J", "all accounts 1980 J", "-1%")
     assert cells["joules charged to requests"][-1] == "-0.1%"
@@ -356,7 +360,20 @@ def test_estimates_are_judged_by_phase_and_stage(day: Any, tmp_path: Path) -> No
 
 def test_the_interval_counts_what_it_holds(day: Any, tmp_path: Path) -> None:
     """Of three estimates with ten percent on either side, one holds its request."""
-    assert day.truth.inside(made_day(day, tmp_path, "measured").rows) == (1, 3)
+    found = made_day(day, tmp_path, "measured")
+    assert day.truth.inside(found.rows) == (1, 3)
+    (row,) = (row for row in day.tables.table(found) if "interval" in row[0])
+    assert row[2] == "1 of 3, 33.3%"
+
+
+def test_what_was_served_is_told_with_its_quality(day: Any, tmp_path: Path) -> None:
+    """Requests, tokens, seconds, company, and answers that were given up."""
+    text = day.tables.served_text(made_day(day, tmp_path, "measured").rows)
+    assert text == (
+        "3 requests with 150 output tokens in 10 s, a median of 3 at once; quality counter; "
+        "1 given up. A reading of the meter took 1 ms."
+    )
+    assert day.tables.served_text([]) == ""
 
 
 def test_decode_is_the_whole_answer_less_its_prefill(day: Any) -> None:
