@@ -38,6 +38,10 @@ from llm_carbon_meter.physics.step_work import CostModel
 from llm_carbon_meter.records import MeterError
 
 REPORT = "report.md"
+SHARES_LINE = (
+    "*Exact* is the Shapley value of the joules of all subsets, each run by itself. The policies "
+    "split the whole step as the meter does before it has learnt anything: by the data sheet."
+)
 SIMULATED_LINE = (
     "**Simulated: a rehearsal on the stub library of NVML. No figure here is of a GPU.** The work "
     "ran on a CPU, and a script made up the power; errors of estimates mean nothing here."
@@ -126,6 +130,7 @@ def report(found: Findings, pictures: Sequence[str], note: str = "") -> str:
         "## The sensor",
         markdown(SENSOR_HEADING, list(sensor_rows(found.rows))),
         "## Shares of a step's joules",
+        SHARES_LINE,
         shares_text(found),
         "## Estimates of the served requests",
         served_text(found.rows),

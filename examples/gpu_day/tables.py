@@ -91,7 +91,7 @@ def _balance_rows(rows: list[Row]) -> Iterator[Cells]:
             "joules charged to requests",
             f"accounts {one.requests_accounts:.1f} J",
             f"sum of the records {one.records:.1f} J",
-            percent(one.records_error, "+"),
+            percent(round(one.records_error, 9), "+"),
         )
 
 

@@ -420,8 +420,8 @@ def test_a_balance_is_taken_between_moves_of_the_counter(day: Any) -> None:
     def booked(at_s: float, *joules: float) -> Scrape:
         return Scrape(at_s, dict(zip(entries, joules, strict=True)), (1.0,))
 
-    before = [booked(3.0, 0.0, 200.0), booked(4.0, 0.0, 300.0), booked(5.0, 0.0, 460.0)]
-    after = [booked(14.0, 600.0, 700.0), booked(15.0, 600.0, 740.0)]
+    before = [booked(3.0, 0.0, 200.0), booked(4.0, 0.0, 300.0), booked(5.0, 0.0, 420.0)]
+    after = [booked(14.0, 600.0, 700.0), booked(15.0, 600.0, 720.0)]
     found = day.balance.balance(before, after, ticks, 598.0)
     assert found["counter_joules"] == pytest.approx(1100)
     assert found["span_s"] == pytest.approx(11)
@@ -429,7 +429,9 @@ def test_a_balance_is_taken_between_moves_of_the_counter(day: Any) -> None:
     assert found["accounts_joules"]["decode"] == 600
     assert found["requests_accounts_joules"] == 600
     assert found["records_joules"] == 598
-    assert found["resolution_joules"] == pytest.approx(60 + 0.1 * 100)
+    assert found["resolution_joules"] == pytest.approx(80)
+    alike = day.balance.balance(before, after[:1], ticks, 598.0)
+    assert alike["resolution_joules"] == pytest.approx(60)  # of 0.6 s at 100 W
 
 
 def test_gauges_are_read_from_metrics(day: Any) -> None:
