@@ -43,7 +43,7 @@ lint: $(VENV)/ready
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) demo-out quickstart-out gpu-day-out gpu-day-out-scratch dist
+	rm -rf $(VENV) demo-out quickstart-out gpu-day-* dist
 
 # vLLM for the GPU at hand, else its CPU build.
 $(VENV)/ready: pyproject.toml

@@ -11,7 +11,7 @@ from functools import partial
 
 from part import Day
 
-from llm_carbon_meter.campaign.subsets import StepMember, Subset, subsets
+from llm_carbon_meter.campaign.subsets import Subset, subsets
 
 PART = "shares"
 WARM_UP_S, LEAST_S, MOST_S = 0.5, 0.25, 3.0
@@ -39,8 +39,8 @@ def run(day: Day) -> str:
     todo = list(lacking(day))
     with closing(open_nvml([day.gpu.index])) as meter:
         for batch in dict.fromkeys(batch for batch, _ in todo):
-            rows = [StepMember(*row) for row in day.plan.batches[batch]]
-            decoder = Decoder(day.plan.decoder, rows, day.gpu.device)
+            members = day.plan.batches[batch]
+            decoder = Decoder(day.plan.decoder, members, day.gpu.device)
             for subset in [subset for name, subset in todo if name == batch]:
                 if not _measure(day, meter, decoder, batch, subset):
                     return f"{len(list(lacking(day)))} of the subsets"

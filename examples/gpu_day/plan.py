@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from llm_carbon_meter.campaign.plan import LOADS, TINY_LOADS, TINY_MODEL, Load
+from llm_carbon_meter.campaign.subsets import BATCHES, StepMember
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.physics.model_specs import ModelSpec
 
-Batch = Sequence[tuple[int, int]]
-"""New and cached tokens of each request of a step."""
+Batch = Sequence[StepMember]
+"""The requests of a step."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,14 +43,6 @@ class DayPlan:
     round_tokens: int
 
 
-BATCHES: Mapping[str, Batch] = {
-    "decode": ((1, 500), (1, 4000), (1, 16000)),
-    "mixed": ((512, 0), (1, 2000), (1, 8000)),
-    "prefill": ((256, 0), (1024, 0)),
-    "four": ((1, 300), (1, 1200), (1, 4800), (1, 12000)),
-}
-
-
 def cache_options(num_blocks: int, batch_tokens: int) -> tuple[str, ...]:
     """Of continuous batching: blocks of 32 tokens, and the tokens of a step at most."""
     blocks = ("--cb-block-size", "32", "--cb-num-blocks", str(num_blocks))
@@ -77,7 +70,7 @@ ON_GPU = DayPlan(
 
 
 def _scaled_down(batch: Batch) -> Batch:
-    return tuple((-(-new // 8), cached // 8) for new, cached in batch)
+    return [StepMember(-(-member.new // 8), member.cached // 8) for member in batch]
 
 
 def _tiny(spec: ModelSpec) -> ModelSpec:

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from math import comb
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -19,6 +19,15 @@ class StepMember(NamedTuple):
 
     new: int
     cached: int
+
+
+BATCHES: Final[Mapping[str, Sequence[StepMember]]] = {
+    "decode": [StepMember(1, cached) for cached in (500, 4000, 16000)],
+    "mixed": [StepMember(512, 0), StepMember(1, 2000), StepMember(1, 8000)],
+    "prefill": [StepMember(256, 0), StepMember(1024, 0)],
+    "four": [StepMember(1, cached) for cached in (300, 1200, 4800, 12000)],
+}
+"""Steps whose subsets a GPU runs, the most wanted first."""
 
 
 def subsets(count: int) -> Iterator[Subset]:

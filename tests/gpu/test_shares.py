@@ -7,6 +7,13 @@ from typing import Any
 
 import pytest
 
+from llm_carbon_meter.campaign.subsets import (
+    BATCHES,
+    StepMember,
+    exact_shares,
+    modelled_shares,
+    subsets,
+)
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.ledger.attribution import POLICIES
@@ -26,11 +33,6 @@ pytestmark = [
 ]
 
 MODEL = built_in_model("Llama-3.1-8B")
-BATCHES = {
-    "decode": ((1, 500), (1, 4000), (1, 16000)),
-    "mixed": ((512, 0), (1, 2000), (1, 8000)),
-    "prefill": ((256, 0), (1024, 0)),
-}
 LARGEST_ERROR = 0.15
 """Of a request's share of its step."""
 
@@ -47,10 +49,9 @@ def test_shares_are_near_those_of_all_subsets(
 ) -> None:
     """Each subset of a small batch is run by itself; the Shapley value of their joules is true."""
     from llm_carbon_meter.campaign.measuring import repeated
-    from llm_carbon_meter.campaign.subsets import StepMember, exact_shares, modelled_shares, subsets
     from llm_carbon_meter.campaign.torch_work import Decoder
 
-    rows = [StepMember(*row) for row in BATCHES[name]]
+    rows = BATCHES[name]
     decoder = Decoder(MODEL, rows, "cuda")
     measured = {
         members: repeated(meter, partial(decoder.step, members), "cuda", seconds)
@@ -75,7 +76,6 @@ def test_every_joule_of_a_run_is_booked(
     meter: NvmlMeter, physics: CostModel, found: dict[str, Any]
 ) -> None:
     """Three requests decode, then the GPU rests: the accounts are the counter's own increments."""
-    from llm_carbon_meter.campaign.subsets import StepMember
     from llm_carbon_meter.campaign.torch_work import Decoder, synchronize
 
     rows = [StepMember(1, cached) for cached in (500, 2000, 8000)]
