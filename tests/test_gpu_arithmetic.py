@@ -9,15 +9,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_carbon_meter.campaign.measuring import repeated
+from llm_carbon_meter.campaign.sensors_file import row, write
+from llm_carbon_meter.campaign.subsets import StepMember, exact_shares, modelled_shares, subsets
+from llm_carbon_meter.campaign.torch_work import (
+    Decoder,
+    SteadyLoad,
+    bursts,
+    decode_like,
+    prefill_like,
+)
 from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.physics.kernels import step_costs
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.physics.step_work import CostModel
 from llm_carbon_meter.power.nvml.nvml_meter import open_nvml
-from tests.gpu.findings import row, write
-from tests.gpu.loads import Decoder, Load, Row, bursts, decode_like, prefill_like
-from tests.gpu.measuring import repeated
-from tests.gpu.subsets import exact_shares, modelled_shares, subsets
 
 TINY = dataclasses.replace(
     built_in_model("Llama-3.1-8B"),
@@ -57,10 +63,14 @@ def test_every_subset_once() -> None:
 def test_modelled_shares_are_the_meters() -> None:
     """They add up, and a longer context costs more."""
     model = CostModel(gpu_spec("H100"), step_costs(built_in_model("Llama-3.1-8B")))
-    found = modelled_shares([Row(1, 500), Row(1, 16000)], 0.01, model)
+    pair = [StepMember(1, 500), StepMember(1, 16000)]
+    found = modelled_shares(pair, 0.01, model)
     assert sum(found) == pytest.approx(1)
     assert found[0] < found[1]
-    assert modelled_shares([Row(1, 500), Row(1, 16000)], 0.01, model, "equal") == [0.5, 0.5]
+    assert modelled_shares([StepMember(1, 500), StepMember(1, 16000)], 0.01, model, "equal") == [
+        0.5,
+        0.5,
+    ]
 
 
 def test_a_row_has_the_medians() -> None:
@@ -92,7 +102,7 @@ def test_findings_keep_the_rows_of_other_gpus(tmp_path: Path) -> None:
 @pytest.mark.parametrize("members", [(0,), (0, 1), (0, 1, 2)])
 def test_a_step_gives_the_logits_of_each_request(members: tuple[int, ...]) -> None:
     """Prefill and decode in one batch."""
-    decoder = Decoder(TINY, [Row(5, 0), Row(1, 3), Row(1, 9)], "cpu")
+    decoder = Decoder(TINY, [StepMember(5, 0), StepMember(1, 3), StepMember(1, 9)], "cpu")
     assert decoder.step(members).shape == (len(members), 64)
 
 
@@ -100,7 +110,7 @@ def test_the_measurement_runs_end_to_end_on_the_stub(stub: Any) -> None:
     """At constant power the joules of a repetition are its time x the power."""
     stub.steady(200)
     meter = open_nvml(["0"])
-    decoder = Decoder(TINY, [Row(1, 3), Row(1, 9)], "cpu")
+    decoder = Decoder(TINY, [StepMember(1, 3), StepMember(1, 9)], "cpu")
     one = repeated(meter, lambda: decoder.step((0, 1)), "cpu", 0.2)
     meter.close()
     assert one.joules == pytest.approx(200 * one.seconds, rel=0.05)
@@ -109,6 +119,6 @@ def test_the_measurement_runs_end_to_end_on_the_stub(stub: Any) -> None:
 def test_loads_run_until_they_are_stopped() -> None:
     """Each kind of work repeats in its thread."""
     for work in (prefill_like("cpu", 8), decode_like("cpu", 8)):
-        with Load(bursts(work, "cpu", 0.002), "cpu") as load:
+        with SteadyLoad(bursts(work, "cpu", 0.002), "cpu") as load:
             while load.count < 8:
                 pass

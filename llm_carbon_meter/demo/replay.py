@@ -1,8 +1,9 @@
 """Sends the trace's requests to the server through the official openai client."""
 
 import asyncio
+import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +16,14 @@ from llm_carbon_meter.testing.servers import Server
 HEADER_PREFIX: Final = "llm-carbon-"
 _TIMEOUT_S: Final = 120.0
 _MIN_WORD: Final = 4
+NOT_SENT: Final = "not sent: the time was over"
+"""The failure of a request that was too late."""
+NOT_ANSWERED: Final = "given up: the time was over"
+"""That of one whose answer was."""
+
+
+def _nothing(_number: int, _answer: "Answer") -> None:
+    pass
 
 
 @dataclass(slots=True)
@@ -78,8 +87,22 @@ async def replay(
     *,
     pace: float,
     at_once: int,
+    until_s: float = math.inf,
+    answered_within_s: float = math.inf,
+    on_answer: Callable[[int, Answer], None] = _nothing,
 ) -> list[Answer]:
-    """Send the requests at their time divided by ``pace``, at most ``at_once`` in flight."""
+    """Send the requests at their time divided by ``pace``, at most ``at_once`` in flight.
+
+    Args:
+        server: that answers.
+        requests: with their arrivals.
+        prompts: makes their texts.
+        pace: times the arrivals' own.
+        at_once: in flight.
+        until_s: monotonic; what would be sent later fails instead.
+        answered_within_s: after that; an answer that takes longer is given up.
+        on_answer: gets the place of each request whose answer has come.
+    """
     from openai import AsyncOpenAI
     from tqdm import tqdm
 
@@ -96,7 +119,16 @@ async def replay(
                 arrival = started + request.arrival_s / pace
                 await asyncio.sleep(max(arrival - time.monotonic(), 0.0))
                 async with free:
-                    answer = await _send(client, common, number, request, prompts)
+                    left_s = until_s - time.monotonic()
+                    if left_s < 0:
+                        return Answer("request", False, failure=NOT_SENT)
+                    most_s = left_s + answered_within_s
+                    try:
+                        async with asyncio.timeout(most_s if most_s < math.inf else None):
+                            answer = await _send(client, common, number, request, prompts)
+                    except TimeoutError:
+                        return Answer("request", False, failure=NOT_ANSWERED)
+                on_answer(number, answer)
                 bar.update()
                 return answer
 

@@ -1,20 +1,17 @@
 """Tokens per second of two real servers of an engine, one metered and one not, asked in turn."""
 
-import asyncio
 import contextlib
 import statistics
 import tempfile
-import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import openai
 from tqdm import tqdm
 
 from llm_carbon_meter.testing.servers import Server, TransformersServer, VllmServer
+from llm_carbon_meter.testing.throughput import by_turns, tokens_per_s
 
 STARTS, PAIRS = 6, 20
-AT_ONCE, REQUESTS, TOKENS = 8, 8, 150
 
 
 def measure(model: Path) -> Mapping[str, float]:
@@ -53,11 +50,10 @@ def _ratios(
             for metered in (metered_first, not metered_first)
         }
         for server in servers.values():
-            asyncio.run(_tokens_per_s(server))  # warm-up
+            tokens_per_s(server)  # warm-up
         ratios = []
         for pair in range(PAIRS):
-            order = (True, False) if pair % 2 else (False, True)
-            speed = {metered: asyncio.run(_tokens_per_s(servers[metered])) for metered in order}
+            speed = by_turns(servers, pair)
             ratios.append(speed[True] / speed[False])
     return ratios
 
@@ -75,23 +71,3 @@ def _server(
             "LLM_CARBON_METER_PROVISIONAL_WAIT_S": "0",
         },
     )
-
-
-async def _tokens_per_s(server: Server) -> float:
-    """Exact output lengths, eight at a time, not streamed."""
-    gate = asyncio.Semaphore(AT_ONCE)
-    address = {"base_url": server.url + "/v1", "api_key": "none"}
-    async with openai.AsyncOpenAI(**address, max_retries=0) as client:
-
-        async def one(index: int) -> None:
-            async with gate:
-                await client.completions.create(
-                    model=server.model_name,
-                    prompt="word " * (20 + index),
-                    max_tokens=TOKENS,
-                    extra_body=dict(server.exact),
-                )
-
-        start = time.perf_counter()
-        await asyncio.gather(*(one(index) for index in range(REQUESTS)))
-        return REQUESTS * TOKENS / (time.perf_counter() - start)

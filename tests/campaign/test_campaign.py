@@ -19,6 +19,7 @@ from llm_carbon_meter.campaign import plan as campaign_plan
 from llm_carbon_meter.campaign import runner
 from llm_carbon_meter.campaign.card import write_card
 from llm_carbon_meter.campaign.command import TINY_CONFIG
+from llm_carbon_meter.campaign.engines import load_engine
 from llm_carbon_meter.campaign.job import PHASES, Job, Occasion
 from llm_carbon_meter.campaign.plan import LOADS, MODELS, Load, make_plan, repetition_s
 from llm_carbon_meter.campaign.rows import Measurements, Status, occasion
@@ -108,6 +109,21 @@ def test_both_phases_of_a_load_are_measured_apart(stub: Stub) -> None:
         [row["joules_per_request"] for row in found if row["phase"] == phase] for phase in PHASES
     )
     assert max(prefill) < min(whole)
+
+
+def test_rows_of_a_stub_may_say_that_they_are_simulated() -> None:
+    """Whoever starts the campaign knows; the file then lacks what was measured elsewhere."""
+    plain = job()
+    assert plain.identity["source"] == "measured"
+    assert replace(plain, source="simulated").identity["source"] == "simulated"
+
+
+def test_a_model_without_sdpa_runs_by_its_own_attention() -> None:
+    """Bloom, in transformers: ALiBi is no mask that PyTorch's attention takes."""
+    shape = {"hidden_size": 32, "n_layer": 1, "n_head": 2, "vocab_size": 64}
+    config = {"model_type": "bloom", **shape}
+    load = Load(2, 8, 2)
+    load_engine("transformers", config, "", "float32", 1, [load]).run(load)
 
 
 def test_a_gpu_that_throttles_is_recorded_as_such(stub: Stub) -> None:

@@ -259,6 +259,50 @@ def test_what_the_machine_lacks_is_named(
     assert "missing modules: no_such_module\n" in capfd.readouterr().out
 
 
+def test_a_bundle_of_another_engine_names_no_vllm_and_takes_any_torch(
+    scripts: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    python: str,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """What its list probes is imported there."""
+    wheel(tmp_path / "wheels", "helper", {"helper.py": "value = 1\n"})
+    changes = {"imports": ["helper"], "probe": ["helper"], "needed": {"helper": "1.0"}}
+    others: dict[str, Any] = {"environment": {}, "left_out_files": {}}
+    file = tmp_path / "list.toml"
+    file.write_text(scripts.imports.as_toml(written_list(tmp_path, **changes, **others)))
+    monkeypatch.setattr(
+        scripts.pack, "download", lambda names, *_: _found(scripts, names, tmp_path)
+    )
+    out = tmp_path / "out"
+    scripts.pack.main(["--list", str(file), "--python", PYTHON, "--out", str(out)])
+    assert unpack(scripts, tmp_path / "into", *out.iterdir(), python=python) == 0
+    assert "helper can be imported; set" in capfd.readouterr().out
+    manifest = scripts.bundle.Manifest.read(out / "manifest.json")
+    found = {"python": PYTHON, "missing": [], "vllm": "", "error": ""}
+    versions = {"helper": "1.0", "torch": "2.99.0"}
+    assert scripts.unpack.judge(manifest, {**found, "versions": versions})[0] == []
+    problems, _ = scripts.unpack.judge(
+        manifest, {**found, "versions": {**versions, "torch": ""}, "error": "ImportError: helper"}
+    )
+    assert "torch is missing, the bundle is for any" in problems
+    assert problems[-1].startswith("import helper failed:\nImportError")
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [((), "name a list with --list"), (("--vllm", "1.0"), "--vllm needs --torch")],
+)
+def test_a_bundle_of_nothing_is_refused(
+    scripts: Any, given: tuple[str, ...], reason: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """It has to be said for what it is."""
+    with pytest.raises(SystemExit):
+        scripts.pack.main([*given, "--python", PYTHON, "--out", "never"])
+    assert reason in capfd.readouterr().err
+
+
 def test_the_same_wheels_give_the_same_bundle(
     scripts: Any, packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,11 +371,12 @@ def test_imports_of_killed_and_forked_processes_are_seen(scripts: Any, tmp_path:
     assert {"colorsys", "wave"} <= modules.keys()
 
 
-def test_the_shipped_list_is_whole(scripts: Any) -> None:
+@pytest.mark.parametrize("name", ["vllm-0.26.0", "gpu-day"])
+def test_the_shipped_lists_are_whole(scripts: Any, name: str) -> None:
     """Every package left out has its reason, and none is both packed and there."""
-    content = scripts.pack.read_list(SCRIPTS / "vllm-0.26.0.toml", "3.12", "2.11.0")
+    content = scripts.pack.read_list(SCRIPTS / f"{name}.toml", "3.12", "2.11.0")
     packed = scripts.pack.wanted(content)
-    assert packed["vllm"] == "0.26.0"
+    assert packed.get("vllm", "") == name.partition("vllm-")[2]
     assert not packed.keys() & content["there"].keys()
     assert not content["left_out_packages"].keys() & {*packed, *content["there"]}
     reasons = [*content["left_out_packages"].values(), *content["left_out_files"].values()]

@@ -7,10 +7,9 @@ from typing import Any
 
 import pytest
 
+from llm_carbon_meter.campaign.sensors_file import write
 from llm_carbon_meter.power.nvml.nvml_meter import NvmlMeter, open_nvml
 from llm_carbon_meter.power.nvml.survey import GpuFacts, survey
-
-from .findings import write
 
 
 @pytest.fixture(scope="session")

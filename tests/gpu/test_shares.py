@@ -7,6 +7,13 @@ from typing import Any
 
 import pytest
 
+from llm_carbon_meter.campaign.subsets import (
+    BATCHES,
+    StepMember,
+    exact_shares,
+    modelled_shares,
+    subsets,
+)
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.ledger.attribution import POLICIES
@@ -20,19 +27,12 @@ from llm_carbon_meter.power.nvml.survey import GpuFacts
 from llm_carbon_meter.power.sampler import PowerSampler
 from llm_carbon_meter.records import Account, EnergyReading, Outcome, RequestEnd, Source, StepEvent
 
-from .subsets import exact_shares, modelled_shares, subsets
-
 pytestmark = [
     pytest.mark.gpu,
     pytest.mark.filterwarnings("default", "error::pytest.PytestUnhandledThreadExceptionWarning"),
 ]
 
 MODEL = built_in_model("Llama-3.1-8B")
-BATCHES = {
-    "decode": ((1, 500), (1, 4000), (1, 16000)),
-    "mixed": ((512, 0), (1, 2000), (1, 8000)),
-    "prefill": ((256, 0), (1024, 0)),
-}
 LARGEST_ERROR = 0.15
 """Of a request's share of its step."""
 
@@ -48,10 +48,10 @@ def test_shares_are_near_those_of_all_subsets(
     meter: NvmlMeter, found: dict[str, Any], physics: CostModel, seconds: float, name: str
 ) -> None:
     """Each subset of a small batch is run by itself; the Shapley value of their joules is true."""
-    from tests.gpu.loads import Decoder, Row
-    from tests.gpu.measuring import repeated
+    from llm_carbon_meter.campaign.measuring import repeated
+    from llm_carbon_meter.campaign.torch_work import Decoder
 
-    rows = [Row(*row) for row in BATCHES[name]]
+    rows = BATCHES[name]
     decoder = Decoder(MODEL, rows, "cuda")
     measured = {
         members: repeated(meter, partial(decoder.step, members), "cuda", seconds)
@@ -76,9 +76,9 @@ def test_every_joule_of_a_run_is_booked(
     meter: NvmlMeter, physics: CostModel, found: dict[str, Any]
 ) -> None:
     """Three requests decode, then the GPU rests: the accounts are the counter's own increments."""
-    from tests.gpu.loads import Decoder, Row, synchronize
+    from llm_carbon_meter.campaign.torch_work import Decoder, synchronize
 
-    rows = [Row(1, 500), Row(1, 2000), Row(1, 8000)]
+    rows = [StepMember(1, cached) for cached in (500, 2000, 8000)]
     decoder = Decoder(MODEL, rows, "cuda")
     decoder.step((0, 1, 2))
     synchronize("cuda")
@@ -111,7 +111,7 @@ def test_every_joule_of_a_run_is_booked(
 
 def _steps(decoder: Any, rows: Sequence[Any], seconds: float) -> list[StepEvent]:
     """Decode steps as an engine would report them."""
-    from tests.gpu.loads import synchronize
+    from llm_carbon_meter.campaign.torch_work import synchronize
 
     steps: list[StepEvent] = []
     members = tuple(range(len(rows)))

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
-from typing import Final
+from typing import Any, Final
 
 MEASURED_FILE: Final = "sensors.json"
-"""In llm_carbon_meter.data, written by ``pytest -m gpu``; absent until somebody measured."""
+"""In llm_carbon_meter.data, written by ``pytest -m gpu`` and `make gpu-day`; absent until then."""
+SIMULATED: Final = "simulated"
+"""Source of a row that a rehearsal made: nobody measured that."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +72,12 @@ class Measured:
 def measured(gpu_name: str) -> Measured | None:
     """What is known of a GPU's counter, by NVML's name of it; None if nobody measured."""
     row = _measurements().get(gpu_name)
-    return None if row is None else Measured(float(row["period_s"]), float(row["lag_s"]))
+    if row is None or row.get("source") == SIMULATED:
+        return None
+    return Measured(float(row["period_s"]), float(row["lag_s"]))
 
 
 @cache
-def _measurements() -> Mapping[str, Mapping[str, float]]:
+def _measurements() -> Mapping[str, Mapping[str, Any]]:
     file = resources.files("llm_carbon_meter.data").joinpath(MEASURED_FILE)
     return json.loads(file.read_text("utf-8"))["gpus"] if file.is_file() else {}

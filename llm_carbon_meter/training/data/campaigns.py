@@ -72,7 +72,7 @@ def _records(path: Path) -> Sequence[Raw]:
 
 def _why_not(raw: Raw) -> str | None:
     if raw["source"] != "measured":
-        return "modelled, not measured"
+        return f"{raw['source']}, not measured"
     if raw["status"] != "ok":
         return f"status {raw['status']}"
     try:

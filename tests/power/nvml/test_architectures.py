@@ -71,6 +71,13 @@ def test_a_measurement_is_found_by_the_gpus_name(folder: Path) -> None:
     assert measured("NVIDIA H200") is None
 
 
+def test_what_a_rehearsal_wrote_is_no_measurement(folder: Path) -> None:
+    """Its file has the same form, and says that it is simulated."""
+    row = {"period_s": 0.02, "lag_s": 0.03, "source": "simulated"}
+    (folder / sensors.MEASURED_FILE).write_text(json.dumps({"gpus": {"NVIDIA H100": row}}))
+    assert measured("NVIDIA H100") is None
+
+
 def test_the_file_of_the_package_can_be_read() -> None:
     """Committed or not."""
     assert measured("no such GPU") is None

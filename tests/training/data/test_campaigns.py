@@ -71,11 +71,12 @@ def test_a_neighbour_of_a_model_has_its_own_shape(tmp_path: Path) -> None:
 
 
 def test_what_teaches_nothing_is_counted_with_its_reason(tmp_path: Path) -> None:
-    """Modelled joules never teach; nor do runs that went wrong."""
+    """Modelled and simulated joules never teach; nor do runs that went wrong."""
     path = written(
         tmp_path,
         {},
         {"source": "modelled"},
+        {"source": "simulated"},
         {"status": "throttled"},
         {"status": "out_of_memory", "joules": "", "seconds": ""},
         {"model": "Nobody-7b"},
@@ -86,6 +87,7 @@ def test_what_teaches_nothing_is_counted_with_its_reason(tmp_path: Path) -> None
         Refused("campaign", reason, 1)
         for reason in (
             "modelled, not measured",
+            "simulated, not measured",
             "status throttled",
             "status out_of_memory",
             "model 'Nobody-7b' is not in data/models.json; nearest is OLMo-3-7B; "

@@ -8,16 +8,17 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import NamedTuple, Self
+from typing import Self
 
 import torch
 
+from llm_carbon_meter.campaign.subsets import StepMember
 from llm_carbon_meter.physics.model_specs import ModelSpec
 
 STEPS_IN_FLIGHT = 4
 
 
-class Load:
+class SteadyLoad:
     """Repeats some work in a thread inside the ``with`` block.
 
     Args:
@@ -90,13 +91,6 @@ def bursts(work: Callable[[], object], device: str, period_s: float) -> Callable
     return burst
 
 
-class Row(NamedTuple):
-    """A request of a step: a prefill has nothing cached, a decode has one new token."""
-
-    new: int
-    cached: int
-
-
 class Decoder:
     """A dense gated decoder of random weights; every layer has its own, as a real one.
 
@@ -106,7 +100,7 @@ class Decoder:
         device: cuda, or cpu.
     """
 
-    def __init__(self, spec: ModelSpec, rows: Sequence[Row], device: str) -> None:
+    def __init__(self, spec: ModelSpec, rows: Sequence[StepMember], device: str) -> None:
         self._spec = spec
         self._rows = rows
         self._device = device

@@ -1,6 +1,6 @@
-"""What ``pytest -m gpu`` found, as `llm_carbon_meter/data/sensors.json` has it: one row a GPU name.
+"""What was found of a counter, as `llm_carbon_meter/data/sensors.json` has it: a row a GPU name.
 
-``SENSORS_JSON=FILE pytest -m gpu`` writes it; rows of other GPUs in the file stay.
+``SENSORS_JSON=FILE pytest -m gpu`` and ``make gpu-day`` write it; rows of other GPUs stay.
 """
 
 import json
@@ -14,7 +14,7 @@ NEEDED = ("period_s", "lag_s")
 
 
 def row(found: dict[str, Any]) -> dict[str, Any]:
-    """A GPU's row from what the tests noted: the loads' median period, the onsets' median lag."""
+    """A GPU's row from what was noted: the loads' median period, the onsets' median lag."""
     summary = dict(found)
     periods = [load["period_s"] for load in found.get("loads", {}).values() if load["period_s"]]
     if periods:

@@ -4,9 +4,9 @@ import time
 from collections.abc import Callable
 from typing import NamedTuple
 
+from llm_carbon_meter.campaign.torch_work import SteadyLoad
 from llm_carbon_meter.power.characterise import Polled, poll
 from llm_carbon_meter.power.power_meter import PowerMeter
-from tests.gpu.loads import Load
 
 WARM_UP_S = 0.5
 """Clocks and power have risen by then."""
@@ -23,11 +23,15 @@ class Repeated(NamedTuple):
 
 
 def repeated(
-    meter: PowerMeter, work: Callable[[], object], device: str, seconds: float
+    meter: PowerMeter,
+    work: Callable[[], object],
+    device: str,
+    seconds: float,
+    warm_up_s: float = WARM_UP_S,
 ) -> Repeated:
     """Repeat work and share what the counter says among the repetitions."""
-    with Load(work, device) as load:
-        time.sleep(WARM_UP_S)
+    with SteadyLoad(work, device) as load:
+        time.sleep(warm_up_s)
         began_s, before = time.monotonic(), load.count
         polled = watched(meter, seconds)
         each_s = (time.monotonic() - began_s) / max(load.count - before, 1)

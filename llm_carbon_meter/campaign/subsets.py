@@ -3,15 +3,31 @@
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from math import comb
+from typing import Final, NamedTuple
 
 import numpy as np
 
 from llm_carbon_meter.ledger.attribution import shares
 from llm_carbon_meter.physics.step_coefficients import sheet_coefficients
 from llm_carbon_meter.physics.step_work import CostModel, StepRows, step_work
-from tests.gpu.loads import Row
 
 Subset = tuple[int, ...]
+
+
+class StepMember(NamedTuple):
+    """A request of a step: a prefill has nothing cached, a decode has one new token."""
+
+    new: int
+    cached: int
+
+
+BATCHES: Final[Mapping[str, Sequence[StepMember]]] = {
+    "decode": [StepMember(1, cached) for cached in (500, 4000, 16000)],
+    "mixed": [StepMember(512, 0), StepMember(1, 2000), StepMember(1, 8000)],
+    "prefill": [StepMember(256, 0), StepMember(1024, 0)],
+    "four": [StepMember(1, cached) for cached in (300, 1200, 4800, 12000)],
+}
+"""Steps whose subsets a GPU runs, the most wanted first."""
 
 
 def subsets(count: int) -> Iterator[Subset]:
@@ -44,7 +60,7 @@ def exact_shares(joules: Mapping[Subset, float], count: int) -> list[float]:
 
 
 def modelled_shares(
-    rows: Sequence[Row], step_s: float, model: CostModel, policy: str = "shapley"
+    rows: Sequence[StepMember], step_s: float, model: CostModel, policy: str = "shapley"
 ) -> list[float]:
     """What the meter gives the requests of one step that took so long."""
     columns = StepRows(
