@@ -44,8 +44,8 @@ ALIKE: Final = np.array(
 )
 """How alike these errors are among the `LOADS`, as correlations: a GPU that draws little while it
 moves weights does so while it reads the KV cache, and so with linear kernels and attention."""
-WINDOW_ERROR: Final = 0.04
-"""Of a window's joules, against which the usual watts are weighed."""
+WINDOW_ERROR: Final = 0.08
+"""Of a window's joules, against which the usual watts are weighed; windows of a load err alike."""
 USUAL_ERROR: Final = 0.3
 """Of a window's joules, relative, before any was seen."""
 OUTLIER: Final = 2.5
