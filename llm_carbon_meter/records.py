@@ -251,6 +251,9 @@ class RequestEnergy:
     """Of its steps, those after its first token."""
     decode_tokens: int = 0
     """Computed in these, rejected drafts included."""
+    uncertainty: float | None = None
+    """Half of an interval, relative to the joules, in which nine of ten true figures lie; None
+    where nothing was measured, or joules are not the engine's own or are missing."""
 
     @property
     def joules(self) -> float:

@@ -102,6 +102,7 @@ def _figures(energy: RequestEnergy) -> dict[str, Any]:
         "operational_grams": energy.operational_grams,
         "embodied_grams": energy.embodied_grams,
         "gpu_seconds": energy.gpu_seconds,
+        "uncertainty": energy.uncertainty,
         "status": energy.status,
     }
 

@@ -68,7 +68,20 @@ def sum_energies(energies: Sequence[RequestEnergy]) -> RequestEnergy:
         mean_running=running / steps if steps else 0.0,
         first_step_s=min(energy.first_step_s for energy in energies),
         last_step_s=max(energy.last_step_s for energy in energies),
+        uncertainty=_joint_uncertainty(energies),
     )
+
+
+def _joint_uncertainty(energies: Sequence[RequestEnergy]) -> float | None:
+    """As if all erred to the same side, as requests of one exchange may."""
+    joules = sum(energy.joules for energy in energies)
+    spans = [_times(energy.uncertainty, energy.joules) for energy in energies]
+    span = _sum_known(spans)
+    return span / joules if span is not None and joules else None
+
+
+def _times(share: float | None, joules: float) -> float | None:
+    return None if share is None else share * joules
 
 
 def _sum_known(figures: Iterable[float | None]) -> float | None:

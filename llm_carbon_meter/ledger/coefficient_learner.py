@@ -197,7 +197,8 @@ class CoefficientLearner:
         self._time = Fit(self.coefficients.seconds, np.full(PARTS, np.inf))
         self._power = Fit(self._limit_shares(), np.ones(len(WATT_DOUBTS)))
         self._windows: dict[str, _Window] = {}
-        self._usual_error = USUAL_ERROR
+        self.window_error = USUAL_ERROR
+        """Usual relative error with which the joules of a window are expected."""
         if state is not None:
             self._time.restore(state.seconds)
             self._power.restore(state.watts)
@@ -257,8 +258,8 @@ class CoefficientLearner:
         limit_watts = self.coefficients.limit_watts
         expected = float(window.seconds @ self._limit_shares()) * limit_watts
         error = abs(window.joules / expected - 1)
-        trust = min(1.0, OUTLIER * self._usual_error / max(error, TINY))
-        self._usual_error += 0.05 * (min(error, OUTLIER * self._usual_error) - self._usual_error)
+        trust = min(1.0, OUTLIER * self.window_error / max(error, TINY))
+        self.window_error += 0.05 * (min(error, OUTLIER * self.window_error) - self.window_error)
         seen, weight = window.seconds * limit_watts / expected, trust * window.length_s
         self._power.see(
             np.asarray(weight * np.outer(seen, seen), np.float64),

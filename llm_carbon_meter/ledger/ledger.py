@@ -101,7 +101,7 @@ class EnergyLedger:
         self._gpus = {name: GpuBook(name, GpuCounter(tick_s, lag_s)) for name in gpus}
         self._model = model
         self._quality = quality
-        self._provenance = Provenance(engine, source, quality, embodied_grams_per_gpu_s)
+        self._origin = (engine, source, quality, embodied_grams_per_gpu_s)
         self._idle_by_time = idle_by_time
         self._learner = learner
         self._lags, self._watch = lags, watch
@@ -131,6 +131,11 @@ class EnergyLedger:
         return [Window(*row) for row in zip(*columns, strict=True)]
 
     # Requests
+
+    @property
+    def _provenance(self) -> Provenance:
+        window_error = self._learner.window_error if self._learner else None
+        return Provenance(*self._origin, window_error)
 
     @property
     def num_open(self) -> int:
@@ -264,10 +269,10 @@ class EnergyLedger:
         self._requests.lower(steps.row_key[rows], quality.rank)
 
     def _finals(self, settled_s: float) -> list[RequestEnergy]:
-        finals = []
+        finals, provenance = [], self._provenance
         for slot in self._requests.done(settled_s, with_idle=self._idle_by_time):
             figures = self._requests.figures(slot)
-            finals.append(self._requests.record(slot, figures, Status.FINAL, self._provenance))
+            finals.append(self._requests.record(slot, figures, Status.FINAL, provenance))
             self._requests.free(slot)
         return finals
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from llm_carbon_meter.ledger.counters import Tick
 from llm_carbon_meter.ledger.division import Division, RowShares
+from llm_carbon_meter.ledger.uncertainty import uncertainty
 from llm_carbon_meter.physics.step_work import Floats, Ints, StepRows
 from llm_carbon_meter.records import (
     REQUEST_ACCOUNTS,
@@ -54,11 +55,20 @@ class Provenance(NamedTuple):
     quality: Quality
     """Of the source at its opening."""
     embodied_grams_per_gpu_s: float | None
+    window_error: float | None
+    """Usual error of the expectation; None where nothing learns it."""
 
     def worst(self, met: Quality) -> Quality:
         """The label of a request that met a quality: joules that are missing come first."""
         lower = met is Quality.RESET or met.rank > self.quality.rank
         return met if lower else self.quality
+
+    def uncertainty(self, quality: Quality, status: Status, num_steps: int) -> float | None:
+        """Of a figure, where its joules are a counter's own."""
+        if self.window_error is None or quality not in (Quality.COUNTER, Quality.POWER):
+            return None
+        provisional = status is Status.PROVISIONAL
+        return uncertainty(self.window_error, num_steps, provisional=provisional)
 
     def embodied_grams(self, gpu_seconds: float) -> float | None:
         """gCO2eq of the hardware's making in some time; None where it is left out."""
@@ -175,12 +185,13 @@ class OpenRequests:
         """A closed request as it leaves the book."""
         end, steps = self.closed[slot], int(self.num_steps[slot])
         gpu_seconds = float(figures.gpu_seconds)
+        quality = provenance.worst(list(Quality)[self.worst[slot]])
         return RequestEnergy(
             request_id=end.request_id,
             engine=provenance.engine,
             status=status,
             source=provenance.source,
-            quality=provenance.worst(list(Quality)[self.worst[slot]]),
+            quality=quality,
             outcome=end.outcome,
             accounts=AccountJoules(*figures.joules.tolist()),
             operational_grams=float(figures.grams),
@@ -195,6 +206,7 @@ class OpenRequests:
             last_step_s=float(self.last_step_s[slot]) if steps else end.monotonic_s,
             decode_steps=int(self.decode_steps[slot]),
             decode_tokens=int(self.decode_tokens[slot]),
+            uncertainty=provenance.uncertainty(quality, status, steps),
         )
 
     def free(self, slot: int) -> None:

@@ -69,6 +69,8 @@ class Figures:
     """Not longer than the sensor's resolution."""
     short_joules: float
     short_true_joules: float
+    covered: float | None
+    """Share of requests whose true joules lie in the record's interval; None without one."""
     zeros: int
     """Requests that ran a step and were given nothing."""
     conservation: float | None
@@ -157,10 +159,17 @@ class _Sample:
             int((~long).sum()),
             float(given[~long].sum()),
             float(true[~long].sum()),
+            self._covered(given, true, book),
             int((given <= 0).sum()),
             book.conservation_error if book else None,
             float(np.quantile(uncertain, 0.95)),
         )
+
+    def _covered(self, given: Floats, true: Floats, book: Book | None) -> float | None:
+        spans = [book.records[name].uncertainty for name in self.names] if book else [None]
+        if None in spans:
+            return None
+        return float((np.abs(true - given) <= np.array(spans, np.float64) * given).mean())
 
 
 def spread(errors: Floats) -> tuple[float, float]:

@@ -19,6 +19,7 @@ COLUMNS: Final[Mapping[str, Callable[[Figures], float | None]]] = {
     "p95": lambda f: f.long_p95,
     "prefill / truth": lambda f: f.prefill_ratio,
     "decode / truth": lambda f: f.decode_ratio,
+    "in interval": lambda f: f.covered,
     "prefill median": lambda f: f.prefill_median,
     "prefill p95": lambda f: f.prefill_p95,
     "decode median": lambda f: f.decode_median,
@@ -193,6 +194,7 @@ def markdown(draws: Sequence[Draw]) -> str:
         "",
         _short_requests("Short requests of all draws together", draws),
         _short_requests("Of those without another process on the GPU", alone),
+        _coverage(draws),
         f"Sampling error of the truth (95 % of requests, worst run): {worst:.4f}.",
         "",
         *_table(
@@ -219,6 +221,17 @@ def _load_goals(draws: Sequence[Draw]) -> list[str]:
 def _short_requests(which: str, draws: Sequence[Draw]) -> str:
     ratios = [f"{policy}: {pooled_short_ratio(draws, policy):.4f}" for policy in SHAPLEYS]
     return f"{which}, attributed / true: {'; '.join(ratios)}."
+
+
+def _coverage(draws: Sequence[Draw]) -> str:
+    ours = [each for draw in draws for each in by_policy(draw, LEARNT)]
+    known = [(each.covered, each.requests) for each in ours if each.covered is not None]
+    share = sum(covered * count for covered, count in known) / sum(count for _, count in known)
+    least = min(covered for covered, _ in known)
+    return (
+        f"True joules within the interval of the record, {LEARNT!r}: {100 * share:.1f} % of all "
+        f"requests; in the draw and load with the fewest {100 * least:.0f} %."
+    )
 
 
 def _draw_cells(draw: Draw) -> list[str]:

@@ -396,3 +396,14 @@ def test_a_record_comes_back_as_it_was_put() -> None:
     store, record = RecordStore[dict[str, float]](1), {"energy_joules": 1.5}
     store.put("a", [], record)
     assert store.find("a")["a"] is record
+
+
+def test_the_interval_of_several_is_that_of_their_joules() -> None:
+    """They may all err to the same side; where one is not known, nothing is."""
+    first = energy_in_every_account("0_x", joules={"decode": 30.0}, uncertainty=0.1)
+    second = energy_in_every_account("1_x", joules={"decode": 10.0}, uncertainty=0.3)
+    both = sum_energies([first, second])
+    assert both.uncertainty is not None
+    span = 0.1 * first.joules + 0.3 * second.joules
+    assert both.uncertainty * both.joules == pytest.approx(span)
+    assert sum_energies([first, replace(second, uncertainty=None)]).uncertainty is None
