@@ -211,7 +211,7 @@ def test_company_counts_up_to_a_full_batch_and_no_more_once_it_has_left(
 
 def test_an_answer_that_is_made_in_the_background_counts(metered: Metered) -> None:
     """Its HTTP exchange is over long before its engine request."""
-    body = {"model": MODEL_NAME, "input": "later", "max_output_tokens": 300, "background": True}
+    body = {"model": MODEL_NAME, "input": "later", "max_output_tokens": 900, "background": True}
     status, _, answer = metered.http("/v1/responses", body)
     assert (status, json.loads(answer)["status"]) == (200, "queued")
     eventually(lambda: metered.metric(RUNNING) == 1, "its begin")
