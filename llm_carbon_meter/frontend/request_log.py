@@ -100,7 +100,7 @@ _Line: Final = msgspec.defstruct(
         *((name, dict[str, Any], {}) for name in ("deployment", "features")),
         *((name, dict[str, Any] | None, None) for name in ("estimate", "conditional")),
         ("provisional", dict[str, Any] | None, None),
-        ("embodied_grams", float | None, None),
+        *((name, float | None, None) for name in ("embodied_grams", "uncertainty")),
         ("intensity_g_per_kwh", float, 0.0),
     ],
 )
