@@ -3,7 +3,7 @@
 from math import hypot
 from typing import Final
 
-MODEL_ERROR: Final = 0.05
+MODEL_ERROR: Final = 0.065
 """Of the division of steps that stays where whole windows fit: on the fairness simulator."""
 STEP_ERROR: Final = 0.08
 """Of a single step, likewise: its own power, and what the sensor's period and lag blur."""

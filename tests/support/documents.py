@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -30,7 +31,7 @@ PACKAGE: Final = ROOT / "llm_carbon_meter"
 SERVERS: Final = PACKAGE / "servers" / "README.md"
 """Has the table of engines."""
 EVALUATION: Final = ROOT / "examples" / "predictor"
-FAIRNESS: Final = ROOT / "tests" / "fairness" / "results" / "roofline"
+FAIRNESS: Final = ROOT / "tests" / "fairness" / "results"
 FOLDERS: Final = ("llm_carbon_meter", "grafana", "examples", "tests")
 
 MEANINGS = {
@@ -88,17 +89,23 @@ def evaluation() -> str:
     return readme_section(results, folder, PLOTS)
 
 
-def fairness() -> str:
-    """Errors by policy, and how many draws of the committed comparison reach each goal."""
-    parts = (FAIRNESS / "results.md").read_text("utf-8").split("\n\n")
-    heads = "| requests at once |", "| goal:", "Short requests"
+def fairness(kind: str) -> str:
+    """Errors by policy and phase, and how often the committed comparison reaches each goal.
+
+    Args:
+        kind: of the simulated worlds.
+    """
+    parts = (FAIRNESS / kind / "results.md").read_text("utf-8").strip().split("\n\n")
+    heads = "| policy |", "| total |", "| goal:", "Short requests"
     return "\n\n".join(part for part in parts if part.startswith(heads))
 
 
 PARTS: Final[Mapping[Path, Mapping[str, Callable[[], str]]]] = {
     PACKAGE / "README.md": {"settings": settings_table},
     PACKAGE / "exporters" / "README.md": {"metrics": metrics_table, "headers": headers_table},
-    PACKAGE / "ledger" / "README.md": {"fairness": fairness},
+    PACKAGE / "ledger" / "README.md": {
+        kind: partial(fairness, kind) for kind in ("roofline", "kernels", "kept-out")
+    },
     PACKAGE / "predictor" / "README.md": {"evaluation": evaluation},
 }
 """The generated parts of each document by name."""
