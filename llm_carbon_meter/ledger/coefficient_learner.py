@@ -16,6 +16,9 @@ from llm_carbon_meter.physics.step_work import HEAD, PARTS, Floats, Work
 
 WINDOW_S: Final = 1.0
 """Joules are compared over this long: beside it a counter's period and lag are small."""
+AVERAGED_WINDOW_S: Final = 10.0
+"""As `WINDOW_S`, of a power that is an average over a second: shorter windows would see less of the
+difference between two kinds of steps than there is."""
 MEMORY_S: Final = 20.0
 """In every direction in which windows can differ this much is remembered, however old it is. More
 follows a load that changes too slowly, whose errors are alike for as long as it stays."""
@@ -230,6 +233,8 @@ class CoefficientLearner:
         idle_s: float,
         awake_s: float,
         joules: float,
+        *,
+        window_s: float = WINDOW_S,
     ) -> None:
         """What a GPU counted over some time.
 
@@ -240,12 +245,13 @@ class CoefficientLearner:
             idle_s: seconds without a step.
             awake_s: those of them in which clocks stayed up.
             joules: what the counter grew by.
+            window_s: over which joules are compared.
         """
         window = self._windows.setdefault(gpu, _Window())
         working_s = float(busy_s.sum())
         window.seconds += (working_s + awake_s, *(busy_s @ loads), idle_s - awake_s)
         window.joules += joules
-        if window.length_s >= WINDOW_S:
+        if window.length_s >= window_s:
             self.skip(gpu)
             self._learn(window)
 

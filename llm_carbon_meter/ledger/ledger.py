@@ -11,7 +11,11 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from llm_carbon_meter.ledger.coefficient_learner import CoefficientLearner
+from llm_carbon_meter.ledger.coefficient_learner import (
+    AVERAGED_WINDOW_S,
+    WINDOW_S,
+    CoefficientLearner,
+)
 from llm_carbon_meter.ledger.counters import GpuCounter, Tick
 from llm_carbon_meter.ledger.division import Division, divide, expected_course, over_rows
 from llm_carbon_meter.ledger.gpu_book import GpuBook, unsettled
@@ -239,7 +243,9 @@ class EnergyLedger:
         clear = not steps.overhead[part].any() and not self._lowers(tick)
         if self._learner and clear:
             worked = division.busy_s, steps.loads[part], division.idle_s, division.awake_s
-            self._learner.see_tick(gpu.name, *worked, tick.joules)
+            averaged = tick.quality is Quality.POWER
+            window_s = AVERAGED_WINDOW_S if averaged else WINDOW_S
+            self._learner.see_tick(gpu.name, *worked, tick.joules, window_s=window_s)
         elif self._learner:
             self._learner.skip(gpu.name)  # nobody knows what was done for these joules
         if self._lags and clear and tick.quality is Quality.COUNTER:

@@ -30,6 +30,8 @@ LEDGERS: Final[Mapping[str, str]] = {
 """Policy of the ledgers that learn nothing."""
 TOLD: Final = "every step known"
 """The shipped ledger with the true cost of every step: what is left are the sensors' errors."""
+UNDAMAGED: Final = (Quality.COUNTER, Quality.POWER)
+"""Of records that no reset and no dead GPU has taken joules from."""
 SHAPLEYS: Final = (LEARNT, STARTED, TOLD)
 POLICIES: Final = (LEARNT, STARTED, *LEDGERS, *BASELINES, TOLD)
 
@@ -102,7 +104,7 @@ def _compared(run: Run, books: Mapping[str, Book]) -> Iterator[Figures]:
         for name, record in reference.items()
         if name in run.causes and record.first_step_s >= WARM_UP_S
     ]
-    names = [name for name in begun if reference[name].quality is Quality.COUNTER]
+    names = [name for name in begun if reference[name].quality in UNDAMAGED]
     if not names:
         return
     lengths = [reference[name].last_step_s - reference[name].first_step_s for name in names]

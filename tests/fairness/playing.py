@@ -156,7 +156,7 @@ def ledger_of(
         list(run.seen),
         model_of(run.world),
         Source.MEASURED,
-        Quality.COUNTER,
+        Quality.COUNTER if counts else Quality.POWER,
         policy=policy,
         lag_s=_delay_s(run.world),
         tick_s=TICK_S,

@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from llm_carbon_meter.power.nvml.nvml_meter import PowerIntegral
-from llm_carbon_meter.records import EnergyReading
+from llm_carbon_meter.records import EnergyReading, Quality
 
 from .engine import TrueStep
 from .gpus import TrueGpu
@@ -85,8 +85,9 @@ def readings(world: World, name: str, curve: Drawn, until_s: float) -> list[Ener
     if world.sensor != "averaged_power":  # an integral of power is the meter's own
         for at_s in restarts:
             joules = joules - np.interp(at_s, polls, joules) * (polls > at_s)
+    quality = Quality.POWER if world.sensor == "averaged_power" else Quality.COUNTER
     return [
-        EnergyReading(at_s, name, value)
+        EnergyReading(at_s, name, value, quality=quality)
         for at_s, value in zip(polls.tolist(), joules.round(3).tolist(), strict=True)
     ]
 

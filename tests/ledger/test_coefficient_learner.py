@@ -325,6 +325,21 @@ def test_the_book_uses_what_it_learns() -> None:
     assert watts[-1] == pytest.approx(300, rel=0.03)
 
 
+def test_averages_of_power_teach_by_longer_windows() -> None:
+    """A source whose power is an average over a second has a lesson in ten, a counter in one."""
+    for quality, lessons in ((Quality.COUNTER, 20), (Quality.POWER, 2)):
+        pupil = CoefficientLearner(H100)
+        ledger = EnergyLedger(["gpu"], LLAMA, Source.MEASURED, quality, learner=pupil)
+        known = set()
+        for second in range(21):
+            ledger.observe_steps([decode(second - 1, second)])
+            reading = EnergyReading(second, "gpu", 300.0 * second, quality=quality)
+            ledger.observe_reading(reading)
+            ledger.settle(second)
+            known.add(pupil.coefficients.static_watts)
+        assert len(known) - 1 == lessons
+
+
 @pytest.mark.parametrize(("gap_s", "watts"), [(0.005, 200.0), (0.05, 50.0)])
 def test_clocks_stay_up_between_steps_that_follow_closely(gap_s: float, watts: float) -> None:
     """A short gap is idle time at the power of a step that does nothing, a long one at idle's."""
