@@ -253,7 +253,8 @@ class RequestEnergy:
     """Computed in these, rejected drafts included."""
     uncertainty: float | None = None
     """Half of an interval, relative to the joules, in which nine of ten true figures lie; None
-    where nothing was measured, or joules are not the engine's own or are missing."""
+    where nothing was measured, joules are not the engine's own or are missing, or another policy
+    than `shapley` divides them."""
 
     @property
     def joules(self) -> float:

@@ -36,27 +36,28 @@ def subsets(count: int) -> Iterator[Subset]:
         yield from combinations(range(count), size)
 
 
-def exact_shares(joules: Mapping[Subset, float], count: int) -> list[float]:
-    """What each request adds, averaged over all orders in which they could have come.
+def shapley_value(cost: Mapping[Subset, float], count: int) -> list[float]:
+    """What each player adds, averaged over all orders in which they could have come.
 
     Args:
-        joules: of one step of every subset; nobody costs nothing.
-        count: requests.
-
-    Returns:
-        Shares of the whole step's joules; they add up to 1.
+        cost: of every subset; nobody costs nothing.
+        count: players.
     """
-    cost = {(): 0.0, **joules}
-    whole = cost[tuple(range(count))]
+    cost = {(): 0.0, **cost}
     return [
         sum(
             (cost[tuple(sorted((*others, player)))] - cost[others])
             / (count * comb(count - 1, len(others)))
-            for others in [s for s in cost if player not in s]
+            for others in [subset for subset in cost if player not in subset]
         )
-        / whole
         for player in range(count)
     ]
+
+
+def exact_shares(joules: Mapping[Subset, float], count: int) -> list[float]:
+    """Shares of the whole step's joules, from those of every subset; they add up to 1."""
+    whole = joules[tuple(range(count))]
+    return [value / whole for value in shapley_value(joules, count)]
 
 
 def modelled_shares(

@@ -10,10 +10,13 @@ from typing import Final
 import numpy as np
 
 from llm_carbon_meter.ledger.token_shares import LinearJoules, token_shares
+from llm_carbon_meter.physics.linear_kernels import ACTIVITIES
 from llm_carbon_meter.physics.step_coefficients import LOADS, StepCoefficients
 from llm_carbon_meter.physics.step_work import ATTENTION, HEAD, CostModel, Floats, StepRows, Work
 
 TINY: Final = 1e-300
+LINEAR: Final = len(ACTIVITIES)
+"""The first of the `LOADS` are those of linear kernels, the others of attention and cache."""
 HELD_UP: Final = 1.25
 """A step that takes longer than so many times the expected was held up, and by nobody in it. What
 is less is taken for an error of the expectation, which may be of any part."""
@@ -26,9 +29,9 @@ def step_loads(rows: StepRows, work: Work | None, coefficients: StepCoefficients
         return np.repeat(middling, len(rows.counts), axis=0)
     parts_s = coefficients.seconds[:, None] * work.basis
     loads_s = np.empty((len(LOADS), len(rows.counts)))
-    loads_s[:3] = parts_s[2:HEAD].sum(axis=0) * work.activities
+    loads_s[:LINEAR] = parts_s[2:HEAD].sum(axis=0) * work.activities
     loads_s[0] += parts_s[HEAD]
-    loads_s[3:] = parts_s[ATTENTION:]
+    loads_s[LINEAR:] = parts_s[ATTENTION:]
     return np.asarray((loads_s / parts_s.sum(axis=0)).T)
 
 
@@ -100,15 +103,16 @@ def shapley_weights(
     weights += rows.sampled * rows.per_row(head / np.maximum(rows.per_step(rows.sampled), 1.0))
     # Term by term: a product of matrices adds up twins in different orders.
     for place, own_s in enumerate(work.own_s):
-        watts = static + coefficients.load_watts[3 + place]
+        watts = static + coefficients.load_watts[LINEAR + place]
         weights += watts * seconds[ATTENTION + place] * own_s
     return weights
 
 
+SHAPLEY: Final = "shapley"
 Policy = Callable[[StepRows, Work | None, Floats, StepCoefficients], Floats]
 
 POLICIES: Mapping[str, Policy] = {
-    "shapley": shapley_weights,
+    SHAPLEY: shapley_weights,
     "tokens": token_weights,
     "flops": flop_weights,
     "equal": equal_weights,

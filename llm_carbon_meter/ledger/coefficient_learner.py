@@ -196,6 +196,7 @@ class CoefficientLearner:
 
     def __init__(self, gpu: GpuSpec, state: LearnerState | None = None) -> None:
         sheet = sheet_coefficients(gpu)
+        self._board_watts = gpu.board_watts
         self.coefficients = replace(sheet, gap_watts=sheet.static_watts)
         self._time = Fit(self.coefficients.seconds, np.full(PARTS, np.inf))
         self._power = Fit(self._limit_shares(), np.ones(len(WATT_DOUBTS)))
@@ -278,8 +279,9 @@ class CoefficientLearner:
         start, moments = self._time.start, self._time.moments
         doubted = SHEET_SECONDS * float(start @ moments @ start) + TINY
         limit_watts = self.coefficients.limit_watts
-        # No load alone takes a GPU beyond its limit.
-        self._power.most[1:-1] = max(1.0 - self.coefficients.static_watts / limit_watts, LEAST)
+        # No load alone takes a GPU beyond its board's power.
+        room_watts = self._board_watts - self.coefficients.static_watts
+        self._power.most[1:-1] = max(room_watts / limit_watts, LEAST)
         watts = self._power.solve(WATT_WEIGHTS) * limit_watts
         idle = float(watts[-1])
         static = max(float(watts[0]), idle)  # no step draws less than no step

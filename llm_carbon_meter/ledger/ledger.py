@@ -11,6 +11,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from llm_carbon_meter.ledger.attribution import SHAPLEY
 from llm_carbon_meter.ledger.coefficient_learner import (
     AVERAGED_WINDOW_S,
     WINDOW_S,
@@ -93,7 +94,7 @@ class EnergyLedger:
         quality: Quality,
         *,
         engine: int = 0,
-        policy: str = "shapley",
+        policy: str = SHAPLEY,
         idle_by_time: bool = False,
         lag_s: float | None = None,
         tick_s: float = 0.0,
@@ -138,7 +139,9 @@ class EnergyLedger:
 
     @property
     def _provenance(self) -> Provenance:
-        window_error = self._learner.window_error if self._learner else None
+        # Of other policies nobody says that they give what a request caused.
+        judged = self._learner if self._entry.policy == SHAPLEY else None
+        window_error = judged.window_error if judged else None
         return Provenance(*self._origin, window_error)
 
     @property

@@ -35,7 +35,7 @@ class StepEntry:
     ) -> None:
         self.counts = StepCounts()
         self._model = model
-        self._policy = policy
+        self.policy = policy
         self._learner = learner
         self._summed = model.costs if with_sums else None
         self._sheet = sheet_coefficients(model.gpu)
@@ -75,7 +75,7 @@ class StepEntry:
         steps.allreduce[serving] = allreduce_shares(rows, durations, self._model)
         if self._summed is not None:
             steps.sums[serving] = step_sums(rows, self._summed)
-        row_share: Floats = shares(self._policy, rows, work, durations, coefficients)
+        row_share: Floats = shares(self.policy, rows, work, durations, coefficients)
         ids = list(chain.from_iterable(event.request_ids for event in events))
         row_key = requests.enter(ids, rows, accounts, start, end)
         self.counts.add(rows, accounts)

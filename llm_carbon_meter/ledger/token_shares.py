@@ -3,7 +3,7 @@
 Weights are streamed once for all, experts by who touches them, and computing may outlast both. So
 what a request's tokens add depends on who is there already. Owen's multilinear extension (1972)
 averages over that: all others are there with the same chance, and every chance counts alike. Here
-the largest others are there or not, one by one; of the tokens of the rest, a part is there.
+the largest others are there or not, one by one; of the rest nobody is there, or its mean tokens.
 """
 
 from dataclasses import dataclass
@@ -11,13 +11,13 @@ from typing import Final
 
 import numpy as np
 
-from llm_carbon_meter.physics.linear_kernels import knot_shares, linear_kernels
+from llm_carbon_meter.physics.linear_kernels import ACTIVITIES, GRID, GRID_SHARES
 from llm_carbon_meter.physics.step_coefficients import StepCoefficients
 from llm_carbon_meter.physics.step_work import HEAD, CostModel, Floats, StepRows
 
 LARGEST: Final = 4
 """Others that are there or not, one by one; a step has few chunks of prompts."""
-_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(8)
+_NODES, _WEIGHTS = np.polynomial.legendre.leggauss(6)
 CHANCES: Final = (_NODES + 1) / 2
 SETS: Final = (np.arange(2**LARGEST)[:, None] >> np.arange(LARGEST) & 1).astype(np.float64)
 """Who of the largest is there, shape (sets, LARGEST)."""
@@ -25,8 +25,6 @@ SET_WEIGHTS: Final = (
     np.where(SETS[:, :, None] > 0, CHANCES, 1 - CHANCES).prod(axis=1) * _WEIGHTS / 2
 )
 """How often each set meets each chance, shape (sets, chances)."""
-GRID: Final = np.unique(np.round(np.logspace(0, 18, 145, base=2)))
-"""Tokens at which costs are computed; they are interpolated in between."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,10 +36,10 @@ class LinearJoules:
     @classmethod
     def of(cls, model: CostModel, coefficients: StepCoefficients) -> "LinearJoules":
         """Of a model whose architecture is known."""
-        assert model.costs is not None
-        linear = linear_kernels(GRID, model.costs, model.gpu)
-        watts = coefficients.static_watts + coefficients.load_watts[:3] @ linear.activities
-        seconds = linear.seconds * (coefficients.seconds[2:HEAD] @ knot_shares(GRID))
+        linear = model.by_tokens
+        load_watts = coefficients.load_watts[: len(ACTIVITIES)]
+        watts = coefficients.static_watts + load_watts @ linear.activities
+        seconds = linear.seconds * (coefficients.seconds[2:HEAD] @ GRID_SHARES)
         return cls(np.maximum.accumulate(watts * seconds))  # more tokens never cost less
 
     def at(self, tokens: Floats) -> Floats:
@@ -64,7 +62,8 @@ def _mixed_shares(rows: StepRows, cost: LinearJoules) -> Floats:
     steps = np.repeat(np.arange(len(rows.counts)), rows.counts)
     order = np.lexsort((-rows.new_tokens, steps))  # the largest of each step first
     tokens, place = rows.new_tokens[order], np.arange(len(order)) - rows.per_row(rows.starts)
-    fresh = (place == 0) | (tokens != np.roll(tokens, 1))  # the next ones cause as much
+    before = np.concatenate((tokens[-1:], tokens[:-1]))
+    fresh = (place == 0) | (tokens != before)  # equal ones cause as much
     largest = np.zeros((len(rows.counts), LARGEST + 1))
     leading = place <= LARGEST
     largest[steps[leading], place[leading].astype(np.intp)] = tokens[leading]
@@ -72,6 +71,7 @@ def _mixed_shares(rows: StepRows, cost: LinearJoules) -> Floats:
         tokens[fresh],
         _without(largest[steps[fresh]], place[fresh]),
         rows.per_row(rows.per_step(rows.new_tokens))[fresh],
+        rows.per_row(rows.counts)[fresh],
         cost,
     )
     shares = np.empty(len(order))
@@ -95,16 +95,27 @@ def _without(largest: Floats, place: Floats) -> Floats:
     return np.where(earlier, largest[:, :LARGEST], largest[:, 1:])
 
 
-def _added(tokens: Floats, others: Floats, whole: Floats, cost: LinearJoules) -> Floats:
+def _added(
+    tokens: Floats, others: Floats, whole: Floats, counts: Floats, cost: LinearJoules
+) -> Floats:
     """What players add to those who are there, in the mean.
 
     Args:
         tokens: of the players.
         others: as `_without` gives them.
         whole: tokens of the players' steps.
+        counts: requests of these steps.
         cost: of tokens.
     """
     rest = np.maximum(whole - tokens - others.sum(axis=1), 0.0)
-    there = (others @ SETS.T)[:, :, None] + rest[:, None, None] * CHANCES
-    added = cost.at(there + tokens[:, None, None]) - cost.at(there)
-    return np.asarray(np.einsum("psc,sc->p", added, SET_WEIGHTS))
+    nobody = (1 - CHANCES) ** np.maximum(counts - 1 - LARGEST, 0.0)[:, None]
+    somebody = rest[:, None] * CHANCES / np.where(nobody < 1, 1 - nobody, 1.0)
+    largest = others @ SETS.T
+
+    def marginal(there: Floats) -> Floats:
+        own = tokens.reshape(-1, *(1,) * (there.ndim - 1))
+        return np.asarray(cost.at(there + own) - cost.at(there))
+
+    alone = np.einsum("ps,sc,pc->p", marginal(largest), SET_WEIGHTS, nobody)
+    beside = marginal(largest[:, :, None] + somebody[:, None, :])
+    return np.asarray(alone + np.einsum("psc,sc,pc->p", beside, SET_WEIGHTS, 1 - nobody))

@@ -48,3 +48,8 @@ def knot_shares(tokens: Floats) -> Floats:
     """How much each of the `KNOTS` has of steps with these numbers of tokens, shape (knots, n)."""
     place = np.interp(np.log(np.maximum(tokens, 1.0)), np.log(KNOTS), np.arange(len(KNOTS)))
     return np.asarray(np.maximum(1 - np.abs(place - np.arange(len(KNOTS))[:, None]), 0.0))
+
+
+GRID: Final = np.unique(np.round(np.logspace(0, 18, 145, base=2)))
+"""Tokens of a step at which curves are computed; they are interpolated in between."""
+GRID_SHARES: Final = knot_shares(GRID)

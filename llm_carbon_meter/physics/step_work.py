@@ -13,7 +13,13 @@ import numpy.typing as npt
 
 from llm_carbon_meter.physics.gpu_specs import GpuSpec
 from llm_carbon_meter.physics.kernels import StepCosts, context_sum, windowed_sum
-from llm_carbon_meter.physics.linear_kernels import KNOTS, knot_shares, linear_kernels
+from llm_carbon_meter.physics.linear_kernels import (
+    GRID,
+    KNOTS,
+    LinearKernels,
+    knot_shares,
+    linear_kernels,
+)
 from llm_carbon_meter.physics.phases import SUMS
 
 Floats = npt.NDArray[np.float64]
@@ -61,13 +67,19 @@ class StepRows:
         return np.repeat(np.asarray(values, np.float64), self.counts)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class CostModel:
     """The physics behind the proportions: a GPU's data sheet and a model's kernel table."""
 
     gpu: GpuSpec
     costs: StepCosts | None
     """None where the architecture is not known: steps are then divided by tokens."""
+
+    @cached_property
+    def by_tokens(self) -> LinearKernels:
+        """Linear kernels at the points of `GRID`, of a model whose architecture is known."""
+        assert self.costs is not None
+        return linear_kernels(GRID, self.costs, self.gpu)
 
     @property
     def exchanges(self) -> bool:

@@ -10,6 +10,8 @@ from typing import Final
 
 from .judging import LEARNT, POLICIES, SHAPLEYS, Figures
 
+LOADS_A_ROW: Final = 6
+"""Of the picture."""
 Draw = Sequence[Figures]
 """All policies and loads of one world."""
 
@@ -282,17 +284,20 @@ def plot(draws: Sequence[Draw], path: Path) -> None:
 
     figures = [each for draw in draws for each in draw]
     loads = loads_of(figures)
-    figure, axes = pyplot.subplots(figsize=(3 + 1.5 * len(loads), 4.5), layout="constrained")
-    for number, policy in enumerate(POLICIES):
-        shift = (number - len(POLICIES) / 2) * 0.08
-        mine = [each for each in figures if each.policy == policy]
-        places = [loads.index(each.load) + shift for each in mine]
-        axes.scatter(places, [each.long_median for each in mine], s=12, label=policy, alpha=0.7)
-    axes.axhline(0.03, color="grey", linewidth=0.8, linestyle="--")
-    axes.set_yscale("log")
-    axes.set_xticks(range(len(loads)), loads)
-    axes.set_xlabel("load: requests at once, or what is special")
-    axes.set_ylabel("median relative error per request")
-    axes.legend(fontsize=8, ncols=5, loc="lower center", bbox_to_anchor=(0.5, 1.0))
+    rows = [loads[first : first + LOADS_A_ROW] for first in range(0, len(loads), LOADS_A_ROW)]
+    size = (1.5 + 1.8 * len(rows[0]), 1 + 3.5 * len(rows))
+    figure, grid = pyplot.subplots(len(rows), figsize=size, layout="constrained", squeeze=False)
+    for axes, shown in zip(grid[:, 0], rows, strict=True):
+        for number, policy in enumerate(POLICIES):
+            shift = (number - (len(POLICIES) - 1) / 2) * 0.08
+            mine = [f for f in figures if f.policy == policy and f.load in shown]
+            places = [shown.index(each.load) + shift for each in mine]
+            axes.scatter(places, [f.long_median for f in mine], s=12, label=policy, alpha=0.7)
+        axes.axhline(0.03, color="grey", linewidth=0.8, linestyle="--")
+        axes.set_yscale("log")
+        axes.set_xticks(range(len(shown)), shown)
+        axes.set_ylabel("median relative error")
+    grid[-1, 0].set_xlabel("load: requests at once, or what is special")
+    figure.legend(*grid[0, 0].get_legend_handles_labels(), ncols=5, loc="outside upper center")
     figure.savefig(path, dpi=120)
     pyplot.close(figure)

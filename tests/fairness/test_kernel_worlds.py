@@ -2,13 +2,12 @@
 
 from collections.abc import Sequence
 from functools import cache
-from itertools import chain, combinations
-from math import comb
 
 import numpy as np
 import pytest
 
 from llm_carbon_meter.records import Account
+from tests.support.shapley import shapley_of
 
 from .engine import Served, serve
 from .gpus import TrueGpu, true_gpu
@@ -60,29 +59,16 @@ def test_a_seed_names_a_world_of_kernels_within_the_ranges() -> None:
 def test_causes_are_the_shapley_value_of_every_subset(seed: int) -> None:
     """A chunk of a prompt beside decodes: marginal costs over all subsets."""
     gpu = gpu_of(seed)
-    work = gpu.work(*np.array([(700, 0, 0), (1, 900, 1), (1, 40, 1), (1, 6000, 1)], float).T)
+    rows = [(700, 0, 0), (1, 900, 1), (1, 40, 1), (1, 6000, 1)]
+
+    def joules(members: Sequence[tuple[int, int, int]]) -> float:
+        return float(gpu.cost(gpu.work(*np.array(members, float).T).total())[1])
+
+    work = gpu.work(*np.array(rows, float).T)
     first, second = gpu.causes(work, np.random.default_rng(0))
-    exact = shapley(gpu, work)
+    exact = shapley_of(joules, rows)
     assert (first + second) / 2 == pytest.approx(exact, rel=0.02)
     assert first.sum() == pytest.approx(float(gpu.cost(work.total())[1]), rel=1e-9)
-
-
-def shapley(gpu: TrueGpu, work: Sequence[np.ndarray]) -> list[float]:
-    """By definition."""
-    players = range(len(work[0]))
-    joules = {
-        members: float(gpu.cost(type(work)(*(c[list(members)].sum() for c in work)))[1])
-        for members in chain.from_iterable(
-            combinations(players, n) for n in range(len(work[0]) + 1)
-        )
-    }
-    values = []
-    for player in players:
-        rest = [members for members in joules if player not in members]
-        added = [joules[tuple(sorted((*m, player)))] - joules[m] for m in rest]
-        weights = [1 / (len(players) * comb(len(players) - 1, len(m))) for m in rest]
-        values.append(float(np.dot(added, weights)))
-    return values
 
 
 @pytest.mark.parametrize("seed", [DENSE, EXPERTS])

@@ -28,7 +28,7 @@ from llm_carbon_meter.physics.step_coefficients import (
     sheet_coefficients,
 )
 from llm_carbon_meter.physics.step_work import PARTS, CostModel, Floats, StepRows, step_work
-from tests.support.shapley import shapley_value
+from tests.support.shapley import shapley_of
 from tests.support.steps.cost_models import GEMMA, H100, LLAMA, MIXTRAL, UNKNOWN
 from tests.support.steps.rows import MIXED, Row
 
@@ -330,5 +330,5 @@ def test_experts_are_shared_as_all_subsets_say(tokens: list[int]) -> None:
     costs = plain_costs(expert_bytes=1.0, num_experts=64, experts_per_token=4)
     model, rows = CostModel(UNITS, costs), rows_of([Row(new, 0, 0) for new in tokens])
     cost = LinearJoules.of(model, BYTES_ONLY)
-    exact = shapley_value(lambda members: float(cost.at(np.array(sum(members)))), tokens)
+    exact = shapley_of(lambda members: float(cost.at(np.array(sum(members)))), tokens)
     assert weights_of(rows, 1.0, model, BYTES_ONLY).tolist() == pytest.approx(exact, rel=1e-6)

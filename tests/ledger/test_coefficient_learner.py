@@ -174,6 +174,17 @@ def test_readings_that_agree_with_the_coefficients_change_nothing() -> None:
     assert pupil.coefficients.load_watts == pytest.approx(first.load_watts)
 
 
+@pytest.mark.parametrize("limit_watts", [700.0, 400.0])
+def test_no_load_alone_draws_more_than_the_board(limit_watts: float) -> None:
+    """Counters that say so are not believed, whatever limit is set."""
+    pupil = CoefficientLearner(at_limit(H100, limit_watts))
+    for load in np.eye(len(LOADS)):
+        for _ in range(100):
+            pupil.see_tick("gpu", np.array([1.0]), load[None], 0.0, 0.0, 1500.0)
+    known = pupil.coefficients
+    assert known.static_watts + known.load_watts.max() < 1.01 * 700
+
+
 def test_an_outlier_hardly_counts() -> None:
     """One window with twenty times the joules moves what was learnt by less than a tenth."""
     pupil = CoefficientLearner(H100)

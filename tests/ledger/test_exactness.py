@@ -29,7 +29,7 @@ from llm_carbon_meter.physics.step_work import (
 )
 from tests.fairness.ranges import draw
 from tests.fairness.truth import RooflineGpu
-from tests.support.shapley import shapley_value
+from tests.support.shapley import shapley_of
 from tests.support.steps.cost_models import GEMMA, H100, LLAMA, MIXTRAL
 
 Row = tuple[int, int, int]
@@ -126,7 +126,7 @@ def test_closed_form_is_the_shapley_value_of_up_to_five_requests(
     seconds = expected_seconds(step, model, coefficients)
     closed = weights_of(step, seconds, model, coefficients)
     assert closed.sum() == pytest.approx(cost(step), rel=1e-6)
-    assert closed.tolist() == pytest.approx(shapley_value(cost, step), rel=1e-6)
+    assert closed.tolist() == pytest.approx(shapley_of(cost, step), rel=1e-6)
 
 
 @settings(max_examples=30, deadline=None)
@@ -143,7 +143,7 @@ def test_more_requests_are_shared_nearly_as_all_subsets_say(
     coefficients = sheet_coefficients(model.gpu)
     cost = modelled_cost(model, coefficients)
     closed = weights_of(step, expected_seconds(step, model, coefficients), model, coefficients)
-    exact = np.array(shapley_value(cost, step[:9]))
+    exact = np.array(shapley_of(cost, step[:9]))
     if len(step) <= 9:
         assert closed / closed.sum() == pytest.approx(exact / exact.sum(), abs=0.04)
 
@@ -154,7 +154,7 @@ def true_shapley(gpu: RooflineGpu, step: Sequence[Row]) -> Floats:
     def cost(members: Sequence[Row]) -> float:
         return float(gpu.cost(gpu.work(*columns(members)).total())[1])
 
-    return np.array(shapley_value(cost, step))
+    return np.array(shapley_of(cost, step))
 
 
 MIXED: Sequence[Row] = [(512, 512, 0), (1, 100, 1), (1, 1000, 1), (1, 4000, 1)]

@@ -21,10 +21,12 @@ def test_more_steps_narrow_it_and_errors_widen_it(error: float, steps: int) -> N
     assert uncertainty(error, steps, provisional=True) > final >= error
 
 
-def served(source: Source, quality: Quality, met: Quality) -> list[RequestEnergy]:
+def served(
+    source: Source, quality: Quality, met: Quality, policy: str = "shapley"
+) -> list[RequestEnergy]:
     """A request's provisional and final figure."""
     learner = CoefficientLearner(H100) if source is Source.MEASURED else None
-    ledger = EnergyLedger(["gpu"], LLAMA, source, quality, learner=learner)
+    ledger = EnergyLedger(["gpu"], LLAMA, source, quality, policy=policy, learner=learner)
     ledger.observe_reading(EnergyReading(0.0, "gpu", 0.0))
     ledger.observe_steps([step_of(0, 1, "a")])
     provisional = ledger.close(end_of("a", 1))
@@ -53,3 +55,10 @@ def test_what_is_not_a_counters_own_has_none(
 ) -> None:
     """Modelled joules, joules beside another process, and joules of which some are missing."""
     assert served(source, quality, met)[-1].uncertainty is None
+
+
+@pytest.mark.parametrize("policy", ["tokens", "flops", "equal"])
+def test_other_policies_do_not_say_what_a_request_caused(policy: str) -> None:
+    """A figure by tokens may be far from it, however well windows are expected."""
+    records = served(Source.MEASURED, Quality.COUNTER, Quality.COUNTER, policy)
+    assert [record.uncertainty for record in records] == [None, None]
