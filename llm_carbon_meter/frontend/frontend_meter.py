@@ -1,6 +1,5 @@
 """Wires everything of one API server together: estimates before, records after, all exporters."""
 
-import functools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from itertools import repeat
@@ -30,7 +29,9 @@ from llm_carbon_meter.records import (
     EnergyEstimate,
     EngineLoad,
     EngineTotals,
+    EstimateQuery,
     Features,
+    MeterError,
     RequestEnergy,
     RequestRecord,
     Status,
@@ -109,32 +110,48 @@ class FrontendMeter:
 
     # Before
 
-    def estimate(
+    @property
+    def estimates_requests(self) -> bool:
+        """Whether anything can be said about this model before a request runs."""
+        return self._live is not None
+
+    def query(
         self,
-        prompts: Sequence[Prompt],
+        prompt: Prompt,
         max_tokens: int | None,
         *,
         concurrency: int,
         num_sequences: int = 1,
         output_tokens: int | None = None,
-    ) -> list[EnergyEstimate]:
-        """Estimate requests that are not sent; none where nothing can be said about this model.
-
-        Args:
-            prompts: of requests that are alike otherwise; other arguments as of
-                `LiveEstimator.ask`.
+    ) -> EstimateQuery:
+        """What is known of a request that is not sent; arguments as of `LiveEstimator.ask`.
 
         Raises:
-            MeterError: a request makes no sense, or is longer than the model's context.
+            MeterError: it is longer than the model's context, or nothing can be estimated.
         """
-        live = self._live
-        if live is None:
-            return []
-        ask = functools.partial(live.ask, num_sequences=num_sequences, output_tokens=output_tokens)
-        queries = [ask(prompt, max_tokens, concurrency).query for prompt in prompts]
-        for query in queries:
-            live.check_context(query)
-        return live.estimates(queries)
+        asked = self._estimator.ask(
+            prompt,
+            max_tokens,
+            concurrency,
+            num_sequences=num_sequences,
+            output_tokens=output_tokens,
+        )
+        self._estimator.check_context(asked.query)
+        return asked.query
+
+    def estimates(self, queries: Sequence[EstimateQuery]) -> list[EnergyEstimate]:
+        """Estimate requests that are not sent.
+
+        Raises:
+            MeterError: one of them makes no sense, or nothing can be estimated.
+        """
+        return self._estimator.estimates(queries)
+
+    @property
+    def _estimator(self) -> LiveEstimator:
+        if self._live is None:
+            raise MeterError(f"the architecture of {self.model_name} has no estimate")
+        return self._live
 
     def begin(
         self,

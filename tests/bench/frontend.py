@@ -71,7 +71,7 @@ async def _route(meter: FrontendMeter) -> tuple[float, float]:
     async def read_prompts(_request: Request, parsed: Mapping[str, Any]) -> list[Prompt]:
         return await prompts_of(parsed, _never)
 
-    routes, figures = CarbonRoutes(meter, read_prompts), []
+    routes, figures = CarbonRoutes(meter, read_prompts, lambda _: ()), []
     for _ in range(ROUTE_CALLS):
         gaps: list[float] = []
         watching = asyncio.create_task(_watch(gaps))

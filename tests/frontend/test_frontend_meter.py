@@ -113,7 +113,7 @@ class Frontend:
 
     def factor(self) -> float:
         """The calibration that the next request gets."""
-        (estimate,) = self.meter.estimate([Prompt(10)], 5, concurrency=1)
+        (estimate,) = self.meter.estimates([self.meter.query(Prompt(10), 5, concurrency=1)])
         return estimate.calibration
 
     def drift(self) -> float | None:
@@ -231,7 +231,7 @@ def test_estimates_follow_what_the_meter_has_learnt(bound: list[Deployment]) -> 
     assert last["calibration"] == pytest.approx(1.2)
     assert last["energy_joules"] == pytest.approx(10.0)
     assert last["calibrated"]["energy_joules"] == pytest.approx(12.0)
-    (estimate,) = frontend.meter.estimate([Prompt(10)], 5, concurrency=1)
+    (estimate,) = frontend.meter.estimates([frontend.meter.query(Prompt(10), 5, concurrency=1)])
     told = float(estimate_headers(estimate)["LLM-Carbon-Estimated-Wh"])
     assert told == pytest.approx(12.0 / 3600, rel=1e-5)
     for stage in ("raw", "calibrated"):

@@ -20,7 +20,7 @@ from llm_carbon_meter.servers.shared.channel import (
     sweep,
 )
 from llm_carbon_meter.servers.shared.middleware import STATE_NAME
-from llm_carbon_meter.servers.shared.routes import CarbonRoutes, ReadPrompts
+from llm_carbon_meter.servers.shared.routes import CarbonRoutes, ReadPrompts, ServedNames
 
 T = TypeVar("T")
 LAST_WORDS_S: Final = 0.5
@@ -117,10 +117,16 @@ class ApiServer:
         except Exception as error:  # noqa: BLE001 - boundary: the next message is taken all the same
             self._faults.note("channel", error)
 
-    def attach(self, app: Any, read_prompts: ReadPrompts) -> None:
-        """Give a Starlette application the meter, for its middleware, and our routes."""
+    def attach(self, app: Any, read_prompts: ReadPrompts, served_names: ServedNames) -> None:
+        """Give a Starlette application the meter, for its middleware, and our routes.
+
+        Args:
+            app: of the server.
+            read_prompts: tokenises a body as the server would.
+            served_names: of the models that may be asked for.
+        """
         setattr(app.state, STATE_NAME, self.meter)
-        routes = CarbonRoutes(self.meter, read_prompts)
+        routes = CarbonRoutes(self.meter, read_prompts, served_names)
         app.router.add_route("/v1/carbon/requests/{request_id}", routes.request, ["GET"])
         app.router.add_route("/v1/carbon/estimate", routes.estimate, ["POST"])
 

@@ -2,7 +2,9 @@
 application, so inside its authentication. Errors have the OpenAI shape."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+import reprlib
+import time
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -14,17 +16,27 @@ from llm_carbon_meter.exporters.headers import estimate_json
 from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
 from llm_carbon_meter.frontend.sums import sum_estimates
 from llm_carbon_meter.predictor.served import Prompt
-from llm_carbon_meter.records import EnergyEstimate, MeterError
+from llm_carbon_meter.records import EnergyEstimate, EstimateQuery, MeterError
 
 MAX_BODY: Final = 1_000_000
 """Bytes of an estimate's body."""
+MAX_SEQUENCES: Final = 1024
+"""Prompts of an estimate's body, and answers to each."""
+MAX_TOKENS: Final = 10_000_000
+"""Of a prompt or an answer, where the model's context is not known: no model's is longer."""
+HOLD_S: Final = 0.001
+"""Work of ours after which others have the event loop."""
 
 EXPECTED_PROMPT: Final = "expected text, token ids, or a list of them"
 
 ReadPrompts = Callable[[Request, Mapping[str, Any]], Awaitable[list[Prompt]]]
 """Gives each prompt of a chat or completion body, in tokens."""
+Tokenize = Callable[[Mapping[str, Any]], Awaitable[Prompt]]
+"""Of one conversation (``messages``, ``tools``) or one text (``prompt``)."""
+ServedNames = Callable[[Request], Collection[str]]
+"""Gives the names of the models that the server answers for; empty where nobody knows them all."""
 TOGETHER: Final = 16
-"""Prompts of a list that are read or estimated before others have the event loop again."""
+"""Requests that are estimated together: of many, each takes a tenth of one alone."""
 
 
 class RefusedError(Exception):
@@ -41,36 +53,59 @@ class RefusedError(Exception):
         return JSONResponse({"error": error}, status_code=self.status)
 
 
-async def prompts_of(
-    body: Mapping[str, Any], tokenize: Callable[[Mapping[str, Any]], Awaitable[Prompt]]
-) -> list[Prompt]:
+class Turns:
+    """Lets others have the event loop each time that it was ours for `HOLD_S`."""
+
+    def __init__(self) -> None:
+        self._since_s = time.perf_counter()
+
+    async def give(self) -> None:
+        """Between two pieces of work."""
+        if time.perf_counter() - self._since_s > HOLD_S:
+            await asyncio.sleep(0)
+            self._since_s = time.perf_counter()
+
+
+async def prompts_of(body: Mapping[str, Any], tokenize: Tokenize) -> list[Prompt]:
     """Each prompt of a chat or completion body.
 
     Args:
         body: with ``messages`` or ``prompt``.
-        tokenize: one conversation (``messages``, ``tools``) or one text (``prompt``).
+        tokenize: of the server.
 
     Raises:
         RefusedError: there is no prompt in it.
     """
     if "messages" in body:
-        return [await tokenize({"messages": body["messages"], "tools": body.get("tools")})]
+        chat = {"messages": body["messages"], "tools": body.get("tools")}
+        return [await _tokens(tokenize, chat)]
     prompt = body["prompt"]
     entries = prompt if isinstance(prompt, list) and not _are_token_ids(prompt) else [prompt]
-    read: list[Prompt] = []
-    for number, entry in enumerate(entries, 1):
+    if len(entries) > MAX_SEQUENCES:
+        raise RefusedError(400, f"`prompt` holds {len(entries)} prompts, at most {MAX_SEQUENCES}")
+    read, turns = list[Prompt](), Turns()
+    for entry in entries:
         if isinstance(entry, str):
-            read.append(await tokenize({"prompt": entry}))
+            read.append(await _tokens(tokenize, {"prompt": entry}))
         elif _are_token_ids(entry):
             read.append(Prompt(len(entry), entry))
         else:
             found = type(entry).__name__ if entry else "nothing"
             raise RefusedError(400, f"`prompt` holds {found}; {EXPECTED_PROMPT}")
-        if number % TOGETHER == 0:
-            await asyncio.sleep(0)
+        await turns.give()
     if not read:
         raise RefusedError(400, f"`prompt` is empty; {EXPECTED_PROMPT}")
     return read
+
+
+async def _tokens(tokenize: Tokenize, query: Mapping[str, Any]) -> Prompt:
+    try:
+        return await tokenize(query)
+    except RefusedError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {reprlib.repr(str(error))}"
+        raise RefusedError(400, f"the server cannot read the body: {reason}") from error
 
 
 def _are_token_ids(entry: Any) -> bool:
@@ -83,11 +118,15 @@ class CarbonRoutes:
     Args:
         meter: of this process.
         read_prompts: tokenises a body as the server would.
+        served_names: of the models that may be asked for.
     """
 
-    def __init__(self, meter: FrontendMeter, read_prompts: ReadPrompts) -> None:
+    def __init__(
+        self, meter: FrontendMeter, read_prompts: ReadPrompts, served_names: ServedNames
+    ) -> None:
         self._meter = meter
         self._read_prompts = read_prompts
+        self._served_names = served_names
 
     async def request(self, request: Request) -> Response:
         """Look a record up by an internal or external id."""
@@ -118,42 +157,62 @@ class CarbonRoutes:
         """Estimate a chat or completion body, or plain token counts; nothing is generated."""
         try:
             body = _parse(await _read(request))
-            estimates = await self._estimates(request, body)
+            estimate = await self._estimate(request, body)
         except RefusedError as refusal:
             return refusal.response()
         except MeterError as error:
             return RefusedError(400, str(error)).response()
-        if not estimates:
-            return RefusedError(501, "this model's architecture has no estimate").response()
-        return JSONResponse(
-            {"model": self._meter.model_name, "estimate": estimate_json(sum_estimates(estimates))}
+        return JSONResponse({"model": self._meter.model_name, "estimate": estimate_json(estimate)})
+
+    async def _estimate(self, request: Request, body: Mapping[str, Any]) -> EnergyEstimate:
+        """Of all prompts together."""
+        if not self._meter.estimates_requests:
+            raise RefusedError(501, "this model's architecture has no estimate")
+        self._check_model(request, body.get("model"))
+        output, sequences = _output_tokens(body), _whole(body, "n", MAX_SEQUENCES, 1)
+        prompts = await self._prompts(request, body)
+        concurrency = self._meter.concurrency.with_more(sequences * len(prompts))
+        queries, turns = list[EstimateQuery](), Turns()
+        for prompt in prompts:
+            queries.append(
+                self._meter.query(
+                    prompt,
+                    output.at_most,
+                    concurrency=concurrency,
+                    num_sequences=sequences,
+                    output_tokens=output.exactly,
+                )
+            )
+            await turns.give()
+        return sum_estimates(await self._estimates(queries, turns))
+
+    def _check_model(self, request: Request, name: Any) -> None:
+        names = self._served_names(request)
+        if name is not None and names and name not in names:
+            raise RefusedError(
+                400, f"`model` is {reprlib.repr(name)}; this server has {', '.join(names)}"
+            )
+
+    async def _prompts(self, request: Request, body: Mapping[str, Any]) -> list[Prompt]:
+        if "prompt_tokens" in body:
+            return [Prompt(_whole(body, "prompt_tokens", MAX_TOKENS))]
+        if "messages" in body or "prompt" in body:
+            return await self._read_prompts(request, body)
+        raise RefusedError(
+            400, "give `messages`, `prompt` or `prompt_tokens`, and `max_tokens` or `output_tokens`"
         )
 
-    async def _estimates(self, request: Request, body: Mapping[str, Any]) -> list[EnergyEstimate]:
-        """Of each prompt; none where nothing can be said about this model."""
-        output = _output_tokens(body)
-        sequences = _whole(body, "n", 1)
-        if "prompt_tokens" in body:
-            prompts = [Prompt(_whole(body, "prompt_tokens"))]
-        elif "messages" in body or "prompt" in body:
-            prompts = await self._read_prompts(request, body)
-        else:
-            raise RefusedError(
-                400,
-                "give `messages`, `prompt` or `prompt_tokens`, and `max_tokens` or `output_tokens`",
-            )
-        concurrency = self._meter.concurrency.with_more(sequences * len(prompts))
-        estimates = []
-        for first in range(0, len(prompts), TOGETHER):
-            estimates += self._meter.estimate(
-                prompts[first : first + TOGETHER],
-                output.at_most,
-                concurrency=concurrency,
-                num_sequences=sequences,
-                output_tokens=output.exactly,
-            )
-            await asyncio.sleep(0)
-        return estimates
+    async def _estimates(
+        self, queries: Sequence[EstimateQuery], turns: Turns
+    ) -> list[EnergyEstimate]:
+        """Of equal ones one is estimated."""
+        different = list(dict.fromkeys(queries))
+        made: dict[EstimateQuery, EnergyEstimate] = {}
+        for first in range(0, len(different), TOGETHER):
+            some = different[first : first + TOGETHER]
+            made.update(zip(some, self._meter.estimates(some), strict=True))
+            await turns.give()
+        return [made[query] for query in queries]
 
 
 async def metrics(_request: Request) -> Response:
@@ -167,22 +226,20 @@ class _Output(NamedTuple):
 
 
 def _output_tokens(body: Mapping[str, Any]) -> _Output:
-    at_most = next(
-        (
-            _whole(body, name)
-            for name in ("max_completion_tokens", "max_tokens")
-            if body.get(name) is not None
-        ),
-        None,
-    )
-    exactly = _whole(body, "output_tokens") if body.get("output_tokens") is not None else None
-    return _Output(at_most, exactly)
+    limits = ("max_completion_tokens", "max_tokens")
+    at_most = [_whole(body, name, MAX_TOKENS) for name in limits if body.get(name) is not None]
+    exactly = None
+    if body.get("output_tokens") is not None:
+        exactly = _whole(body, "output_tokens", MAX_TOKENS)
+    return _Output(at_most[0] if at_most else None, exactly)
 
 
-def _whole(body: Mapping[str, Any], name: str, default: int | None = None) -> int:
+def _whole(body: Mapping[str, Any], name: str, most: int, default: int | None = None) -> int:
     value = body.get(name, default)
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise RefusedError(400, f"`{name}` is {value!r}; expected a whole number of at least 1")
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= most:
+        raise RefusedError(
+            400, f"`{name}` is {reprlib.repr(value)}; expected a whole number of 1 to {most}"
+        )
     return value
 
 

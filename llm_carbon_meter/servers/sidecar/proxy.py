@@ -364,7 +364,7 @@ def application(
         await upstream.close()
 
     app = Starlette(lifespan=lifespan)
-    server.attach(app, read_prompts)
+    server.attach(app, read_prompts, lambda _request: ())  # it may have more than its first model
     meter = MeteredForward(upstream, capture, server.meter, faults)
     headers = [Middleware(CarbonHeadersMiddleware)]
     app.router.routes += [

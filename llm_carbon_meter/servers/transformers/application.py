@@ -1,10 +1,11 @@
 """What is called around the HTTP side of ``transformers serve``: requests, middleware, routes."""
 
+import asyncio
 import contextlib
 import contextvars
 import functools
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from llm_carbon_meter.exporters.otel import SpanExporter
@@ -55,14 +56,17 @@ class ApplicationHooks:
         meter = self._served.meter
         if self._app is None or meter is None:
             return
-        meter.server.attach(self._app, self._read_prompts)
+        meter.server.attach(self._app, self._read_prompts, self._served_names)
         self._app.router.add_route("/metrics", metrics, ["GET"])
+
+    def _served_names(self, _request: Any) -> Collection[str]:
+        return self._served.name, f"{self._served.name}@main"
 
     async def _read_prompts(self, _request: Any, body: Mapping[str, Any]) -> list[Prompt]:
         processor = self._served.processor
         tokenizer = getattr(processor, "tokenizer", processor)
 
-        async def tokenize(prompt: Mapping[str, Any]) -> Prompt:
+        def tokens_of(prompt: Mapping[str, Any]) -> Prompt:
             if "messages" not in prompt:
                 return _prompt(tokenizer(prompt["prompt"])["input_ids"])
             text = tokenizer.apply_chat_template(
@@ -72,6 +76,9 @@ class ApplicationHooks:
                 tokenize=False,
             )
             return _prompt(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+        async def tokenize(prompt: Mapping[str, Any]) -> Prompt:
+            return await asyncio.to_thread(tokens_of, prompt)  # a text may be long
 
         return await prompts_of(body, tokenize)
 

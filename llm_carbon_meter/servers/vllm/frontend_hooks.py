@@ -5,7 +5,7 @@ children of n > 1 included.
 """
 
 import functools
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -97,7 +97,7 @@ class FrontendHooks:
         """``register_vllm_serve_api_routers`` dresses the application, before its middleware."""
         if self._server is not None:
             app.add_middleware(ExchangeMiddleware)
-            self._server.attach(app, read_prompts)
+            self._server.attach(app, read_prompts, served_names)
 
     def routes_failed(self, _serve: Any, error: Exception) -> None:
         """The server starts without our routes."""
@@ -198,16 +198,32 @@ async def read_prompts(request: Any, body: Mapping[str, Any]) -> list[Prompt]:
     return await prompts_of(body, functools.partial(_tokenize, request))
 
 
+def served_names(request: Any) -> Collection[str]:
+    """Of the model and its adapters; empty where adapters are looked for on demand."""
+    models = request.app.state.openai_serving_models
+    if models.lora_resolvers:
+        return ()
+    return [*(path.name for path in models.base_model_paths), *models.lora_requests]
+
+
 async def _tokenize(request: Any, body: Mapping[str, Any]) -> Prompt:
-    from pydantic import TypeAdapter, ValidationError
-    from vllm.entrypoints.serve.tokenize.protocol import TokenizeRequest
+    from pydantic import ValidationError
 
     serving = request.app.state.serving_tokenization
     try:
-        query = TypeAdapter(TokenizeRequest).validate_python(dict(body))
+        query = _tokenize_bodies().validate_python(dict(body))
     except ValidationError as error:
         raise RefusedError(400, f"the body does not fit: {error.errors()[0]['msg']}") from error
     answer = await serving.create_tokenize(query, request)
     if not hasattr(answer, "count"):
         raise RefusedError(400, str(answer.error.message))
     return Prompt(int(answer.count), answer.tokens)
+
+
+@functools.cache
+def _tokenize_bodies() -> Any:
+    """Checks bodies. A query's tool calls are checked as they are read, so this must outlive it."""
+    from pydantic import TypeAdapter
+    from vllm.entrypoints.serve.tokenize.protocol import TokenizeRequest
+
+    return TypeAdapter(TokenizeRequest)

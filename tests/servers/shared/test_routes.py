@@ -17,8 +17,8 @@ from llm_carbon_meter.frontend.concurrency import Concurrency
 from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.predictor.served import Prompt
-from llm_carbon_meter.records import EnergyEstimate
-from llm_carbon_meter.servers.shared.routes import TOGETHER, CarbonRoutes, prompts_of
+from llm_carbon_meter.records import EnergyEstimate, EstimateQuery
+from llm_carbon_meter.servers.shared.routes import MAX_SEQUENCES, TOGETHER, CarbonRoutes, prompts_of
 
 
 class Asked(FrontendMeter):
@@ -37,13 +37,16 @@ class Asked(FrontendMeter):
             faults=Faults(),
             registry=CollectorRegistry(),
         )
-        self.asked: list[tuple[list[Prompt], int | None, Mapping[str, Any]]] = []
+        self.asked: list[tuple[Prompt, int | None, Mapping[str, Any]]] = []
+        self.estimated: list[int] = []
 
-    def estimate(
-        self, prompts: Sequence[Prompt], max_tokens: int | None, **more: Any
-    ) -> list[EnergyEstimate]:
-        self.asked.append((list(prompts), max_tokens, more))
-        return super().estimate(prompts, max_tokens, **more)
+    def query(self, prompt: Prompt, max_tokens: int | None, **more: Any) -> EstimateQuery:
+        self.asked.append((prompt, max_tokens, more))
+        return super().query(prompt, max_tokens, **more)
+
+    def estimates(self, queries: Sequence[EstimateQuery]) -> list[EnergyEstimate]:
+        self.estimated.append(len(queries))
+        return super().estimates(queries)
 
 
 async def prompts(request: Request, body: Mapping[str, Any]) -> list[Prompt]:
@@ -54,7 +57,8 @@ async def prompts(request: Request, body: Mapping[str, Any]) -> list[Prompt]:
 async def post(meter: FrontendMeter, body: Mapping[str, Any]) -> Mapping[str, Any]:
     """The estimate in the answer."""
     app = Starlette()
-    app.router.add_route("/estimate", CarbonRoutes(meter, prompts).estimate, ["POST"])
+    routes = CarbonRoutes(meter, prompts, lambda _: ["llama"])
+    app.router.add_route("/estimate", routes.estimate, ["POST"])
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
         answer = await client.post("/estimate", json=body)
@@ -68,7 +72,7 @@ async def test_the_estimate_counts_the_company_of_the_moment() -> None:
     meter = Asked(running=1)
     await post(meter, {"prompt": ["ab", "abc"], "n": 2, "max_tokens": 7})
     more = {"num_sequences": 2, "concurrency": 5, "output_tokens": None}
-    assert meter.asked == [([Prompt(2), Prompt(3)], 7, more)]
+    assert meter.asked == [(Prompt(2), 7, more), (Prompt(3), 7, more)]
 
 
 async def test_the_estimate_is_the_formula_s_own_to_the_digit() -> None:
@@ -91,14 +95,23 @@ async def test_a_long_list_lets_others_have_the_event_loop() -> None:
             turns += 1
             await asyncio.sleep(0)
 
-    meter = Asked()
+    meter, lengths = Asked(), range(1, MAX_SEQUENCES + 1)
     task = asyncio.create_task(others())
-    whole = await post(meter, {"prompt": ["ab"] * 10 * TOGETHER, "max_tokens": 7})
+    whole = await post(meter, {"prompt": ["a" * length for length in lengths], "max_tokens": 7})
     task.cancel()
-    assert [len(asked) for asked, *_ in meter.asked] == [TOGETHER] * 10
+    assert meter.estimated == [TOGETHER] * (MAX_SEQUENCES // TOGETHER)
     assert turns >= 10
-    one = await post(Asked(), {"prompt": ["ab"], "max_tokens": 7})
-    assert whole["energy_joules"] == pytest.approx(10 * TOGETHER * one["energy_joules"])
+    assert whole["output_tokens"] > MAX_SEQUENCES
+
+
+async def test_equal_prompts_are_estimated_once() -> None:
+    """And all of them count."""
+    meter = Asked()
+    whole = await post(meter, {"prompt": ["ab"] * MAX_SEQUENCES, "max_tokens": 7})
+    assert meter.estimated == [1]
+    company = {"prompt_tokens": 2, "max_tokens": 7, "n": MAX_SEQUENCES}
+    one = await post(Asked(), company)
+    assert whole["energy_joules"] == pytest.approx(one["energy_joules"])
 
 
 @pytest.mark.parametrize(
@@ -116,6 +129,16 @@ async def test_a_long_list_lets_others_have_the_event_loop() -> None:
         (b'{"prompt": ' + b"[" * 400 + b"]" * 400 + b"}", "`prompt` holds list"),
         (b'{"prompt": [-1], "output_tokens": true}', "`output_tokens` is True"),
         (b'{"prompt_tokens": 0}', "`prompt_tokens` is 0"),
+        (b'{"prompt_tokens": 1' + b"0" * 400 + b"}", "`prompt_tokens` is 1000"),
+        (b'{"prompt_tokens": 1' + b"0" * 160 + b"}", "whole number of 1 to 10000000"),
+        (b'{"prompt_tokens": 1e5}', "`prompt_tokens` is 100000.0"),
+        (b'{"prompt_tokens": 5, "max_tokens": 1' + b"0" * 99 + b"}", "`max_tokens` is 1000"),
+        (b'{"prompt_tokens": 5, "n": 1025}', "`n` is 1025; expected a whole number of 1 to 1024"),
+        (b'{"prompt_tokens": 9999999}', "the context of Llama-3.1-8B holds"),
+        (b'{"prompt_tokens": 5, "model": "gpt"}', "`model` is 'gpt'; this server has llama"),
+        (b'{"prompt_tokens": 5, "model": ["llama"]}', "`model` is ['llama']"),
+        (b'{"prompt": [' + b"[1]," * 1024 + b"[1]]}", "`prompt` holds 1025 prompts, at most 1024"),
+        (b'{"prompt": "a"}', "cannot read the body: ZeroDivisionError: 'of the template'"),
     ],
 )
 async def test_what_is_no_request_is_told_so(body: bytes, words: str) -> None:
@@ -125,12 +148,12 @@ async def test_what_is_no_request_is_told_so(body: bytes, words: str) -> None:
         return await prompts_of(parsed, never)
 
     async def never(_: Mapping[str, Any]) -> Prompt:
-        raise AssertionError
+        raise ZeroDivisionError("of the template")
 
     async def receive() -> Mapping[str, Any]:
         return {"type": "http.request", "body": body}
 
-    routes = CarbonRoutes(Asked(), read)
+    routes = CarbonRoutes(Asked(), read, lambda _: ["llama"])
     answer = await routes.estimate(Request({"type": "http"}, receive))  # type: ignore[arg-type]
     assert answer.status_code == 400
     assert words in json.loads(bytes(answer.body))["error"]["message"]

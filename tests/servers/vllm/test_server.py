@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Final
 
 import pytest
 
@@ -226,6 +227,23 @@ def test_an_estimate_needs_no_generation(metered: Metered) -> None:
     assert float(headers["llm-carbon-estimated-wh"]) > 0
 
 
+CALL: Final = {"name": "add", "arguments": "{}"}
+CALLED: Final = [
+    {"role": "user", "content": "What is 1 + 1?"},
+    {"role": "assistant", "tool_calls": [{"id": "1", "type": "function", "function": CALL}]},
+    {"role": "tool", "tool_call_id": "1", "content": "2"},
+]
+"""A chat in which the model called a tool."""
+
+
+def deep(levels: int) -> object:
+    """A list in a list in a list."""
+    nested: object = []
+    for _ in range(levels):
+        nested = [nested]
+    return nested
+
+
 @pytest.mark.parametrize(
     ("body", "status"),
     [
@@ -240,6 +258,14 @@ def test_an_estimate_needs_no_generation(metered: Metered) -> None:
         ({"prompt_tokens": "many"}, 400),
         ({"prompt": []}, 400),
         ({"messages": "hello"}, 400),
+        ({"messages": CALLED, "max_tokens": 4}, 200),
+        ({"messages": [{"role": "user", "content": deep(900)}]}, 400),
+        ({"messages": CALLED, "tools": [{"type": "function", "function": deep(600)}]}, 400),
+        ({"prompt_tokens": 10**8}, 400),
+        ({"prompt_tokens": 10**400}, 400),
+        ({"prompt_tokens": 5, "model": "gpt-5"}, 400),
+        ({"prompt_tokens": 5, "model": MODEL_NAME}, 200),
+        ({"prompt": [[1]] * 100_000}, 400),
         (b'{"prompt": "' + b"x" * 1_000_001 + b'"}', 413),
     ],
 )
