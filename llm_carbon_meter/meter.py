@@ -8,8 +8,9 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Final, Protocol, TypeVar
 
 import numpy as np
 
@@ -66,6 +67,7 @@ LAST_TICK_S: Final = 1.0
 TEACHING: Final = (Quality.COUNTER, Quality.POWER)
 """Readings from which coefficients are learnt: of whole GPUs that are the engine's own."""
 
+T = TypeVar("T")
 Publish = Callable[[Sequence[RequestEnergy | EngineTotals | EngineLoad]], None]
 
 
@@ -252,13 +254,17 @@ class EngineMeter:
         self._service.stop(STOP_S)
         if self._watch is not None:
             self._watch.stop()
+        saves = [learner.save for learner in self._learners]
+        for finish in (self._settle_the_rest, *saves, self._power.close):
+            self._try("stop", finish)
+
+    def _try(self, where: str, do: Callable[[], T]) -> T | None:
+        """What fails takes nothing else with it."""
         try:
-            self._settle_the_rest()
-            for learner in self._learners:
-                learner.save()
-            self._power.close()
-        except MeterError as error:
-            self._faults.note("stop", error)
+            return do()
+        except Exception as error:  # noqa: BLE001 - boundary: the next request has its record
+            self._faults.note(where, error)
+            return None
 
     @property
     def _learners(self) -> Sequence[KeptCoefficients | LiveLearner]:
@@ -276,14 +282,20 @@ class EngineMeter:
     def _work_off(self) -> bool:
         """One slice of events; True where more is waiting."""
         batch = self._source.drain(SLICE_ROWS)
-        windows = self._ledger.observe_steps(batch.steps)
+        windows = self._try("ledger", partial(self._ledger.observe_steps, batch.steps)) or []
         if isinstance(self._power, ModelledMeter):
             self._power.add_load(windows, batch.known_until_s)
-        grams_per_joule = self._grams_per_joule
-        self._publish([self._ledger.close(end, grams_per_joule) for end in batch.ends])
+        self._close(batch.ends)
         self._tell_load(EngineLoad(self._engine, batch.load))
         self._settle(batch.known_until_s)
         return batch.more
+
+    def _close(self, ends: Sequence[RequestEnd]) -> None:
+        """Publish the provisional figures of requests that ended."""
+        close = self._ledger.close
+        grams_per_joule = self._grams_per_joule
+        told = [self._try("ledger", partial(close, end, grams_per_joule)) for end in ends]
+        self._publish([energy for energy in told if energy is not None])
 
     def _tell_load(self, load: EngineLoad) -> None:
         """Publish whose requests the engine holds, where that has changed."""
@@ -316,7 +328,7 @@ class EngineMeter:
             RequestEnd(request_id, Outcome.ABORTED, 0, 0, 0, now_s)
             for request_id in self._ledger.open_requests()
         ]
-        self._publish([self._ledger.close(end, self._grams_per_joule) for end in ends])
+        self._close(ends)
         self._ledger.allow_short_ticks()
         while self._ledger.num_closed and time.monotonic() < now_s + LAST_TICK_S:
             self._readings.extend(self._power.read())

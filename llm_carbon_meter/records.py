@@ -483,3 +483,8 @@ class RequestRecord:
     covers: str
     """What the figures are of, in words."""
     tokens_from: TokenCount = TokenCount.ENGINE
+
+    @property
+    def is_final(self) -> bool:
+        """Whether every engine request has its final figure."""
+        return self.energy is not None and self.energy.status is Status.FINAL

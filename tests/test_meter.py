@@ -3,7 +3,9 @@
 import os
 import threading
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -88,6 +90,18 @@ def test_a_request_ends_after_its_last_step() -> None:
     assert provisional.status is Status.PROVISIONAL
     assert provisional.num_steps == 1
     assert provisional.joules == pytest.approx(479.5)
+
+
+def test_a_bad_step_or_end_takes_no_other_request_with_it() -> None:
+    """What is whole is published."""
+    published: Published = []
+    bad_step = replace(STEP, request_ids=["a", "b"])
+    bad_end = replace(END, request_id=cast(str, ["b"]))
+    batch = EventBatch([bad_step], [bad_end, END], 1.0, False)
+    meter = meter_of(published, Counter(["gpu"]), batch)
+    meter._turn()
+    assert {item.request_id for item in published if isinstance(item, RequestEnergy)} == {"a"}
+    assert meter._faults.counts == {"ledger": 2}
 
 
 def test_a_final_figure_is_the_whole_group_and_in_the_totals() -> None:

@@ -6,8 +6,10 @@ internal ids, which are unique; an external id can lead to several, and never ov
 
 import asyncio
 import contextlib
+import hashlib
 import re
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
@@ -29,6 +31,16 @@ _BEAM: Final = re.compile(r"-[0-9a-f]+-beam-[0-9]+$")
 """What vLLM's beam search adds to the id of each of its engine requests."""
 MAX_OPEN: Final = 100_000
 """Engine requests waited for; beyond, the oldest is given up."""
+LONGEST_ID: Final = 200
+"""Characters of an id that are kept; clients choose them."""
+
+
+def bounded_id(text: str) -> str:
+    """An id as it is kept: of a longer one the beginning, and a SHA-256 of all."""
+    if len(text) <= LONGEST_ID:
+        return text
+    digest = hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+    return f"{text[: LONGEST_ID - len(digest) - 1]}-{digest}"
 
 
 @dataclass(slots=True)
@@ -48,14 +60,16 @@ class Exchange:
     """One HTTP exchange in flight; also the place where its middleware waits."""
 
     def __init__(self, client_ids: Iterable[str] = ()) -> None:
-        self.client_ids = tuple(client_ids)
+        self.client_ids = tuple(map(bounded_id, client_ids))
         """Ids that the client sent, such as X-Request-Id."""
+        self.begun_s = time.monotonic()
         self.members: dict[str, Member] = {}
         self.features: Features | None = None
         self.provisional: RequestEnergy | None = None
-        self.closed = False
-        self.given_up = False
-        """Waited for too long; it will have no record."""
+        self.closed_s: float | None = None
+        """When its HTTP side was over."""
+        self.finished = False
+        """It has a record, and gets no more members."""
         self.answered = False
         """The client got the whole answer."""
         self.tokens_from = TokenCount.ENGINE
@@ -143,32 +157,42 @@ class Registry:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._members: OrderedDict[str, Exchange] = OrderedDict()
-        self._unfinished: dict[int, Exchange] = {}
+        self._waiting: OrderedDict[str, Exchange] = OrderedDict()
+        """By engine requests whose final figure has not come."""
+        self._known: dict[int, Exchange] = {}
+        """Until they are forgotten."""
+        self._internal: dict[str, Exchange] = {}
+        self._external: dict[str, dict[int, Exchange]] = {}
+        """Clients choose ids, and repeat them."""
 
     def is_open(self, internal_id: str) -> bool:
         """Whether the final figure of an engine request is waited for."""
-        return internal_id in self._members
+        return internal_id in self._waiting
 
-    def begin(self, exchange: Exchange, member: Member, features: Features) -> None:
-        """An engine request is about to be sent."""
+    def begin(self, exchange: Exchange, member: Member, features: Features) -> Exchange:
+        """An engine request is about to be sent.
+
+        Returns:
+            The exchange that it belongs to: one of its own where the other has its record, as when
+            an answer in the background goes on.
+        """
         with self._lock:
-            if exchange.given_up:
-                return
+            if exchange.finished:
+                exchange = _successor(exchange)
             exchange.members[member.internal_id] = member
             exchange.features = exchange.features or features
-            self._members[member.internal_id] = exchange
-            self._unfinished[id(exchange)] = exchange
-            while len(self._members) > MAX_OPEN:
-                self._give_up(next(iter(self._members.values())))
+            self._waiting[member.internal_id] = exchange
+            self._known[id(exchange)] = exchange
+            self._internal[member.internal_id] = exchange
+            for name in exchange.external_ids():
+                self._external.setdefault(name, {})[id(exchange)] = exchange
         exchange.notify()
+        return exchange
 
-    def _give_up(self, exchange: Exchange) -> None:
-        """Nothing will complete this one any more."""
-        exchange.given_up = True
-        self._unfinished.pop(id(exchange), None)
-        for internal_id in exchange.members:
-            self._members.pop(internal_id, None)
+    def surplus(self) -> Exchange | None:
+        """The oldest, where more engine requests are waited for than `MAX_OPEN`."""
+        with self._lock:
+            return next(iter(self._waiting.values())) if len(self._waiting) > MAX_OPEN else None
 
     def receive(self, energy: RequestEnergy) -> tuple[Exchange | None, bool]:
         """Enter an engine's figure.
@@ -178,39 +202,60 @@ class Registry:
             exchange is finished by it.
         """
         with self._lock:
-            exchange = self._members.get(energy.request_id)
+            exchange = self._waiting.get(energy.request_id)
             if exchange is None:
                 return None, False
             exchange.members[energy.request_id].energy = energy
             if energy.status is Status.FINAL:
-                del self._members[energy.request_id]
+                del self._waiting[energy.request_id]
             finished = self._finished(exchange)
-        if not exchange.closed:  # else nobody waits any more
+        if exchange.closed_s is None:  # else nobody waits any more
             exchange.notify()
         return exchange, finished
 
     def _finished(self, exchange: Exchange) -> bool:
         """Whether an exchange has just become complete; True only once."""
-        complete = exchange.closed and exchange.is_final()
-        return complete and self._unfinished.pop(id(exchange), None) is not None
+        if exchange.finished or exchange.closed_s is None or not exchange.is_final():
+            return False
+        exchange.finished = True
+        return True
 
     def close(self, exchange: Exchange, answered: bool) -> bool:
         """The HTTP side of an exchange is over; True if its figures are final already."""
         with self._lock:
-            exchange.closed = True
-            exchange.answered = answered
+            if exchange.closed_s is None:
+                exchange.closed_s = time.monotonic()
+                exchange.answered = answered
             return self._finished(exchange)
+
+    def forget(self, exchange: Exchange) -> None:
+        """Its record is kept elsewhere."""
+        with self._lock:
+            self._known.pop(id(exchange), None)
+            for internal_id in exchange.members:
+                self._waiting.pop(internal_id, None)
+                self._internal.pop(internal_id, None)
+            for name in exchange.external_ids():
+                namesakes = self._external.get(name, {})
+                namesakes.pop(id(exchange), None)
+                if not namesakes:
+                    self._external.pop(name, None)
 
     def unfinished(self) -> list[Exchange]:
         """Exchanges that wait for their end or their final figures."""
         with self._lock:
-            return list(self._unfinished.values())
+            return [exchange for exchange in self._known.values() if not exchange.finished]
 
     def find(self, request_id: str) -> list[Exchange]:
-        """Exchanges in flight under an id of any kind."""
+        """Exchanges in flight under an id; one of the engine's own has no namesakes."""
         with self._lock:
-            return [
-                exchange
-                for exchange in self._unfinished.values()
-                if request_id in exchange.members or request_id in exchange.external_ids()
-            ]
+            if exchange := self._internal.get(request_id):
+                return [exchange]
+            return list(self._external.get(request_id, {}).values())
+
+
+def _successor(exchange: Exchange) -> Exchange:
+    """For an engine request that begins after the answer to the client was over."""
+    successor = Exchange(exchange.client_ids)
+    successor.closed_s, successor.answered = time.monotonic(), exchange.answered
+    return successor

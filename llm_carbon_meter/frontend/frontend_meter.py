@@ -1,8 +1,11 @@
 """Wires everything of one API server together: estimates before, records after, all exporters."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from itertools import repeat
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from itertools import islice
+from typing import Final
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
@@ -16,7 +19,8 @@ from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend.concurrency import SILENT_S, Concurrency
 from llm_carbon_meter.frontend.drift_watch import DriftWatch
 from llm_carbon_meter.frontend.estimating import open_estimator
-from llm_carbon_meter.frontend.exchanges import Exchange, Member, Registry
+from llm_carbon_meter.frontend.exchanges import Exchange, Member, Registry, bounded_id
+from llm_carbon_meter.frontend.losses import Losses
 from llm_carbon_meter.frontend.record_making import Surroundings, conditionals, record_of
 from llm_carbon_meter.frontend.record_store import RecordStore
 from llm_carbon_meter.frontend.request_log import RequestLog, log_line, open_log
@@ -39,6 +43,8 @@ from llm_carbon_meter.records import (
 
 Sink = Callable[[RequestRecord], None]
 """Takes the record of a finished exchange."""
+MOST_FOUND: Final = 10
+"""Records of one id that are told; clients repeat theirs."""
 
 
 class FrontendMeter:
@@ -53,7 +59,7 @@ class FrontendMeter:
             watches for drift.
         concurrency: counts the requests that share the engines.
         tracing: whether the server makes spans.
-        share: gives a record to the other API servers.
+        share: gives a record to the other API servers; None where there are none.
         faults: counts of what went wrong in this process.
         registry: of Prometheus.
         cache_block_tokens: of the engines' prefix cache; 0 where they have none.
@@ -68,7 +74,7 @@ class FrontendMeter:
         index: int,
         concurrency: Concurrency,
         tracing: bool,
-        share: Sink,
+        share: Sink | None,
         faults: Faults,
         registry: CollectorRegistry = REGISTRY,
         cache_block_tokens: int = 0,
@@ -83,6 +89,7 @@ class FrontendMeter:
         self._intensity = constant(config, faults)
         self.spans = SpanExporter(self._intensity) if tracing else None
         self._heard_s = time.monotonic()
+        self._losses = Losses(self.exchanges)
         self._faults = faults
         self._metrics = PrometheusExporter(model_name, owns_totals=first, registry=registry)
         faults.listen(self._metrics.error)
@@ -93,7 +100,8 @@ class FrontendMeter:
         )
         watches = first and self._live is not None
         self._drift = DriftWatch(config, model_name, self._metrics, faults) if watches else None
-        self._sinks: Sequence[Sink] = (self._count, self._judge, self._keep, share)
+        self._share = share
+        self._sinks: Sequence[Sink] = (self._count, self._judge, self._keep)
 
     @property
     def provisional_wait_s(self) -> float:
@@ -164,7 +172,7 @@ class FrontendMeter:
         """An engine request is about to be sent to an engine."""
         concurrency = self.concurrency.with_more(1)
         features = Features(time.time(), max_tokens, 1, concurrency)
-        member = Member(internal_id, external_id, None)
+        member = Member(bounded_id(internal_id), bounded_id(external_id), None)
         if prompt.num_tokens and self._live is not None:
             try:
                 member.asked = self._live.ask(prompt, max_tokens, concurrency, comes=True)
@@ -173,18 +181,22 @@ class FrontendMeter:
                 # What it will use is measured all the same.
                 self._faults.note("estimate", error, "Requests have no estimate.")
         self.exchanges.begin(exchange, member, features)
+        if surplus := self.exchanges.surplus():
+            self._lose(surplus)
 
     # After
 
     def receive_energies(self, energies: Sequence[RequestEnergy]) -> None:
         """An engine says what requests used, provisionally or finally."""
         finished = []
-        for energy in energies:
+        for told in energies:
+            name = bounded_id(told.request_id)
+            energy = told if name == told.request_id else replace(told, request_id=name)
             exchange, is_finished = self.exchanges.receive(energy)
             if exchange is None:
                 continue
             if energy.status is Status.FINAL and self.spans is not None:
-                self.spans.final(energy, exchange.members[energy.request_id].estimate)
+                self.spans.final(energy, exchange.members[name].estimate)
             if is_finished:
                 finished.append(exchange)
         if finished:
@@ -199,6 +211,8 @@ class FrontendMeter:
             self._drift.look()
         if totals.factors is not None and self._live is not None:
             self._live.adopt(totals.factors)
+        for exchange in self._losses.hear(totals):
+            self._lose(exchange)
 
     def receive_load(self, load: EngineLoad) -> None:
         """An engine says whose requests it holds."""
@@ -214,30 +228,56 @@ class FrontendMeter:
             self._live.intensity = intensity
 
     def receive_record(self, record: RequestRecord) -> None:
-        """Another API server finished an exchange."""
-        self._keep(record)
-        self._judge(record)
+        """Another API server answered an exchange, or has its final figures."""
+        known = self.records.get(record.id)
+        if known is None or not known.is_final:
+            self._keep(record)
+        if record.is_final:
+            self._judge(record)
 
     def end(self, exchange: Exchange, answered: bool) -> None:
         """The HTTP side of an exchange is over."""
         exchange.show()
         if self.exchanges.close(exchange, answered):
             self._finish([exchange])
+        elif self._share is not None and not exchange.finished:
+            with self._each("record"):
+                self._share(self.record(exchange))
+
+    def _lose(self, exchange: Exchange) -> None:
+        """Its final figures will not come: record what is known."""
+        self._faults.note("requests_lost", f"the figures of {exchange.id} are incomplete")
+        self.exchanges.close(exchange, answered=False)
+        self.receive_energies(self._losses.figures(exchange))
 
     def _finish(self, exchanges: Sequence[Exchange]) -> None:
-        records = self._records(exchanges)
-        self._write(records)
-        for exchange, record in zip(exchanges, records, strict=True):
-            for sink in self._sinks:
-                sink(record)
-            if self._live is not None:
-                self._learn(self._live, exchange)
+        finished = []
+        for exchange, conditional in zip(exchanges, self._conditionals(exchanges), strict=True):
+            with self._each("record"):
+                finished.append((exchange, self._record(exchange, conditional)))
+        self._write([record for _, record in finished])
+        for exchange, record in finished:
+            for sink in (*self._sinks, *filter(None, [self._share])):
+                with self._each("record"):
+                    sink(record)
+            with self._each("estimator"):
+                self._learn(exchange)
+        for exchange in exchanges:
+            self.exchanges.forget(exchange)
 
-    def _learn(self, live: LiveEstimator, exchange: Exchange) -> None:
+    @contextmanager
+    def _each(self, where: str) -> Iterator[None]:
+        """What one record does to us is no other's business."""
+        try:
+            yield
+        except Exception as error:  # noqa: BLE001 - boundary: the next record is made all the same
+            self._faults.note(where, error)
+
+    def _learn(self, exchange: Exchange) -> None:
         for member in exchange.members.values():
-            if member.asked is not None and member.energy is not None:
+            if self._live and member.asked is not None and member.energy is not None:
                 whole = exchange.ended_whole(member.energy)
-                live.learn(member.asked, member.energy, whole=whole)
+                self._live.learn(member.asked, member.energy, whole=whole)
 
     # Sinks of finished records
 
@@ -254,40 +294,69 @@ class FrontendMeter:
         self.records.put(record.id, ids, record)
 
     def _write(self, records: Sequence[RequestRecord]) -> None:
-        if self._log is not None:
-            try:
-                self._log.write("\n".join(map(log_line, records)))
-            except OSError as error:
-                self._faults.note("request_log", error, "The records are in the metrics only.")
+        if self._log is None:
+            return
+        lines = []
+        for record in records:
+            with self._each("request_log"):
+                lines.append(log_line(record))
+        try:
+            self._log.write("\n".join(lines))
+        except OSError as error:
+            self._faults.note("request_log", error, "The records are in the metrics only.")
 
     # Look-ups
 
     def record(self, exchange: Exchange) -> RequestRecord:
         """An exchange as known now; it has at least one engine request."""
-        (record,) = self._records([exchange])
-        return record
+        (conditional,) = self._conditionals([exchange])
+        return self._record(exchange, conditional)
 
-    def _records(self, exchanges: Sequence[Exchange]) -> list[RequestRecord]:
-        given = conditionals(exchanges, self._live) if self._live else repeat(None)
-        return [
-            record_of(exchange, self._surroundings, self._intensity, conditional)
-            for exchange, conditional in zip(exchanges, given, strict=False)
-        ]
+    def _record(self, exchange: Exchange, conditional: EnergyEstimate | None) -> RequestRecord:
+        return record_of(exchange, self._surroundings, self._intensity, conditional)
+
+    def _conditionals(self, exchanges: Sequence[Exchange]) -> Sequence[EnergyEstimate | None]:
+        if self._live is not None:
+            with self._each("estimate"):
+                return conditionals(exchanges, self._live)
+        return [None] * len(exchanges)
 
     def find(self, request_id: str) -> Mapping[str, str]:
-        """Records under an id of any kind: internal id to JSON text; in flight or finished."""
-        in_flight = {item.id: self.record(item) for item in self.exchanges.find(request_id)}
-        found = {**self.records.find(request_id), **in_flight}
-        return {name: record_text(record) for name, record in found.items()}
+        """At most `MOST_FOUND` records under an id: internal id to JSON text.
+
+        An engine's own id leads to its record alone, whatever ids clients have chosen.
+        """
+        name = bounded_id(request_id)
+        found: dict[str, Exchange | RequestRecord] = {
+            **self.records.find(name),
+            **{exchange.id: exchange for exchange in self.exchanges.find(name)},
+        }
+        own = {key: one for key, one in found.items() if name in _internal_ids(one)}
+        return {key: self._text(one) for key, one in islice((own or found).items(), MOST_FOUND)}
+
+    def _text(self, found: Exchange | RequestRecord) -> str:
+        return record_text(self.record(found) if isinstance(found, Exchange) else found)
 
     def knows(self, request_id: str) -> bool:
         """Whether an engine request of this id is in flight or on record."""
         return self.exchanges.is_open(request_id) or bool(self.records.find(request_id))
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether final figures may still come."""
+        unfinished = self.exchanges.unfinished()
+        return not self._engines_are_silent() and not all(one.is_final() for one in unfinished)
 
     def stop(self) -> None:
         """Finish what the engines have settled, answered or not; then close the files."""
         for exchange in self.exchanges.unfinished():
             if exchange.is_final():
                 self.end(exchange, answered=False)
+            else:
+                self._lose(exchange)
         if self._log is not None:
             self._log.close()
+
+
+def _internal_ids(found: Exchange | RequestRecord) -> Collection[str]:
+    return found.members if isinstance(found, Exchange) else found.internal_ids

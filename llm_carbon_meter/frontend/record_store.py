@@ -21,7 +21,7 @@ class RecordStore(Generic[T]):
 
     limit: int
     _records: OrderedDict[str, _Kept[T]] = field(default_factory=OrderedDict)
-    _index: dict[str, list[str]] = field(default_factory=dict)
+    _index: dict[str, dict[str, None]] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def put(self, key: str, ids: Iterable[str], record: T) -> None:
@@ -31,7 +31,7 @@ class RecordStore(Generic[T]):
             self._remove(key)
             self._records[key] = _Kept(names, record)
             for name in names:
-                self._index.setdefault(name, []).append(key)
+                self._index.setdefault(name, {})[key] = None
             while len(self._records) > self.limit:
                 self._remove(next(iter(self._records)))
 
@@ -39,11 +39,16 @@ class RecordStore(Generic[T]):
         record = self._records.pop(key, None)
         for name in record.ids if record else ():
             keys = self._index[name]
-            keys.remove(key)
+            del keys[key]
             if not keys:
                 del self._index[name]
 
     def find(self, request_id: str) -> Mapping[str, T]:
-        """Records under an id of any kind, by internal id."""
+        """Records under an id of any kind, by internal id; the latest come last."""
         with self._lock:
             return {key: self._records[key].record for key in self._index.get(request_id, ())}
+
+    def get(self, key: str) -> T | None:
+        """The record of an internal id."""
+        kept = self._records.get(key)
+        return kept.record if kept else None

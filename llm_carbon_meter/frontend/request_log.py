@@ -1,7 +1,9 @@
 """One JSON line per finished request, rotated by size; read back by ``llm-carbon-meter replay``."""
 
+import contextlib
 import logging
 import logging.handlers
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from functools import cache, partial
@@ -47,15 +49,21 @@ class RequestLog:
         self._handler.handleError = _raise  # type: ignore[method-assign, assignment]
 
     def write(self, lines: str) -> None:
-        """Append records that came together, without the last end of a line.
+        """Append records that came together, without the last end of a line; from any thread.
+
+        The kernel has them then, so that they outlive this process; the disk has them after
+        `close`, and when the kernel writes them.
 
         Raises:
             OSError: the disk is full or gone.
         """
-        self._handler.emit(logging.LogRecord("", logging.INFO, "", 0, lines, None, None))
+        self._handler.handle(logging.LogRecord("", logging.INFO, "", 0, lines, None, None))
 
     def close(self) -> None:
-        """Close the file."""
+        """Bring the file to the disk and close it."""
+        if self._handler.stream is not None:
+            with contextlib.suppress(OSError):  # a full disk was counted before
+                os.fsync(self._handler.stream.fileno())
         self._handler.close()
 
 

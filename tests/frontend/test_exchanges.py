@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llm_carbon_meter.frontend import exchanges as registry_module
 from llm_carbon_meter.frontend.exchanges import (
     Exchange,
     Member,
@@ -202,20 +201,6 @@ def test_every_id_leads_to_the_exchange() -> None:
     assert list(exchange.external_ids()) == names
     for name in [*names, "x0", "x1"]:
         assert registry.find(name) == [exchange]
-
-
-def test_the_oldest_is_given_up_when_there_are_too_many(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Requests whose figures never come do not pile up; a late figure then finds nobody."""
-    monkeypatch.setattr(registry_module, "MAX_OPEN", 3)
-    registry = Registry()
-    exchanges = [begun(registry, f"r{number}") for number in range(5)]
-    assert [name for name in ("r0", "r1", "r2", "r3", "r4") if registry.is_open(name)] == [
-        "r2",
-        "r3",
-        "r4",
-    ]
-    assert registry.receive(energy_in_every_account("r0")) == (None, False)
-    assert registry.receive(energy_in_every_account("r4"))[0] is exchanges[4]
 
 
 @given(

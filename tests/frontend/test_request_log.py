@@ -1,6 +1,7 @@
 """The request log: rotation, reading back, and the ledger that is printed from it."""
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -210,3 +211,22 @@ def test_an_empty_log_has_no_ledger() -> None:
     assert ledger_table([]) == "no finished requests"
     nothing = record_of(0, energy_joules=0.0, prefill_joules=0.0, decode_joules=0.0)
     assert cells(ledger_table([nothing]), "prefill")[-1] == "0%"
+
+
+def test_two_threads_write_while_the_log_is_rotated(tmp_path: Path) -> None:
+    """No line is lost or torn."""
+    path, lines = tmp_path / "log", 4_000
+    log = RequestLog(str(path), max_bytes=20_000, files=100)
+
+    def write_half(half: int) -> None:
+        for number in range(half, lines, 2):
+            log.write(json.dumps(record_of(number)))
+
+    threads = [threading.Thread(target=write_half, args=[half]) for half in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    log.close()
+    ids = [record["id"] for file in tmp_path.iterdir() for record in read(file)]
+    assert sorted(ids) == sorted(f"engine-{number}" for number in range(lines))

@@ -23,8 +23,9 @@ from llm_carbon_meter.servers.shared.middleware import STATE_NAME
 from llm_carbon_meter.servers.shared.routes import CarbonRoutes, ReadPrompts, ServedNames
 
 T = TypeVar("T")
-LAST_WORDS_S: Final = 0.5
-"""After the engines have ended, for what they published last."""
+LAST_WORDS_S: Final = 3.0
+"""After the engines have ended, at most, for what they publish last."""
+LISTEN_S: Final = 0.05
 
 
 class ApiServer:
@@ -73,7 +74,7 @@ class ApiServer:
             index,
             concurrency,
             tracing,
-            self._share,
+            self._share if count > 1 else None,
             faults,
             cache_block_tokens=cache_block_tokens,
         )
@@ -94,7 +95,7 @@ class ApiServer:
         )
 
     def _share(self, record: RequestRecord) -> None:
-        if self._publisher is not None and self._others:
+        if self._publisher is not None:
             self._publisher.publish([SharedRecord(self._index, record)])
 
     def _receive(self, messages: Sequence[Message]) -> None:
@@ -133,7 +134,9 @@ class ApiServer:
     def stop(self) -> None:
         """Hear what the engines said last, and close."""
         if self._subscriber is not None:
-            time.sleep(LAST_WORDS_S)
+            until_s = time.monotonic() + LAST_WORDS_S
+            while self.meter.is_waiting and time.monotonic() < until_s:
+                time.sleep(LISTEN_S)
             self._subscriber.close()
         if self._publisher is not None:
             self._publisher.close()

@@ -13,7 +13,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
 from llm_carbon_meter.exporters.headers import estimate_json
-from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
+from llm_carbon_meter.frontend.exchanges import bounded_id
+from llm_carbon_meter.frontend.frontend_meter import MOST_FOUND, FrontendMeter
 from llm_carbon_meter.frontend.sums import sum_estimates
 from llm_carbon_meter.predictor.served import Prompt
 from llm_carbon_meter.records import EnergyEstimate, EstimateQuery, MeterError
@@ -140,14 +141,15 @@ class CarbonRoutes:
         if not records:
             raise RefusedError(
                 404,
-                f"no record of request {request_id!r}: not known, or older than the "
+                f"no record of request {bounded_id(request_id)!r}: not known, or older than the "
                 f"{self._meter.config.records} that are kept",
                 "not_found_error",
             )
         if len(records) > 1:
+            number = f"{len(records)} or more" if len(records) == MOST_FOUND else len(records)
             raise RefusedError(
                 409,
-                f"{len(records)} requests have the id {request_id!r}; ask for one of "
+                f"{number} requests have the id {bounded_id(request_id)!r}; ask for one of "
                 + ", ".join(records),
                 "conflict_error",
             )
