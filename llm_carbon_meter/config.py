@@ -180,6 +180,12 @@ class Config:
     final_wait_s: float = _setting(
         0.0, _number(0.0, 10.0), "how long a response may wait for its final figure"
     )
+    headers: bool = _setting(
+        True, _boolean, "0 leaves `LLM-Carbon-*` headers out of answers, where the middleware is on"
+    )
+    comment: bool = _setting(
+        True, _boolean, "0 leaves the last comment out of streams, where the middleware is on"
+    )
     provisional_wait_s: float = _setting(
         0.2, _number(0.0, 10.0), "how long a response may wait for its provisional figure"
     )

@@ -6,9 +6,11 @@ streams, a last comment. All state of an exchange is inside ``__call__``.
 
 import asyncio
 import os
+import re
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Final, Protocol
 
+from llm_carbon_meter.config import Config
 from llm_carbon_meter.exporters.headers import energy_headers, estimate_headers, sse_comment
 from llm_carbon_meter.frontend.exchanges import Exchange, current_exchange
 from llm_carbon_meter.records import RequestRecord
@@ -21,12 +23,19 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 STATE_NAME: Final = "llm_carbon_meter"
 """Of the meter in the state of the server's application."""
-DONE: Final = b"data: [DONE]"
+_DONE: Final = re.compile(rb"^data: ?\[DONE\]", re.MULTILINE)
+"""The end of a stream; the space is the server's choice (WHATWG HTML, server-sent events)."""
 REQUEST_ID_HEADER: Final = b"x-request-id"
+EXPOSE_HEADER: Final = "Access-Control-Expose-Headers"
 
 
 class Frontend(Protocol):
     """What the middleware needs of `frontend_meter.FrontendMeter`."""
+
+    @property
+    def config(self) -> Config:
+        """Settings: which figures answers carry."""
+        ...
 
     def end(self, exchange: Exchange, answered: bool) -> None:
         """The HTTP side is over."""
@@ -66,7 +75,10 @@ class ExchangeMiddleware:
 
 
 class CarbonHeadersMiddleware:
-    """Adds ``LLM-Carbon-*`` headers, and to streams a comment before ``data: [DONE]``."""
+    """Adds ``LLM-Carbon-*`` headers, and to streams a comment before ``data: [DONE]``.
+
+    The settings ``headers`` and ``comment`` leave out one of them.
+    """
 
     def __init__(self, app: App) -> None:
         self.app = app
@@ -130,19 +142,25 @@ class _Answer:
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.exchange = Exchange(_client_ids(scope))
-        self._frontend = _frontend(scope)
+        self._scope = scope
         self._receive = receive
         self._send = send
+        self._shows_headers = self._shows_comment = False
+        self._crosses_origins = any(name == b"origin" for name, _ in scope["headers"])
         self._held: Message | None = None
         self._starting = asyncio.Lock()
         self._release: asyncio.Task[None] | None = None
         self._stream = False
-        self._commented = False
         self._good = False
         self._complete = False
         """The last byte of a good answer was sent."""
         self._left = False
         """The client went before that; an application may still end its answer in order."""
+
+    @property
+    def _frontend(self) -> Frontend | None:
+        """The meter of this process; it may begin with the request that loads the model."""
+        return _frontend(self._scope)
 
     async def listen(self) -> Message:
         """Pass on what comes from the client, watching whether it leaves."""
@@ -163,7 +181,12 @@ class _Answer:
         if message["type"] == "http.response.start":
             self._held = message
             self._stream = _is_event_stream(message)
-            if self._stream:
+            config = self._frontend.config if self._frontend else Config()
+            self._shows_headers = config.headers
+            self._shows_comment = config.comment and _takes_comment(message)
+            if not self._shows_headers:
+                await self._start()
+            elif self._stream:
                 # The engine request of a stream is made after its start message.
                 self._release = asyncio.create_task(self._release_with_estimate())
             return
@@ -171,7 +194,7 @@ class _Answer:
         if body and not self._stream and self._held is not None:
             await self._wait_for_energy()
         await self._start()
-        await self.follow(await self._with_comment(message) if body and self._stream else message)
+        await self.follow(await self._with_comment(message) if body else message)
 
     async def _release_with_estimate(self) -> None:
         await self.exchange.wait(lambda: bool(self.exchange.members), timeout_s=60)
@@ -181,9 +204,11 @@ class _Answer:
         """Send the start message, with what is known; once."""
         async with self._starting:
             message, self._held = self._held, None
-            if message is not None:
+            if message is not None and self._shows_headers:
                 headers = [*message.get("headers", ()), *self._headers()]
-                await self.follow({**message, "headers": headers})
+                message = {**message, "headers": headers}
+            if message is not None:
+                await self.follow(message)
 
     def _headers(self) -> list[tuple[bytes, bytes]]:
         estimate = self.exchange.estimate
@@ -191,6 +216,8 @@ class _Answer:
         energy = None if self._stream else self.exchange.show()
         if energy is not None:
             headers |= energy_headers(energy)
+        if headers and self._crosses_origins:  # else a browser shows a page none of them
+            headers[EXPOSE_HEADER] = ", ".join(headers)
         return [(name.lower().encode(), str(value).encode()) for name, value in headers.items()]
 
     async def _wait_for_energy(self) -> None:
@@ -204,14 +231,12 @@ class _Answer:
 
     async def _with_comment(self, message: Message) -> Message:
         body = message.get("body", b"")
-        at = 0 if body.startswith(DONE) else body.find(b"\n" + DONE) + 1
-        at_end = at > 0 or body.startswith(DONE)
-        if self._commented or not (at_end or not message.get("more_body")):
+        end = _DONE.search(body)
+        if not self._shows_comment or not (end or not message.get("more_body")):
             return message
-        self._commented = True
-        at = at if at_end else len(body)
-        comment = await self._comment()
-        return {**message, "body": body[:at] + comment + body[at:]}
+        self._shows_comment = False
+        at = end.start() if end else len(body)
+        return {**message, "body": body[:at] + await self._comment() + body[at:]}
 
     async def _comment(self) -> bytes:
         if self._frontend is None or not self.exchange.members:
@@ -239,3 +264,10 @@ def _is_event_stream(message: Message) -> bool:
         name.lower() == b"content-type" and value.startswith(b"text/event-stream")
         for name, value in message.get("headers", ())
     )
+
+
+def _takes_comment(message: Message) -> bool:
+    """Whether a stream may become longer: no error, not compressed, its length not told."""
+    names = {name.lower() for name, _ in message.get("headers", ())}
+    fixed = names & {b"content-encoding", b"content-length"}
+    return _is_event_stream(message) and message["status"] < 400 and not fixed

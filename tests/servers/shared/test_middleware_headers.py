@@ -22,6 +22,8 @@ from tests.support.servers.middleware_calls import (
     start,
 )
 
+EXPOSE_HEADER = b"access-control-expose-headers"
+
 
 async def test_an_answer_carries_estimate_and_measurement() -> None:
     """All headers of the contract beside the server's own; the body is as it was."""
@@ -51,6 +53,25 @@ async def test_an_answer_carries_estimate_and_measurement() -> None:
         "provisional",
     )
     assert body == chunk(b'{"id": "chatcmpl-1"}')
+
+
+async def test_a_page_of_another_origin_may_read_the_headers() -> None:
+    """Browsers show a page those alone that the answer names; others need no such header."""
+    meter = front_end()
+
+    async def app(scope: Any, receive: Any, send: Send) -> None:
+        begin(meter)
+        meter.receive_energies([energy_of("engine-1")])
+        await send(start(**{"access-control-expose-headers": "X-Own"}))
+        await send(chunk(b"{}"))
+
+    for origin in ([], [(b"origin", b"https://page.example")]):
+        first, _ = await call(CarbonHeadersMiddleware(app), meter, headers=origin)
+        exposed = [value for name, value in first["headers"] if name == EXPOSE_HEADER]
+        told = ", ".join(carbon_headers(first))
+        ours = [value.decode().lower() for value in exposed if value != b"X-Own"]
+        assert ours == [told][: len(origin)]
+        assert b"X-Own" in exposed
 
 
 async def test_modelled_joules_are_never_called_measured() -> None:

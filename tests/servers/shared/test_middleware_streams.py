@@ -79,6 +79,8 @@ async def test_a_stream_has_its_measurement_in_the_comment_alone() -> None:
         [b"data: 1\n\ndata: [DONE]\n\n"],
         [b"data: 1\n\n", b"data: 2\n\ndata: [DONE]\n\n", b""],
         [b"data: 1\r\n\r\ndata: 2\n\n", b"data: [DONE]\n\n", b""],
+        [b"data: 1\n\ndata:[DONE]\n\n"],
+        [b"data:1\n\n", b"data:[DONE]\n\n", b""],
     ],
 )
 async def test_the_comment_stands_before_the_end_of_a_stream(chunks: list[bytes]) -> None:
@@ -100,7 +102,7 @@ async def test_the_comment_stands_before_the_end_of_a_stream(chunks: list[bytes]
     text = b"".join(body["body"] for body in bodies)
     before, _, after = text.partition(b": llm-carbon ")
     comment, _, end = after.partition(b"\n\n")
-    assert end == b"data: [DONE]\n\n"
+    assert end.replace(b" ", b"") == b"data:[DONE]\n\n"
     assert b"\n" not in comment
     assert before + end == b"".join(chunks)
 
@@ -150,3 +152,42 @@ async def test_a_stream_does_not_wait_for_ever_at_its_end() -> None:
     (record,) = comments(await call(CarbonHeadersMiddleware(app), meter))
     assert "energy_joules" not in record
     assert record["estimate"]["method"] == "flop"
+
+
+@pytest.mark.parametrize(
+    ("status", "more"),
+    [
+        (500, {}),
+        (200, {"content-encoding": "gzip"}),
+        (200, {"Content-Length": "14"}),
+    ],
+)
+async def test_what_cannot_grow_gets_no_comment(status: int, more: dict[str, str]) -> None:
+    """The bytes of errors, compressed streams and streams of a told length stay as they are."""
+    meter = front_end()
+
+    async def app(scope: Any, receive: Any, send: Send) -> None:
+        begin(meter)
+        meter.receive_energies([energy_of("engine-1")])
+        await send({**start(EVENTS, **more), "status": status})
+        await send(chunk(b"data: [DONE]\n\n"))
+
+    first, body = await call(CarbonHeadersMiddleware(app), meter)
+    assert body["body"] == b"data: [DONE]\n\n"
+    assert list(carbon_headers(first)) == ESTIMATED
+
+
+@pytest.mark.parametrize("setting", ["headers", "comment"])
+async def test_one_of_headers_and_comment_can_be_had_alone(setting: str) -> None:
+    """A stream without headers starts at once."""
+    meter = front_end(**{setting: False})
+
+    async def app(scope: Any, receive: Any, send: Send) -> None:
+        await send(start(EVENTS))
+        begin(meter)
+        meter.receive_energies([energy_of("engine-1")])
+        await send(chunk(b"data: [DONE]\n\n"))
+
+    messages = await call(CarbonHeadersMiddleware(app), meter)
+    assert bool(carbon_headers(messages[0])) == (setting != "headers")
+    assert bool(comments(messages)) == (setting != "comment")
