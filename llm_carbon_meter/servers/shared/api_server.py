@@ -23,6 +23,8 @@ from llm_carbon_meter.servers.shared.middleware import STATE_NAME
 from llm_carbon_meter.servers.shared.routes import CarbonRoutes, ReadPrompts, ServedNames
 
 T = TypeVar("T")
+RECORD_PATH: Final = "/v1/carbon/requests/{request_id:path}"
+ESTIMATE_PATH: Final = "/v1/carbon/estimate"
 LAST_WORDS_S: Final = 3.0
 """After the engines have ended, at most, for what they publish last."""
 LISTEN_S: Final = 0.05
@@ -128,8 +130,14 @@ class ApiServer:
         """
         setattr(app.state, STATE_NAME, self.meter)
         routes = CarbonRoutes(self.meter, read_prompts, served_names)
-        app.router.add_route("/v1/carbon/requests/{request_id}", routes.request, ["GET"])
-        app.router.add_route("/v1/carbon/estimate", routes.estimate, ["POST"])
+        if hasattr(app, "add_api_route"):  # FastAPI describes its routes
+            from llm_carbon_meter.servers.shared import openapi
+
+            app.add_api_route(RECORD_PATH, routes.request, methods=["GET"], **openapi.RECORD)
+            app.add_api_route(ESTIMATE_PATH, routes.estimate, methods=["POST"], **openapi.ESTIMATE)
+        else:
+            app.router.add_route(RECORD_PATH, routes.request, ["GET"])
+            app.router.add_route(ESTIMATE_PATH, routes.estimate, ["POST"])
 
     def stop(self) -> None:
         """Hear what the engines said last, and close."""
