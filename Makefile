@@ -10,7 +10,7 @@ POWER ?= auto
 ENGINE ?= vllm
 MINUTES ?= 8
 
-.PHONY: demo test test-wheel test-all bench gpu-day lint clean environment
+.PHONY: demo test test-wheel test-all bench chaos gpu-day lint clean environment
 
 demo: $(VENV)/ready
 	$(BIN)/llm-carbon-meter demo --engine $(ENGINE) --power $(POWER)
@@ -26,6 +26,9 @@ test-all: $(VENV)/ready
 
 bench: $(VENV)/ready
 	$(BIN)/python -m tests.bench
+
+chaos: $(VENV)/ready
+	$(BIN)/python -m tests.chaos
 
 # On a host with an NVIDIA GPU, without network where BUNDLE names what pack.py packed; POWER=stub
 # rehearses it on a CPU. Neither make nor .venv is needed: start.py is the same command.

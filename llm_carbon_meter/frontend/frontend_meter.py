@@ -303,7 +303,8 @@ class FrontendMeter:
         try:
             self._log.write("\n".join(lines))
         except OSError as error:
-            self._faults.note("request_log", error, "The records are in the metrics only.")
+            for _ in lines:
+                self._faults.note("request_log", error, "The records are in the metrics only.")
 
     # Look-ups
 
