@@ -209,7 +209,7 @@ def run(options: argparse.Namespace) -> int:
     path = os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH"))))
     wanted = variables(options.bundle) if options.bundle else {}
     sys.stdout.flush()
-    os.execve(python, command, {**os.environ, **wanted, "PYTHONPATH": path})
+    os.execve(python, command, {**os.environ, **wanted, "PYTHONPATH": path})  # noqa: S606 - Python itself
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

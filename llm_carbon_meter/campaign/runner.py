@@ -104,7 +104,7 @@ def _rows(job: Job, until_s: float, out: Path) -> Iterator[Row]:
         while time.monotonic() < until_s:
             if not ours.poll(POLL_S):
                 continue
-            message = pickle.loads(ours.recv_bytes())
+            message = pickle.loads(ours.recv_bytes())  # noqa: S301 - over our own pipe
             if isinstance(message, Done):
                 with contextlib.suppress(subprocess.TimeoutExpired):
                     worker.wait(ENDING_S)

@@ -126,6 +126,6 @@ class Watch:
 
 
 def _get(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:
+    with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:  # noqa: S310 - of a server, by http
         content: bytes = response.read()
     return content

@@ -35,7 +35,7 @@ def main() -> None:
 
 def serve(engine: "Connection[Any, Any]") -> None:
     """Meter an engine: its `Setup` comes first, then its events, in order, until it hangs up."""
-    setup, faults = pickle.loads(engine.recv_bytes()), Faults()
+    setup, faults = pickle.loads(engine.recv_bytes()), Faults()  # noqa: S301 - over our own pipe
     decoder = StepDecoder(faults)
     try:
         publisher = Publisher(setup.config.channel_dir, engine_name(setup.engine), faults)
@@ -47,7 +47,7 @@ def serve(engine: "Connection[Any, Any]") -> None:
     engine.send_bytes(pickle.dumps(None))
     with contextlib.suppress(EOFError, OSError):  # closed, or the engine was killed
         while True:
-            for message in pickle.loads(engine.recv_bytes()):
+            for message in pickle.loads(engine.recv_bytes()):  # noqa: S301 - over our own pipe
                 if isinstance(message, str):  # a fault on the engine's side, logged there
                     faults.counts[message] += 1
                 else:

@@ -97,7 +97,7 @@ class MeterProcess:
         try:
             if not self._connection.poll(READY_S):
                 raise MeterError(f"the meter's process said nothing for {READY_S:g} s")
-            problem = pickle.loads(self._connection.recv_bytes())
+            problem = pickle.loads(self._connection.recv_bytes())  # noqa: S301 - over our own pipe
         except (OSError, EOFError) as error:
             code = self._process.wait()
             raise MeterError(f"the meter's process ended with code {code} at its start") from error
