@@ -340,7 +340,14 @@ class FrontendMeter:
 
     def knows(self, request_id: str) -> bool:
         """Whether an engine request of this id is in flight or on record."""
-        return self.exchanges.is_open(request_id) or bool(self.records.find(request_id))
+        name = bounded_id(request_id)
+        return self.exchanges.is_open(name) or bool(self.records.find(name))
+
+    def member(self, internal_id: str) -> Member | None:
+        """An engine request in flight."""
+        name = bounded_id(internal_id)
+        exchanges = self.exchanges.find(name)
+        return exchanges[0].members.get(name) if exchanges else None
 
     @property
     def is_waiting(self) -> bool:

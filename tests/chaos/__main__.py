@@ -22,7 +22,7 @@ from llm_carbon_meter.testing.servers import MODEL_NAME, Server, free_port
 from llm_carbon_meter.testing.tiny_model import make_tiny_model
 from tests.support.servers.metered import KEY, MIDDLEWARE, SAW, Metered, starter
 
-from .acts import ACTS, Stage
+from .acts import ACTS, Stage, kill_meter
 from .clients import Clients
 from .relay import Relay
 from .verdict import Line, Sent, verdict
@@ -33,6 +33,8 @@ LONGEST_PAUSE_S: Final = 8.0
 """Between two acts."""
 AWAY_S: Final = 2.0
 """Of the sidecar's server, when it restarts."""
+KILLS: Final = 2
+"""Of the meter's process; the last one lives on, so that its memory can be judged."""
 CALM_S: Final = 10.0
 """At the end, when whatever was stopped, filled or closed is as before."""
 BESIDE: Final = 4
@@ -64,6 +66,8 @@ def _server(folder: Path) -> Iterator[Stage]:
         "LLM_CARBON_METER_CHANNEL_DIR": str(channel),
         "LLM_CARBON_METER_PRICES_FILE": str(folder / "prices.json"),
         "LLM_CARBON_METER_CALIBRATION_FILE": str(folder / "calibration.json"),
+        # Stores fill until they are full: these are full soon.
+        "LLM_CARBON_METER_RECORDS": "500",
     }
     numbers = itertools.count()
 
@@ -95,6 +99,7 @@ def _sidecar(metered: Metered, relay: Relay) -> Server:
         "LD_LIBRARY_PATH": str(metered.log.parent.parent / "stub"),
         SCRIPT_VARIABLE: str(metered.log.parent / "script"),
         "XDG_RUNTIME_DIR": str(folder),
+        "LLM_CARBON_METER_RECORDS": "500",
     }
     return Server(
         command,
@@ -126,10 +131,13 @@ async def _suffer(stage: Stage, seconds: float, count: int) -> Outcome:
 
 
 def _family(process: psutil.Process, name: str) -> dict[str, psutil.Process]:
+    """All of a server's processes in which the meter runs: vLLM's workers have nothing of it."""
     children = process.children(recursive=True)
-    return {name: process, **{f"{name}'s {one.name()}": one for one in children}}
+    own = {f"{name}'s {one.name()}": one for one in children}
+    return {name: process, **{child: one for child, one in own.items() if WORKER not in child}}
 
 
+WORKER: Final = "VLLM::Worker"
 RESTART: Final = "restart the sidecar's server"
 
 
@@ -161,10 +169,12 @@ async def _play(
 async def _acts(stage: Stage, happened: Counter[str], ending: asyncio.Event) -> None:
     """All of them in one order, and then in another."""
     while True:
-        for name in stage.chance.sample(list(ACTS), len(ACTS)):
+        for name, act in stage.chance.sample(list(ACTS.items()), len(ACTS)):
+            if act is kill_meter and happened[name] == KILLS:
+                continue
             if await _pause(ending, stage.chance.uniform(1, LONGEST_PAUSE_S)):
                 return
-            await ACTS[name](stage)
+            await act(stage)
             happened[name] += 1
 
 

@@ -232,6 +232,8 @@ def test_long_ids_are_kept_short_and_lead_to_their_records() -> None:
     names = ["x" * 1_000_000 + end for end in "ab"]
     for name in names:
         exchange = begun(meter, f"chatcmpl-{name}-0", name)
+        assert meter.knows(f"chatcmpl-{name}-0")
+        assert meter.member(f"chatcmpl-{name}-0") in exchange.members.values()
         meter.receive_energies([energy_of(f"chatcmpl-{name}-0", Status.PROVISIONAL)])
         meter.end(exchange, answered=True)
         meter.receive_energies([energy_of(f"chatcmpl-{name}-0")])

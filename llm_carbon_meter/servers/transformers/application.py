@@ -120,7 +120,7 @@ class ApplicationHooks:
             return
         frontend = meter.server.meter
         frontend.begin(exchange, request_id, request_id, prompt, max_tokens)
-        member = exchange.members.get(request_id)
+        member = frontend.member(request_id)
         if frontend.spans is not None and member is not None:
             _trace(frontend.spans, member)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.frontend.exchanges import Exchange, current_exchange
+from llm_carbon_meter.frontend.exchanges import Exchange, bounded_id, current_exchange
 from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
 from llm_carbon_meter.predictor.served import Prompt
 from llm_carbon_meter.records import MeterError, SpecError
@@ -128,12 +128,10 @@ class FrontendHooks:
         request_id, server = _traced_request.get(), self._server
         if request_id is None or server is None or server.meter.spans is None:
             return
-        meter, spans = server.meter, server.meter.spans
-        exchanges = meter.exchanges.find(request_id)
-        member = exchanges[0].members.get(request_id) if exchanges else None
+        member, spans = server.meter.member(request_id), server.meter.spans
         if member is not None:
             span.set_attributes(spans.attributes(member.energy, member.estimate))
-        spans.parent(request_id, span.get_span_context(), span.start_time)
+        spans.parent(bounded_id(request_id), span.get_span_context(), span.start_time)
 
 
 def _span_processor(hooks: FrontendHooks) -> Any:
