@@ -20,6 +20,7 @@ from llm_carbon_meter.campaign.job import PHASES, Done, Job, Occasion
 from llm_carbon_meter.campaign.plan import Load, fits
 from llm_carbon_meter.campaign.rows import Measurements, Row, Status, occasion
 from llm_carbon_meter.physics.model_specs import model_spec
+from llm_carbon_meter.progress import progress
 from llm_carbon_meter.records import MeterError
 
 LAST_WORDS_S: Final = 3.0
@@ -66,7 +67,7 @@ def measure(jobs: Sequence[Job], file: Measurements, end_s: float) -> None:
     """
     jobs = [job for job in jobs if job.occasions]
     total = sum(occasion.wanted for job in jobs for occasion in job.occasions)
-    with tqdm(total=total, desc="repetitions", unit="row") as bar:
+    with progress(total=total, desc="repetitions", unit="row") as bar:
         for number, job in enumerate(jobs):
             left_s = end_s - time.monotonic()
             if left_s < LAST_WORDS_S:

@@ -104,7 +104,8 @@ async def replay(
         on_answer: gets the place of each request whose answer has come.
     """
     from openai import AsyncOpenAI
-    from tqdm import tqdm
+
+    from llm_carbon_meter.progress import progress
 
     free = asyncio.Semaphore(at_once)
     started = time.monotonic()
@@ -113,7 +114,7 @@ async def replay(
     )
     common = {"model": server.model_name, "extra_body": dict(server.exact)}
     async with client:
-        with tqdm(total=len(requests), desc="requests", unit="request") as bar:
+        with progress(total=len(requests), desc="requests", unit="request") as bar:
 
             async def one(number: int, request: TraceRequest) -> Answer:
                 arrival = started + request.arrival_s / pace

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from llm_carbon_meter.estimate.one_request import check_request, make_deployment, memory_at
 from llm_carbon_meter.exporters.columns import yes_or_no
@@ -20,6 +19,7 @@ from llm_carbon_meter.physics.memory import Memory
 from llm_carbon_meter.physics.phases import Serving
 from llm_carbon_meter.predictor.energy_model import BoundModel, Deployment, EnergyModel, Floats
 from llm_carbon_meter.predictor.estimator import check_cached
+from llm_carbon_meter.progress import progress
 from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.units import JOULES_PER_WATT_HOUR
 
@@ -117,7 +117,7 @@ class BatchEstimator:
         keys = [at.get(name) for name in (*DEPLOYMENT_COLUMNS, LIMIT_COLUMN)]
         numbers = [(name, at[name]) for name in (*REQUEST_COLUMNS, CACHED_COLUMN) if name in at]
         errors: dict[int, str] = {}
-        rows = tqdm(table.rows, disable=None, delay=_PROGRESS_AFTER_S, unit=" rows")
+        rows = progress(table.rows, disable=None, delay=_PROGRESS_AFTER_S, unit=" rows")
         for number, row in enumerate(rows):
             try:
                 self._enter(number, row, len(table.columns), keys, numbers)

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import psutil
-from tqdm import tqdm
 
 from llm_carbon_meter.frontend.exchanges import Exchange
 from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
@@ -18,6 +17,7 @@ from llm_carbon_meter.physics.kernels import step_costs
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.physics.step_work import CostModel
 from llm_carbon_meter.predictor.served import Prompt
+from llm_carbon_meter.progress import progress
 from llm_carbon_meter.records import (
     Account,
     EnergyReading,
@@ -83,7 +83,7 @@ def _memory_mb() -> float:
     frontend = front_end()
     ledger.observe_reading(EnergyReading(0.0, "gpu", 0.0))
     warm = 0
-    for done in tqdm(range(0, MILLION, TOGETHER), desc="requests", unit="batch"):
+    for done in progress(range(0, MILLION, TOGETHER), desc="requests", unit="batch"):
         _serve(ledger, frontend, done)
         if not warm and done >= MILLION // 10:
             gc.collect()

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
 
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.physics.model_list import built_in_model
+from llm_carbon_meter.progress import progress
 from llm_carbon_meter.servers.shared.meter_process import MeterProcess, Setup
 from llm_carbon_meter.servers.shared.steps import StepDecoder
 from llm_carbon_meter.servers.vllm.capture import StepCapture
@@ -52,7 +52,7 @@ def measure(model: Path) -> Mapping[str, float]:
         gc.freeze()
         ratios = [
             _p99(_metered(drive, hooks)) / _p99(_steps(drive))
-            for _ in tqdm(range(PAIRS), desc="step latency", unit="pair")
+            for _ in progress(range(PAIRS), desc="step latency", unit="pair")
         ]
         gc.unfreeze()
     return {"p99_ratio": statistics.median(ratios)}

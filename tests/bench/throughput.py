@@ -6,8 +6,7 @@ import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 
-from tqdm import tqdm
-
+from llm_carbon_meter.progress import progress
 from llm_carbon_meter.testing.servers import Server, TransformersServer, VllmServer
 from llm_carbon_meter.testing.throughput import by_turns, tokens_per_s
 
@@ -31,7 +30,7 @@ def _ratio(kind: type[VllmServer | TransformersServer], model: Path) -> float:
     two of the same kind differ by some percent for as long as they live.
     """
     medians = []
-    for start in tqdm(range(STARTS), desc="throughput", unit="start"):
+    for start in progress(range(STARTS), desc="throughput", unit="start"):
         ratios = _ratios(kind, model, metered_first=bool(start % 2))
         medians.append(statistics.median(ratios))
     shown = " ".join(f"{each:.3f}" for each in sorted(medians))

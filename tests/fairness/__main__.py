@@ -7,7 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from tqdm import tqdm
+from llm_carbon_meter.progress import progress
 
 from .judging import Figures, judged
 from .loads import ALL, PLAIN, Load
@@ -76,7 +76,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     judge = partial(live, options.kind, loads, options.seconds or kind.seconds)
     seeds = range(options.seed, options.seed + options.draws)
     with ProcessPoolExecutor(options.jobs) as pool:
-        draws = list(tqdm(pool.map(judge, seeds), total=len(seeds), desc="draws", unit="draw"))
+        draws = list(progress(pool.map(judge, seeds), total=len(seeds), desc="draws", unit="draw"))
     save(draws, options.output or OUTPUT / options.kind)
     print(markdown(draws))
 

@@ -10,11 +10,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from safetensors.numpy import save
-from tqdm import tqdm
 
 from llm_carbon_meter.predictor.gnn import CARD, WEIGHTS, Z_80
 from llm_carbon_meter.predictor.posterior import ENERGY_NOISE
 from llm_carbon_meter.predictor.step_law import FACTORS
+from llm_carbon_meter.progress import progress
 from llm_carbon_meter.training.data.campaigns import checksums, read_campaigns
 from llm_carbon_meter.training.data.dataset import read_table, summary
 from llm_carbon_meter.training.data.files import manifest
@@ -76,20 +76,20 @@ def train(data: Path, output: Path, seed: int = 0, campaigns: Sequence[Path] = (
     rows = merge_repeats(table.for_training())
     measured, groups = examples(rows), [row.architecture for row in rows]
     kinds = {"engine": measured.engines.tolist(), "gpu": measured.gpus.tolist()}
-    with tqdm(total=6, desc="training", unit="part") as progress:
+    with progress(total=6, desc="training", unit="part") as bar:
         gate = choose_gate(measured, groups, seed, rates)
-        progress.update()
+        bar.update()
         strange = [gate_errors(measured, kind, seed, rates) for kind in kinds.values()]
         elsewhere = GATES[int(np.sum(strange, axis=0).argmin())]
-        progress.update()
+        bar.update()
         held_out = hold_out(measured, groups, ARCHITECTURE_FOLDS, gate, rates)
-        progress.update()
+        bar.update()
         apart = {}
         for name, kind in kinds.items():
             apart[name] = hold_out(measured, kind, len(set(kind)), elsewhere, rates)
-            progress.update()
+            bar.update()
         final = fit(measured, gate, seed, rates)
-        progress.update()
+        bar.update()
     judged = {"measured": held_out, **apart}
     card = {
         "data": dict(sorted({**manifest(), **checksums(campaigns)}.items())),

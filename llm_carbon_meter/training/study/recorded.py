@@ -12,8 +12,8 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from tqdm import tqdm
 
+from llm_carbon_meter.progress import progress
 from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.training.data.configurations import (
     NOTHING_LOCKED,
@@ -218,7 +218,9 @@ def compare(
             for name, strategy in STRATEGIES.items()
         }
         every = [future for futures in running.values() for future in futures]
-        for future in tqdm(as_completed(every), "sampling", len(every), unit="curve"):
+        for future in progress(
+            as_completed(every), desc="sampling", total=len(every), unit="curve"
+        ):
             future.result()
     return {name: [future.result() for future in futures] for name, futures in running.items()}
 

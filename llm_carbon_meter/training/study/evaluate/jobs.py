@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from threadpoolctl import threadpool_limits
-from tqdm import tqdm
 
+from llm_carbon_meter.progress import progress
 from llm_carbon_meter.training.data.rows import Flag, Row
 from llm_carbon_meter.training.data.splits import (
     ATTRIBUTES,
@@ -215,7 +215,9 @@ def run_all(
             train, test = ([rows[place] for place in side] for side in (split.train, split.test))
             running[pool.submit(run, job, train, test, rates)] = job
         try:
-            for done in tqdm(as_completed(running), "evaluation", len(running), unit="fit"):
+            for done in progress(
+                as_completed(running), desc="evaluation", total=len(running), unit="fit"
+            ):
                 results[running[done]] = done.result()
         finally:  # also where one fails, or is interrupted
             pool.shutdown(cancel_futures=True)
