@@ -134,7 +134,7 @@ async def asked(unfit: Unfit, num_stages: int = 1) -> tuple[int, Mapping[str, An
         raise AssertionError
 
     app = Starlette()
-    routes = CarbonRoutes(meter_of(unfit, num_stages), no_prompts)
+    routes = CarbonRoutes(meter_of(unfit, num_stages), no_prompts, lambda _: ())
     app.router.add_route("/v1/carbon/estimate", routes.estimate, ["POST"])
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
