@@ -14,8 +14,8 @@ from tests.support.waiting import eventually
 from .clients import SECRET, Clients
 from .watching import Watch
 
-MOST_MEGABYTES: Final = 2.0
-"""That a process may grow by in a minute: vLLM alone grows by up to 1.1 under these clients."""
+MOST_MEGABYTES: Final = 1.0
+"""That a process may grow by in a minute."""
 MOST_DESCRIPTORS: Final = 8
 BROKEN_BY_A_RESTART: Final = 8
 """Requests of each client of the sidecar: the one in flight, and those sent meanwhile."""
