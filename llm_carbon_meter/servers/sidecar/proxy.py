@@ -7,8 +7,10 @@ hooks do what it can see; capture.py says what it makes of that.
 import asyncio
 import contextlib
 import os
+import time
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import httpx
 from starlette.applications import Starlette
@@ -39,7 +41,7 @@ from llm_carbon_meter.servers.sidecar.answers import (
     told,
     whole_tokens,
 )
-from llm_carbon_meter.servers.sidecar.capture import INTERVAL_S, OutsideCapture, Usage
+from llm_carbon_meter.servers.sidecar.capture import OutsideCapture, Usage
 
 CONNECT_S: Final = 10.0
 IDLE_CONNECTION_S: Final = 2.0
@@ -73,19 +75,15 @@ class Upstream:
 
     def __init__(self, url: str) -> None:
         self.url = httpx.URL(url.rstrip("/"))
-        # Not a client: that follows cookies and adds headers.
-        self._transport = httpx.AsyncHTTPTransport(
-            limits=httpx.Limits(
-                max_connections=None,
-                max_keepalive_connections=None,
-                keepalive_expiry=IDLE_CONNECTION_S,
-            )
-        )
+        self._tls = httpx.create_ssl_context()
+        self._idle: deque[_Idle] = deque()
+        """The one that was used last is at the end."""
 
+    @contextlib.asynccontextmanager
     async def ask(
         self, request: Request, target: bytes, body: bytes | AsyncIterator[bytes], *dropped: bytes
-    ) -> httpx.Response:
-        """Send a request; the answer's body is still to be read, and the answer to be closed.
+    ) -> AsyncIterator[httpx.Response]:
+        """Send a request; the answer's body is still to be read.
 
         Raises:
             RefusedError: there is no such place, or no answer.
@@ -99,14 +97,44 @@ class Upstream:
         whole = httpx.Request(
             request.method, url, headers=headers, content=body, extensions=timeout
         )
+        async with self._connection() as connection:
+            try:
+                answer = await connection.handle_async_request(whole)
+            except httpx.TransportError as error:
+                raise unreachable(self.url, error) from error
+            async with contextlib.aclosing(answer):
+                yield answer
+
+    @contextlib.asynccontextmanager
+    async def _connection(self) -> AsyncIterator[httpx.AsyncHTTPTransport]:
+        """A connection for one exchange: the one that was used last, else a new one.
+
+        Each has a pool of its own: for every request, httpx looks at all connections of a pool.
+        """
+        transport = self._idle.pop().transport if self._idle else self._new()
         try:
-            return await self._transport.handle_async_request(whole)
-        except httpx.TransportError as error:
-            raise unreachable(self.url, error) from error
+            yield transport
+        finally:
+            self._idle.append(_Idle(time.monotonic(), transport))
+            while self._idle[0].since_s < time.monotonic() - IDLE_CONNECTION_S:
+                await self._idle.popleft().transport.aclose()
+
+    def _new(self) -> httpx.AsyncHTTPTransport:
+        # Not a client: that follows cookies and adds headers.
+        limits = httpx.Limits(max_connections=1, keepalive_expiry=IDLE_CONNECTION_S)
+        return httpx.AsyncHTTPTransport(verify=self._tls, limits=limits)
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._transport.aclose()
+        while self._idle:
+            await self._idle.pop().transport.aclose()
+
+
+class _Idle(NamedTuple):
+    """A connection that waits for its next exchange."""
+
+    since_s: float
+    transport: httpx.AsyncHTTPTransport
 
 
 def unreachable(url: httpx.URL, error: Exception) -> RefusedError:
@@ -160,18 +188,16 @@ class Forward:
     async def _pass(self, request: Request, sent: asyncio.Event, send: Send) -> None:
         target = self._target or target_of(request.scope)
         try:
-            answer = await self._upstream.ask(request, target, _body(request, sent))
+            async with self._upstream.ask(request, target, _body(request, sent)) as answer:
+                await send(_start(answer))
+                with contextlib.suppress(httpx.TransportError):  # the client sees it broken off too
+                    async for part in answer.aiter_raw():
+                        await send(_part(part))
+                    await send(_part(b"", more=False))
         except RefusedError as refusal:
             await refusal.response()(request.scope, request.receive, send)
-            return
         except ClientDisconnect:
             return
-        async with contextlib.aclosing(answer):
-            await send(_start(answer))
-            with contextlib.suppress(httpx.TransportError):  # broken off: the client is to see it
-                async for part in answer.aiter_raw():
-                    await send(_part(part))
-                await send(_part(b"", more=False))
 
 
 def _body(request: Request, sent: asyncio.Event) -> bytes | AsyncIterator[bytes]:
@@ -248,10 +274,8 @@ class MeteredForward:
         # Without the client's wish for compression: the answer is to be read.
         dropped = (b"accept-encoding", b"content-length")
         try:
-            answer = await self._upstream.ask(
-                request, target_of(request.scope), question.body, *dropped
-            )
-            async with contextlib.aclosing(answer):
+            ask = self._upstream.ask(request, target_of(request.scope), question.body, *dropped)
+            async with ask as answer:
                 kind = answer.headers.get("content-type", "")
                 if kind.startswith("text/event-stream") and answer.status_code < 400:
                     await self._stream(answer, metered, send)
@@ -358,7 +382,7 @@ def application(
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        ticking = asyncio.create_task(_tick(capture, faults))
+        ticking = asyncio.create_task(capture.keep_time())
         yield
         ticking.cancel()
         await upstream.close()
@@ -374,12 +398,3 @@ def application(
         Route("/{path:path}", Forward(upstream)),
     ]
     return app
-
-
-async def _tick(capture: OutsideCapture, faults: Faults) -> None:
-    while True:
-        await asyncio.sleep(INTERVAL_S)
-        try:
-            capture.tick()
-        except Exception as error:  # noqa: BLE001 - boundary: answers are passed on all the same
-            faults.note("engine", error, "Some steps were not told to the meter.")

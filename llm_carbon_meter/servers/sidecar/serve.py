@@ -1,6 +1,7 @@
 """``llm-carbon-meter sidecar``: checks its options, meters, and serves the proxy of proxy.py."""
 
 import contextlib
+import resource
 import signal
 import socket
 import sys
@@ -83,7 +84,14 @@ def _meter(setup: Setup, name: str, capture: OutsideCapture, faults: Faults) -> 
     return LocalMeter(setup, name, held=capture.held, tracing=False, faults=faults)
 
 
+def _allow_files() -> None:
+    """Take all open files that the system grants: a stream takes two, the usual limit is 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+
+
 def _serve(app: Any, place: socket.socket) -> None:
+    _allow_files()
     # uvicorn ends in order and then raises the signal again: so does the meter.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     config = uvicorn.Config(

@@ -11,8 +11,8 @@ from llm_carbon_meter import cli
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.servers.shared.meter_process import Setup
-from llm_carbon_meter.servers.sidecar import proxy as sidecar
 from llm_carbon_meter.servers.sidecar import serve as sidecar_serve
+from llm_carbon_meter.servers.sidecar.capture import OutsideCapture
 from llm_carbon_meter.testing.servers import free_port
 
 
@@ -59,13 +59,13 @@ async def test_a_tick_that_fails_is_counted_and_the_next_one_comes() -> None:
     """Nothing of the meter ends the clock that cuts steps."""
     faults, ticked = Faults(), asyncio.Event()
 
-    class Broken:
+    class Broken(OutsideCapture):
         def tick(self) -> None:
             if faults.counts:
                 ticked.set()
             raise ValueError("broken")
 
-    ticking = asyncio.create_task(sidecar._tick(Broken(), faults))  # type: ignore[arg-type]
+    ticking = asyncio.create_task(Broken(faults).keep_time())
     await asyncio.wait_for(ticked.wait(), 5)
     ticking.cancel()
     assert faults.counts["engine"] >= 1

@@ -77,7 +77,8 @@ async def test_a_path_that_is_none_is_refused(target: bytes) -> None:
     upstream = Upstream("http://127.0.0.1:1")
     request = Request({"type": "http", "method": "GET", "headers": []})
     with pytest.raises(RefusedError, match="cannot be passed on") as refused:
-        await upstream.ask(request, target, b"")
+        async with upstream.ask(request, target, b""):
+            pass
     assert refused.value.status == 400
     await upstream.close()
 
