@@ -163,6 +163,7 @@ class _Answer:
         if message["type"] == "http.response.start":
             self._held = message
             self._stream = _is_event_stream(message)
+            self._commented = not _has_room(message)
             if self._stream:
                 # The engine request of a stream is made after its start message.
                 self._release = asyncio.create_task(self._release_with_estimate())
@@ -239,3 +240,9 @@ def _is_event_stream(message: Message) -> bool:
         name.lower() == b"content-type" and value.startswith(b"text/event-stream")
         for name, value in message.get("headers", ())
     )
+
+
+def _has_room(message: Message) -> bool:
+    """Whether a comment can be added: to no error, no encoded body, none of a told length."""
+    names = {name.lower() for name, _ in message.get("headers", ())}
+    return message["status"] < 400 and not names & {b"content-encoding", b"content-length"}

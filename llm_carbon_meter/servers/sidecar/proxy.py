@@ -7,6 +7,7 @@ hooks do what it can see; capture.py says what it makes of that.
 import asyncio
 import contextlib
 import os
+import re
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable
@@ -25,7 +26,13 @@ from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
 from llm_carbon_meter.predictor.served import Prompt
 from llm_carbon_meter.records import Outcome, TokenCount
 from llm_carbon_meter.servers.shared.api_server import ApiServer
-from llm_carbon_meter.servers.shared.middleware import CarbonHeadersMiddleware, Receive, Scope, Send
+from llm_carbon_meter.servers.shared.middleware import (
+    App,
+    CarbonHeadersMiddleware,
+    Receive,
+    Scope,
+    Send,
+)
 from llm_carbon_meter.servers.shared.routes import RefusedError, metrics, prompts_of
 from llm_carbon_meter.servers.sidecar.answers import (
     DONE,
@@ -58,6 +65,8 @@ def passed_on(headers: RawHeaders, *dropped: bytes) -> list[tuple[bytes, bytes]]
     headers = list(headers)
     named = [value for name, value in headers if name.lower() == b"connection"]
     own = {token.strip().lower() for value in named for token in value.split(b",")}
+    if any(name.lower() == b"transfer-encoding" for name, _ in headers):
+        own.add(b"content-length")  # the chunks count, and they are not passed on as such
     ours, gone = PREFIX.lower().encode(), HOP_BY_HOP | own | set(dropped)
     return [
         (name, value)
@@ -166,6 +175,44 @@ async def while_connected(work: Coroutine[Any, Any, None], gone: Awaitable[None]
         await asyncio.wait(tasks)
     if not tasks[0].cancelled():
         tasks[0].result()
+
+
+class Clear:
+    """ASGI: refuses requests that the server behind could read otherwise than the proxy does.
+
+    Routes see the path without ``.`` and empty segments; the server gets it as the client wrote it.
+    """
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Follow one connection."""
+        if scope["type"] == "http":
+            try:
+                scope = {**scope, "path": clear_path(scope)}
+            except RefusedError as refusal:
+                answer = refusal.response()
+                answer.headers["connection"] = "close"  # nobody knows where the next one begins
+                await answer(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def clear_path(scope: Scope) -> str:
+    """The path of a request as servers agree on it.
+
+    Raises:
+        RefusedError: it climbs, or they could disagree where the request ends.
+    """
+    segments = re.split(r"[/\\]", scope["path"])
+    if ".." in segments:
+        raise RefusedError(400, f"the path {scope['path']!r} has a segment `..`; write it without")
+    if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+        raise RefusedError(400, "Content-Length beside Transfer-Encoding; send one of them")
+    return "/" + "/".join(
+        segment for segment in scope["path"].split("/") if segment not in ("", ".")
+    )
 
 
 class Forward:
@@ -277,7 +324,7 @@ class MeteredForward:
             ask = self._upstream.ask(request, target_of(request.scope), question.body, *dropped)
             async with ask as answer:
                 kind = answer.headers.get("content-type", "")
-                if kind.startswith("text/event-stream") and answer.status_code < 400:
+                if kind.startswith("text/event-stream") and answer.status_code < 300:
                     await self._stream(answer, metered, send)
                 else:
                     await self._whole(answer, metered, send)
@@ -290,7 +337,7 @@ class MeteredForward:
             body = b"".join([part async for part in answer.aiter_raw()])
         except httpx.TransportError as error:
             raise unreachable(self._upstream.url, error) from error
-        if answer.status_code < 400:
+        if answer.status_code < 300:
             metered.see(told(body)._replace(tokens=whole_tokens(body)))
             metered.end(Outcome.FINISHED)
         else:
@@ -387,7 +434,7 @@ def application(
         ticking.cancel()
         await upstream.close()
 
-    app = Starlette(lifespan=lifespan)
+    app = Starlette(lifespan=lifespan, middleware=[Middleware(Clear)])
     server.attach(app, read_prompts)
     meter = MeteredForward(upstream, capture, server.meter, faults)
     headers = [Middleware(CarbonHeadersMiddleware)]

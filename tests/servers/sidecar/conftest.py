@@ -52,10 +52,10 @@ def start(meter: Metering) -> Iterator[Start]:
     """Starts a server with some routes and the proxy before it; gives a client of the proxy."""
     with contextlib.ExitStack() as stack:
 
-        def begin(*routes: Route, url: str = "") -> httpx.Client:
+        def begin(*routes: Route, url: str = "", http: str = "auto") -> httpx.Client:
             url = url or stack.enter_context(running(Starlette(routes=list(routes))))
             app = application(Upstream(url), meter.capture, meter.server, Faults())
-            proxy = stack.enter_context(running(app))
+            proxy = stack.enter_context(running(app, http))
             return stack.enter_context(httpx.Client(base_url=proxy, timeout=20, trust_env=False))
 
         yield begin
