@@ -26,12 +26,20 @@ class Asked(NamedTuple):
 
     body: bytes
     """As it goes upstream."""
+    own: bytes
+    """As the client sent it."""
+    model: str
+    """Its name, or the beginning of one that is too long to be one."""
     stream: bool
     added_usage: bool
     """The client did not ask for the chunk with the usage: it is not to see it."""
     prompt_tokens: int
     """As guessed from the text."""
     max_tokens: int | None
+
+    def plain(self) -> "Asked":
+        """The same without our wish for the usage."""
+        return self._replace(body=self.own, added_usage=False)
 
 
 def asked(path: str, body: bytes) -> Asked:
@@ -44,10 +52,13 @@ def asked(path: str, body: bytes) -> Asked:
     options = request.get("stream_options") or {}
     adds = stream and path != RESPONSES and isinstance(options, dict)
     adds = adds and options.get("include_usage") is not True
+    sent = body
     if adds:
         more = {"stream_options": {**options, "include_usage": True}}
-        body = json.dumps({**request, **more}, separators=(",", ":")).encode()
-    return Asked(body, stream, adds, prompt_tokens, max_tokens)
+        sent = json.dumps({**request, **more}, separators=(",", ":")).encode()
+    return Asked(
+        sent, body, str(request.get("model"))[:256], stream, adds, prompt_tokens, max_tokens
+    )
 
 
 def text_tokens(value: Any) -> int:

@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
 from typing import Any, Final, NamedTuple
 
 import httpx
@@ -56,6 +56,11 @@ IDLE_CONNECTION_S: Final = 2.0
 HOP_BY_HOP: Final = frozenset(
     (b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade")
 )
+
+WISH_REFUSED: Final = (400, 422)
+"""Statuses by which a server says that it does not know a field."""
+MOST_REFUSING: Final = 64
+"""Models of which it is remembered that the server refuses our wish for them."""
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
@@ -294,6 +299,8 @@ class MeteredForward:
         self._capture = capture
         self._frontend = frontend
         self._faults = faults
+        self._refusing: set[tuple[str, str]] = set()
+        """Path and model of which the server takes no ``stream_options``."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward one exchange."""
@@ -303,6 +310,8 @@ class MeteredForward:
         except ClientDisconnect:
             return
         sent.set()
+        if (scope["path"], question.model) in self._refusing:
+            question = question.plain()
         exchange = current_exchange.get()
         assert exchange is not None
         metered = _Metered(self._capture, exchange, question)
@@ -310,19 +319,14 @@ class MeteredForward:
         self._frontend.begin(exchange, metered.id, metered.id, prompt, question.max_tokens)
         metered.begin()
         try:
-            work = self._answer(request, question, metered, send)
+            work = self._answer(request, metered, send)
             await while_connected(work, _gone(receive, sent))
         finally:
             metered.end(Outcome.ABORTED)
 
-    async def _answer(
-        self, request: Request, question: Asked, metered: "_Metered", send: Send
-    ) -> None:
-        # Without the client's wish for compression: the answer is to be read.
-        dropped = (b"accept-encoding", b"content-length")
+    async def _answer(self, request: Request, metered: "_Metered", send: Send) -> None:
         try:
-            ask = self._upstream.ask(request, target_of(request.scope), question.body, *dropped)
-            async with ask as answer:
+            async with self._ask(request, metered) as answer:
                 kind = answer.headers.get("content-type", "")
                 if kind.startswith("text/event-stream") and answer.status_code < 300:
                     await self._stream(answer, metered, send)
@@ -331,6 +335,33 @@ class MeteredForward:
         except RefusedError as refusal:
             metered.refuse()
             await refusal.response()(request.scope, request.receive, send)
+
+    @contextlib.asynccontextmanager
+    async def _ask(self, request: Request, metered: "_Metered") -> AsyncIterator[httpx.Response]:
+        """The server's answer; one to the client's own body where it refuses our wish for usage."""
+        async with self._ask_once(request, metered.asked.body) as answer:
+            if not (metered.asked.added_usage and answer.status_code in WISH_REFUSED):
+                yield answer
+                return
+            status = answer.status_code
+        metered.asked = metered.asked.plain()
+        async with self._ask_once(request, metered.asked.body) as answer:
+            if answer.status_code < 300:
+                self._remember(request.scope["path"], metered.asked.model, status)
+            yield answer
+
+    def _ask_once(
+        self, request: Request, body: bytes
+    ) -> contextlib.AbstractAsyncContextManager[httpx.Response]:
+        # Without the client's wish for compression: the answer is to be read.
+        dropped = (b"accept-encoding", b"content-length")
+        return self._upstream.ask(request, target_of(request.scope), body, *dropped)
+
+    def _remember(self, path: str, model: str, status: int) -> None:
+        refusal = f"{self._upstream.url} answers {status} to `stream_options` at {path}"
+        self._faults.note("usage", refusal, "The chunks of such streams are counted instead.")
+        if len(self._refusing) < MOST_REFUSING:
+            self._refusing.add((path, model))
 
     async def _whole(self, answer: httpx.Response, metered: "_Metered", send: Send) -> None:
         try:
@@ -369,13 +400,13 @@ class _Metered:
         self.id = f"outside-{os.urandom(8).hex()}"
         self._capture = capture
         self._exchange = exchange
-        self._asked = question
+        self.asked = question
         self._told = Told()
         self._ended = False
 
     def begin(self) -> None:
         """The question goes to the server."""
-        question = self._asked
+        question = self.asked
         self._capture.begin(self.id, question.prompt_tokens, whole=not question.stream)
 
     def keeps(self, event: bytes) -> bool:
@@ -388,7 +419,7 @@ class _Metered:
         if usage.tokens and not self._ended:
             self._capture.came(self.id, usage.tokens)
         self.see(usage)
-        return not (usage.only_usage and self._asked.added_usage)
+        return not (usage.only_usage and self.asked.added_usage)
 
     def see(self, found: Told) -> None:
         """Remember what an answer or an event tells."""
@@ -410,7 +441,7 @@ class _Metered:
         self._capture.refuse(self.id, usage)
 
     def _count(self) -> tuple[Usage, TokenCount]:
-        return counted(self._told.usage, self._asked.prompt_tokens, self._told.tokens)
+        return counted(self._told.usage, self.asked.prompt_tokens, self._told.tokens)
 
 
 async def read_prompts(_request: Any, body: Any) -> list[Prompt]:
@@ -422,26 +453,43 @@ async def read_prompts(_request: Any, body: Any) -> list[Prompt]:
     return await prompts_of(body, guess)
 
 
-def application(
-    upstream: Upstream, capture: OutsideCapture, server: ApiServer, faults: Faults
-) -> Starlette:
-    """Our routes, those that are metered, and everything else passed through."""
+def application(upstream: Upstream, *works: Callable[[], Coroutine[Any, Any, None]]) -> Starlette:
+    """Passes everything on, the metrics aside; `meter` adds the meter.
+
+    Args:
+        upstream: where to.
+        works: what else is to be done on the loop for as long as it runs.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        ticking = asyncio.create_task(capture.keep_time())
+        tasks = [asyncio.create_task(work()) for work in works]
         yield
-        ticking.cancel()
+        for task in tasks:
+            task.cancel()
         await upstream.close()
 
-    app = Starlette(lifespan=lifespan, middleware=[Middleware(Clear)])
-    server.attach(app, read_prompts)
-    meter = MeteredForward(upstream, capture, server.meter, faults)
-    headers = [Middleware(CarbonHeadersMiddleware)]
-    app.router.routes += [
+    routes = [
         Route("/metrics", metrics, methods=["GET"]),
         Route("/upstream/metrics", Forward(upstream, b"/metrics")),
-        *(Route(path, meter, methods=["POST"], middleware=headers) for path in METERED),
         Route("/{path:path}", Forward(upstream)),
     ]
-    return app
+    return Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(Clear)])
+
+
+def meter(
+    app: Starlette,
+    upstream: Upstream,
+    capture: OutsideCapture,
+    server: ApiServer,
+    faults: Faults,
+) -> None:
+    """Meter what an `application` passes on from now on, and answer at our own routes."""
+    passed = list(app.router.routes)
+    server.attach(app, read_prompts)
+    ours = app.router.routes[len(passed) :]
+    forward = MeteredForward(upstream, capture, server.meter, faults)
+    headers = [Middleware(CarbonHeadersMiddleware)]
+    metered = [Route(path, forward, methods=["POST"], middleware=headers) for path in METERED]
+    # At once: the loop may be routing a request.
+    app.router.routes = [*ours, *metered, *passed]

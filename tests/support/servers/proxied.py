@@ -30,9 +30,9 @@ class Metering(NamedTuple):
 
 
 @contextlib.contextmanager
-def running(app: Any, http: str = "auto") -> Iterator[str]:
+def running(app: Any, http: str = "auto", port: int = 0) -> Iterator[str]:
     """A real server of an application, with one of uvicorn's parsers; its URL."""
-    place = socket.create_server(("127.0.0.1", 0))
+    place = socket.create_server(("127.0.0.1", port))
     config = uvicorn.Config(
         app,
         log_level="critical",
