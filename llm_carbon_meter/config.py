@@ -12,6 +12,8 @@ from llm_carbon_meter.records import ConfigError
 
 PREFIX: Final = "LLM_CARBON_METER_"
 CHANNEL_DIR_VARIABLE: Final = PREFIX + "CHANNEL_DIR"
+TOLD_VARIABLE: Final = "_" + PREFIX + "TOLD_BY"
+"""No setting: the process that told what is wrong with them, for those that it starts."""
 
 
 def _boolean(text: str) -> bool:
@@ -274,6 +276,12 @@ def data_folder(given: str = "") -> Path:
     if not Path(folder).is_dir():
         raise ConfigError(f"the data folder {folder} does not exist")
     return Path(folder)
+
+
+def told_before() -> bool:
+    """Whether a process above this one told what is wrong with the settings that both have."""
+    own = str(os.getpid())
+    return os.environ.setdefault(TOLD_VARIABLE, own) != own
 
 
 def share_channel_dir(directory: str) -> None:

@@ -140,7 +140,9 @@ def test_it_learns_the_model_of_a_server_that_comes_later(tmp_path: Path) -> Non
 
             eventually(metered, "an estimate", timeout_s=30)
             assert 'model_name="Llama-3.1-8B"' in sidecar.get("/metrics").text
-        assert sidecar.log.read_text().count("nothing is metered") == 1
+        said = sidecar.log.read_text()
+        assert said.count("nothing is metered") == said.count("engine 0 is metered") == 1
+        assert "estimates: gnn" in said
 
 
 def test_a_server_that_asks_for_a_key_is_not_one_that_is_away(tmp_path: Path) -> None:
