@@ -1,5 +1,6 @@
 """All settings, and the only reader of ``os.environ``. README's table is made from these fields."""
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -27,10 +28,11 @@ def _boolean(text: str) -> bool:
 
 def _number(low: float, high: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
-        value = float(text)
-        if not low <= value <= high:  # also refuses nan
-            raise ValueError(f"expected a number from {low:g} to {high:g}")
-        return value
+        with contextlib.suppress(ValueError):
+            value = float(text)
+            if low <= value <= high:  # also refuses nan
+                return value
+        raise ValueError(f"expected a number from {low:g} to {high:g}")
 
     return parse
 
@@ -42,10 +44,11 @@ def _automatic(parse: Callable[[str], float]) -> Callable[[str], float | str]:
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        value = int(text)
-        if not low <= value <= high:
-            raise ValueError(f"expected a whole number from {low} to {high}")
-        return value
+        with contextlib.suppress(ValueError):
+            value = int(text)
+            if low <= value <= high:
+                return value
+        raise ValueError(f"expected a whole number from {low} to {high}")
 
     return parse
 

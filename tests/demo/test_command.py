@@ -21,6 +21,17 @@ def test_a_number_of_requests_is_whole_and_above_0(
     assert f"argument {option}: expected a whole number above 0" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("value", ["0", "-1", "nan", "inf", "1e400", "quick"])
+def test_a_pace_is_a_number_above_0(value: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Said in its own words, not in those of a conversion."""
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    assert parser.parse_args(["--pace", "0.5"]).pace == 0.5
+    with pytest.raises(SystemExit):
+        parser.parse_args([f"--pace={value}"])
+    assert "argument --pace: expected a number above 0" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("value", ["-1", "2.5", "any"])
 def test_a_seed_is_whole_and_not_negative(value: str, capsys: pytest.CaptureFixture[str]) -> None:
     """Said before the server is started."""

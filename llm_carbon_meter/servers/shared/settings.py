@@ -17,12 +17,22 @@ def read_settings(faults: Faults) -> Config:
         ConfigError: a setting is wrong, and the settings are strict.
     """
     _show_lines()
-    config, problems = Config.from_environment()
-    if problems and not told_before():
-        faults.note("settings", "; ".join(map(str, problems)), "Defaults are used.")
+    config = checked_settings(faults)
     if config.enabled and not config.channel_dir:
         config = dataclasses.replace(config, channel_dir=choose_directory())
         share_channel_dir(config.channel_dir)
+    return config
+
+
+def checked_settings(faults: Faults) -> Config:
+    """Note what is wrong, in the first process that reads it.
+
+    Raises:
+        ConfigError: a setting is wrong, and the settings are strict.
+    """
+    config, problems = Config.from_environment()
+    if problems and not told_before():
+        faults.note("settings", "; ".join(map(str, problems)), "Defaults are used.")
     return config
 
 
