@@ -17,7 +17,7 @@ from llm_carbon_meter.config import Config
 from llm_carbon_meter.data.azure_trace import conversation_quantiles
 from llm_carbon_meter.demo import picture, table
 from llm_carbon_meter.demo.replay import Answer, Prompts, replay
-from llm_carbon_meter.demo.trace import draw
+from llm_carbon_meter.demo.trace import TraceRequest, draw
 from llm_carbon_meter.exporters.columns import figure
 from llm_carbon_meter.extras import require
 from llm_carbon_meter.power.replay import read_trace
@@ -150,6 +150,10 @@ def _lengths(options: argparse.Namespace) -> tuple[int, int]:
     return longest(options.model) if options.model else (MAX_PROMPT, MAX_OUTPUT)
 
 
+def _traffic(options: argparse.Namespace) -> Sequence[TraceRequest]:
+    return draw(options.requests, options.seed, *_lengths(options))
+
+
 def _check_power(power: str) -> None:
     """Refuse before a server is started what it would refuse after half a minute."""
     if power != "stub":
@@ -191,7 +195,7 @@ def _show_wait(elapsed_s: float) -> None:
 
 
 def _drive(server: Server, model: Path, options: argparse.Namespace) -> Result:
-    requests = draw(options.requests, options.seed, *_lengths(options))
+    requests = _traffic(options)
     trace = conversation_quantiles()
     print(
         f"\nreplaying {len(requests)} requests at {options.pace:g} times the pace of the trace "

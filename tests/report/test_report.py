@@ -153,6 +153,9 @@ def test_times_without_a_zone_are_utc() -> None:
     assert moment("2026-03-01") == NOON - 43_200
     with pytest.raises(argparse.ArgumentTypeError, match="'noon' is no ISO 8601 time"):
         moment("noon")
+    for far in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:00:00-14:00"):
+        with pytest.raises(argparse.ArgumentTypeError, match="no ISO 8601 time"):
+            moment(far)
 
 
 def test_rotated_files_are_read_oldest_first(tmp_path: Path) -> None:
