@@ -31,6 +31,8 @@ STEP_S = 0.1
 ANSWER_S = 120.0
 TURNS = 3
 """Of both, in alternation; the median counts."""
+PAUSE_S = 6.0
+"""Between loads: longer than any of the three keeps a connection open that nobody uses."""
 USUAL_FILES = ("sh", "-c", 'ulimit -Sn 1024; exec "$@"', "sh")
 """Starts a command with as many open files as most systems allow at first."""
 
@@ -108,11 +110,10 @@ def compare(
         _server(own, port, folder / "server.txt") as server,
         _server(proxy, front, folder / "sidecar.txt", power) as sidecar,
     ):
-        loads = [
-            asyncio.run(load(url, streams, tokens))
-            for _ in range(turns)
-            for url in (server.url, sidecar.url)
-        ]
+        loads = []
+        for url in (server.url, sidecar.url) * turns:
+            loads.append(asyncio.run(load(url, streams, tokens)))
+            time.sleep(PAUSE_S)
     return loads[::2], loads[1::2]
 
 

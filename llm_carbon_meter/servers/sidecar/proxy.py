@@ -130,7 +130,12 @@ class Upstream:
             yield transport
         finally:
             self._idle.append(_Idle(time.monotonic(), transport))
-            while self._idle[0].since_s < time.monotonic() - IDLE_CONNECTION_S:
+
+    async def close_idle(self) -> None:
+        """Close connections that were idle for long, for ever: each is an open file of both."""
+        while True:
+            await asyncio.sleep(IDLE_CONNECTION_S)
+            while self._idle and self._idle[0].since_s < time.monotonic() - IDLE_CONNECTION_S:
                 await self._idle.popleft().transport.aclose()
 
     def _new(self) -> httpx.AsyncHTTPTransport:
@@ -463,7 +468,7 @@ def application(upstream: Upstream, *works: Callable[[], Coroutine[Any, Any, Non
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        tasks = [asyncio.create_task(work()) for work in works]
+        tasks = [asyncio.create_task(work()) for work in (upstream.close_idle, *works)]
         yield
         for task in tasks:
             task.cancel()
