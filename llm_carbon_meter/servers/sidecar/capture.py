@@ -150,15 +150,21 @@ class OutsideCapture(EventQueue):
     async def keep_time(self) -> None:
         """Cut the steps that nothing else cuts, for ever, on the proxy's loop."""
         self._cut_awaited = asyncio.Event()
-        while True:
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(INTERVAL_S):
-                    await self._cut_awaited.wait()
-            await asyncio.sleep(max(self._due_s, 0.0))
-            try:
-                self.tick()
-            except Exception as error:  # noqa: BLE001 - boundary: answers are passed on all the same
-                self._faults.note("engine", error, "Some steps were not told to the meter.")
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(INTERVAL_S):
+                        await self._cut_awaited.wait()
+                await asyncio.sleep(max(self._due_s, 0.0))
+                self._try_tick()
+        finally:  # the proxy stops: ends that wait for a cut are told
+            self._try_tick()
+
+    def _try_tick(self) -> None:
+        try:
+            self.tick()
+        except Exception as error:  # noqa: BLE001 - boundary: answers are passed on all the same
+            self._faults.note("engine", error, "Some steps were not told to the meter.")
 
     def tick(self) -> None:
         """End the step that runs, and begin another."""

@@ -250,7 +250,7 @@ def test_connections_that_nobody_uses_are_closed(start: Start) -> None:
             with connection:
                 connection.recv(65_536)
                 connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
-                connection.settimeout(3 * IDLE_CONNECTION_S)
+                connection.settimeout(15 * IDLE_CONNECTION_S)
                 if connection.recv(1) == b"":
                     left.set()
 
