@@ -69,7 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         try:
             return _run(sys.argv[1:] if arguments is None else arguments)
         finally:
-            sys.stdout.flush()  # here a reader that has gone can be caught, at exit it cannot
+            # Here a reader that has gone can be caught, at exit it cannot; there may be no stdout.
+            print(end="", flush=True)
     except BrokenPipeError:
         # The interpreter flushes once more at its end.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -1,5 +1,6 @@
 """All settings, and the only reader of ``os.environ``. README's table is made from these fields."""
 
+import contextlib
 import os
 import tempfile
 from collections.abc import Callable, Mapping
@@ -12,6 +13,8 @@ from llm_carbon_meter.records import ConfigError
 
 PREFIX: Final = "LLM_CARBON_METER_"
 CHANNEL_DIR_VARIABLE: Final = PREFIX + "CHANNEL_DIR"
+TOLD_VARIABLE: Final = "_" + PREFIX + "TOLD_BY"
+"""No setting: the process that told what is wrong with them, for those that it starts."""
 
 
 def _boolean(text: str) -> bool:
@@ -25,10 +28,11 @@ def _boolean(text: str) -> bool:
 
 def _number(low: float, high: float) -> Callable[[str], float]:
     def parse(text: str) -> float:
-        value = float(text)
-        if not low <= value <= high:  # also refuses nan
-            raise ValueError(f"expected a number from {low:g} to {high:g}")
-        return value
+        with contextlib.suppress(ValueError):
+            value = float(text)
+            if low <= value <= high:  # also refuses nan
+                return value
+        raise ValueError(f"expected a number from {low:g} to {high:g}")
 
     return parse
 
@@ -40,10 +44,11 @@ def _automatic(parse: Callable[[str], float]) -> Callable[[str], float | str]:
 
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
-        value = int(text)
-        if not low <= value <= high:
-            raise ValueError(f"expected a whole number from {low} to {high}")
-        return value
+        with contextlib.suppress(ValueError):
+            value = int(text)
+            if low <= value <= high:
+                return value
+        raise ValueError(f"expected a whole number from {low} to {high}")
 
     return parse
 
@@ -280,6 +285,12 @@ def data_folder(given: str = "") -> Path:
     if not Path(folder).is_dir():
         raise ConfigError(f"the data folder {folder} does not exist")
     return Path(folder)
+
+
+def told_before() -> bool:
+    """Whether a process above this one told what is wrong with the settings that both have."""
+    own = str(os.getpid())
+    return os.environ.setdefault(TOLD_VARIABLE, own) != own
 
 
 def share_channel_dir(directory: str) -> None:

@@ -193,7 +193,13 @@ class EngineMeter:
         self._coefficients = _coefficients(config, model, faults) if taught else None
         self._factors = _factors(config, deployment, faults) if taught else None
         self._embodied_rate = embodied_rate(config.embodied, model.gpu, host=config.embodied_host)
-        self._ledger = self._open_ledger(config, model, outside=outside)
+        self._quality = worst(power.quality, Quality.OUTSIDE) if outside else power.quality
+        self._ledger = self._open_ledger(config, model)
+        self.sensors = (
+            f"GPU {', '.join(power.gpus)} ({model.gpu.name}), "
+            f"{power.source}, quality {self._quality}"
+        )
+        """The GPUs, and how far their figures can be trusted, in words."""
         self._grid, self._pue = open_grid(config, faults), config.pue
         self._readings: deque[EnergyReading] = deque()
         self._sampler = PowerSampler(power, 1 / config.sample_hz, self._readings.extend, faults)
@@ -203,14 +209,14 @@ class EngineMeter:
         self._load_s = self._published_s
         self._service = Service("llm-carbon-meter", self._turn, self._failed, source.wake)
 
-    def _open_ledger(self, config: Config, model: CostModel, *, outside: bool) -> EnergyLedger:
+    def _open_ledger(self, config: Config, model: CostModel) -> EnergyLedger:
         lag_s = config.counter_lag_s if isinstance(config.counter_lag_s, float) else None
         power = self._power
         return EnergyLedger(
             power.gpus,
             model,
             power.source,
-            worst(power.quality, Quality.OUTSIDE) if outside else power.quality,
+            self._quality,
             engine=self._engine,
             policy=config.policy,
             idle_by_time=config.idle == "by_time",

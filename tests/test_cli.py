@@ -163,3 +163,13 @@ def test_output_that_is_read_ends_as_ever(tmp_path: Path) -> None:
     assert (code, errors) == (0, "")
     assert read.endswith("\n")
     assert "Llama" in read
+
+
+def test_output_that_goes_nowhere_ends_as_ever(tmp_path: Path) -> None:
+    """A shell's ``>&-`` closes it before the verb begins."""
+    command = 'exec "$0" -m llm_carbon_meter.cli replay "$1" >&-'
+    log = str(log_of(tmp_path, 2))
+    done = subprocess.run(
+        ["sh", "-c", command, sys.executable, log], stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")

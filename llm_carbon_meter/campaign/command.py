@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import math
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -111,8 +112,10 @@ def run(options: argparse.Namespace) -> int:
         repetitions=options.repetitions,
         tiny=options.tiny,
     )
-    if options.minutes <= 0:
-        raise ConfigError(f"--minutes {options.minutes:g}: expected more than 0")
+    for name in ("minutes", "seconds"):
+        value = getattr(options, name)
+        if value is not None and not 0.0 < value < math.inf:
+            raise ConfigError(f"--{name} {value:g}: expected more than 0, and an end")
     gpu = survey(plan.gpus).gpus[0].name if plan.gpus else gpu_spec(options.assume_gpu).name
     if not plan.gpus:
         print(f"no GPU: joules are modelled, board power of {gpu} x time", flush=True)

@@ -2,12 +2,13 @@
 
 import argparse
 import asyncio
+import contextlib
 import json
+import math
 import signal
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +17,7 @@ from llm_carbon_meter.config import Config
 from llm_carbon_meter.data.azure_trace import conversation_quantiles
 from llm_carbon_meter.demo import picture, table
 from llm_carbon_meter.demo.replay import Answer, Prompts, replay
-from llm_carbon_meter.demo.trace import draw
+from llm_carbon_meter.demo.trace import TraceRequest, draw
 from llm_carbon_meter.exporters.columns import figure
 from llm_carbon_meter.extras import require
 from llm_carbon_meter.power.replay import read_trace
@@ -32,7 +33,7 @@ from llm_carbon_meter.testing.shaped_model import longest, make_shaped_model
 from llm_carbon_meter.testing.stub_power import StubPower
 from llm_carbon_meter.testing.tiny_model import make_tiny_model
 
-MIN_REQUESTS: Final = 60
+REQUESTS: Final = 60
 AT_ONCE: Final = 8
 # Together they fit the context of 1024 tokens with the chat template around them.
 MAX_PROMPT: Final = 512
@@ -58,8 +59,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--requests",
         type=_whole,
-        default=MIN_REQUESTS,
-        help=f"at least {MIN_REQUESTS} (the default)",
+        default=REQUESTS,
+        help=f"how many in all (default: {REQUESTS})",
     )
     parser.add_argument(
         "--pace", type=_positive, default=1.0, help="times the trace's own pace (default: 1)"
@@ -79,10 +80,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _positive(text: str) -> float:
-    value = float(text)
-    if not 0.0 < value < float("inf"):
-        raise argparse.ArgumentTypeError("expected a number above 0")
-    return value
+    with contextlib.suppress(ValueError):
+        value = float(text)
+        if 0.0 < value < math.inf:
+            return value
+    raise argparse.ArgumentTypeError("expected a number above 0")
 
 
 def _whole(text: str) -> int:
@@ -148,6 +150,10 @@ def _lengths(options: argparse.Namespace) -> tuple[int, int]:
     return longest(options.model) if options.model else (MAX_PROMPT, MAX_OUTPUT)
 
 
+def _traffic(options: argparse.Namespace) -> Sequence[TraceRequest]:
+    return draw(options.requests, options.seed, *_lengths(options))
+
+
 def _check_power(power: str) -> None:
     """Refuse before a server is started what it would refuse after half a minute."""
     if power != "stub":
@@ -189,7 +195,7 @@ def _show_wait(elapsed_s: float) -> None:
 
 
 def _drive(server: Server, model: Path, options: argparse.Namespace) -> Result:
-    requests = draw(max(options.requests, MIN_REQUESTS), options.seed, *_lengths(options))
+    requests = _traffic(options)
     trace = conversation_quantiles()
     print(
         f"\nreplaying {len(requests)} requests at {options.pace:g} times the pace of the trace "
@@ -274,7 +280,7 @@ def _invitation(server: Server, result: Result) -> str:
     )
 
 
-@contextmanager
+@contextlib.contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
     """SIGTERM ends the demo as Ctrl-C does: with its server."""
 

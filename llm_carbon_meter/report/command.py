@@ -34,11 +34,12 @@ def moment(text: str) -> float:
     """
     try:
         at = datetime.fromisoformat(text)
-    except ValueError:
+        at = (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
+    except (ValueError, OverflowError):  # the zone may lead out of all years
         raise argparse.ArgumentTypeError(
             f"{text!r} is no ISO 8601 time; give one such as 2026-03-01 or 2026-03-01T12:00:00Z"
         ) from None
-    return (at if at.tzinfo else at.replace(tzinfo=UTC)).timestamp()
+    return at.timestamp()
 
 
 def run(options: argparse.Namespace) -> int:

@@ -12,6 +12,12 @@ from llm_carbon_meter.records import ACCOUNT_NAMES, MeterError
 
 NOT_SAID: Final = "not said"
 """Stands where an older version logged nothing."""
+MOST: Final = 1e12
+"""Joules or grams of a request, beyond all that a data centre could spend on one."""
+MOST_TOKENS: Final = 1_000_000_000
+MOST_CHARACTERS: Final = 100
+"""Of a name."""
+LAST_UNIX_S: Final = datetime(2100, 1, 1, tzinfo=UTC).timestamp()
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,7 +112,9 @@ def _entries(file: Path, broken: list[str]) -> Iterator[Entry]:
                     yield entry_of(parse(file, number, line))
                 except MeterError as error:
                     broken.append(str(error))
-                except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+                except ValueError as error:
+                    broken.append(f"{file}, line {number}: no use for a report: {error}")
+                except (KeyError, TypeError, AttributeError) as error:
                     broken.append(f"{file}, line {number}: no use for a report ({error!r})")
     except OSError as error:
         raise MeterError(
@@ -120,40 +128,61 @@ def entry_of(record: Mapping[str, Any]) -> Entry:
     Raises:
         KeyError, TypeError, ValueError, AttributeError: a field is missing or no figure.
     """
-    embodied, estimate = record.get("embodied_grams"), record.get("estimate")
+    estimate = record.get("estimate")
     return Entry(
-        arrived_unix_s=_figure(record["features"]["arrived_unix_s"]),
+        arrived_unix_s=_within(record["features"], "arrived_unix_s", 0.0, LAST_UNIX_S),
         model=_word(record, "model"),
         zone=_word(record, "zone"),
-        source=str(record["source"]),
+        source=_word(record, "source"),
         quality=_word(record, "quality"),
-        prompt_tokens=int(record["prompt_tokens"]),
-        output_tokens=int(record["output_tokens"]),
-        joules=_figure(record["energy_joules"]),
-        account_joules={name: _figure(record.get(f"{name}_joules", 0.0)) for name in ACCOUNT_NAMES},
-        operational_grams=_figure(record.get("operational_grams", 0.0)),
-        embodied_grams=None if embodied is None else _figure(embodied),
+        prompt_tokens=_tokens(record, "prompt_tokens"),
+        output_tokens=_tokens(record, "output_tokens"),
+        joules=_figure(record, "energy_joules"),
+        account_joules={name: _figure(record, f"{name}_joules", 0.0) for name in ACCOUNT_NAMES},
+        operational_grams=_figure(record, "operational_grams", 0.0),
+        embodied_grams=_figure(record, "embodied_grams")
+        if _has(record, "embodied_grams")
+        else None,
         covers=_word(record, "covers"),
         intensity_source=_word(record, "intensity_source"),
         estimated_joules=_estimated(estimate) if estimate else None,
     )
 
 
+def _has(record: Mapping[str, Any], name: str) -> bool:
+    return record.get(name) is not None
+
+
 def _word(record: Mapping[str, Any], name: str) -> str:
-    return str(record.get(name) or NOT_SAID)
+    """A text that fits a cell: of a bounded length, and without characters that move a cursor."""
+    text = str(record.get(name) or NOT_SAID)
+    shown = text if len(text) <= MOST_CHARACTERS else text[:MOST_CHARACTERS] + "…"
+    return "".join(character if character.isprintable() else "\ufffd" for character in shown)
 
 
-def _figure(value: Any) -> float:
-    figure = float(value)
-    if not math.isfinite(figure):
-        raise ValueError(f"{value} is no figure")
+def _tokens(record: Mapping[str, Any], name: str) -> int:
+    return int(_within(record, name, 0, MOST_TOKENS))
+
+
+def _figure(record: Mapping[str, Any], name: str, *default: float) -> float:
+    """Joules or grams; as many as asked for where the record has none."""
+    return float(_within(record, name, -MOST, MOST, *default))
+
+
+def _within(
+    record: Mapping[str, Any], name: str, low: float, high: float, *default: float
+) -> float:
+    value: Any = record.get(name, *default) if default else record[name]
+    figure: float = value if isinstance(value, int) else float(value)
+    if not low <= figure <= high:  # also refuses nan
+        raise ValueError(f"{name} is {figure}; expected a number from {low:g} to {high:g}")
     return figure
 
 
 def _estimated(estimate: Mapping[str, Any]) -> float | None:
     if estimate.get("facility"):
         return None
-    return _figure(estimate.get("calibrated", estimate)["energy_joules"])
+    return _figure(estimate.get("calibrated", estimate), "energy_joules")
 
 
 def within(log: Log, period: Period) -> Log:

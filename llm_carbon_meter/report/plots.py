@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -35,34 +36,31 @@ def picture(group: Group) -> str:
     Raises:
         MeterError: matplotlib is not installed.
     """
-    figure, axes = _canvas()
-    _over_time(axes["time"], group.entries)
-    axes["time"].set_title(f"Energy over time, {group.source}")
-    _against_tokens(axes["tokens"], group.entries)
-    _estimated(axes["estimate"], group)
-    target = io.BytesIO()
-    figure.savefig(target, format="png", dpi=DPI)
-    return base64.b64encode(target.getvalue()).decode("ascii")
-
-
-def _canvas() -> tuple[Any, Any]:
     try:
+        from matplotlib import rc_context
         from matplotlib.figure import Figure
     except ImportError as error:
         raise MeterError(
             f"the page's plots need matplotlib, which is missing ({error}); "
             "pip install 'llm-carbon-meter[report]', or leave --html out"
         ) from error
-    figure = Figure(figsize=(10, 8), layout="constrained")
-    return figure, figure.subplot_mosaic([["time", "time"], ["tokens", "estimate"]])
+    target = io.BytesIO()
+    with rc_context({"text.parse_math": False}):  # a dollar in a name is one
+        figure = Figure(figsize=(10, 8), layout="constrained")
+        axes: Any = figure.subplot_mosaic([["time", "time"], ["tokens", "estimate"]])
+        _over_time(axes["time"], group.entries)
+        axes["time"].set_title(f"Energy over time, {group.source}")
+        _against_tokens(axes["tokens"], group.entries)
+        _estimated(axes["estimate"], group)
+        figure.savefig(target, format="png", dpi=DPI)
+    return base64.b64encode(target.getvalue()).decode("ascii")
 
 
 def bar_edges(times: Floats) -> Floats:
     """Limits of bars of a round length, few enough to be told apart; seconds of Unix time."""
-    length_s = float(BAR_SECONDS[-1])
-    for seconds in reversed(BAR_SECONDS):
-        if np.ptp(times) <= seconds * (MOST_BARS - 1):
-            length_s = float(seconds)
+    weeks = math.ceil(np.ptp(times) / (BAR_SECONDS[-1] * (MOST_BARS - 1)))
+    lengths = (*BAR_SECONDS, BAR_SECONDS[-1] * weeks)
+    length_s = next(each for each in lengths if np.ptp(times) <= each * (MOST_BARS - 1))
     first, last = times.min() // length_s, times.max() // length_s + 1
     return np.arange(first, last + 1) * length_s
 

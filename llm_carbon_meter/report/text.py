@@ -14,6 +14,8 @@ from llm_carbon_meter.report.groups import SECTIONS, Columns, Group, Value, coun
 
 BROKEN_SHOWN: Final = 5
 MISSING: Final = "-"
+FORMULA: Final = ("=", "+", "-", "@", "\t", "\r")
+"""Beginnings of what a spreadsheet takes for one."""
 WORDS: Final = (0, 1)
 """Columns of group and source."""
 ALL_COLUMNS: Final[Columns] = dict(
@@ -96,13 +98,21 @@ def table(report: Report) -> str:
 def write_csv(rows: Sequence[Sequence[Value]], path: Path) -> None:
     """The heading and one row per group; a figure that is missing is an empty cell.
 
+    A text that a spreadsheet would run as a formula gets an apostrophe before it.
+
     Raises:
         MeterError: the file cannot be written.
     """
     try:
         with path.open("w", encoding="utf-8", newline="") as file:
-            csv.writer(file, lineterminator="\n").writerows(rows)
+            csv.writer(file, lineterminator="\n").writerows(map(_harmless, rows))
     except OSError as error:
         raise MeterError(
             f"the table {str(path)!r} cannot be written: {error}; give another --csv"
         ) from error
+
+
+def _harmless(row: Sequence[Value]) -> list[Value]:
+    return [
+        f"'{cell}" if isinstance(cell, str) and cell.startswith(FORMULA) else cell for cell in row
+    ]

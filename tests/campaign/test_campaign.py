@@ -296,6 +296,10 @@ def test_every_default_model_and_load_can_be_planned() -> None:
         (("--gpus", "0,1"), "with transformers a campaign uses one GPU"),
         (("--gpus", "0", "--repetitions", "0"), "expected at least 1"),
         (("--minutes", "0"), "--minutes 0: expected more than 0"),
+        (("--minutes", "nan"), "--minutes nan: expected more than 0, and an end"),
+        (("--minutes", "1e400"), "--minutes inf: expected more than 0, and an end"),
+        (("--seconds", "nan"), "--seconds nan: expected more than 0, and an end"),
+        (("--seconds", "0"), "--seconds 0: expected more than 0, and an end"),
     ],
 )
 def test_wrong_options_are_named(

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from llm_carbon_meter.demo.command import AT_ONCE, MAX_OUTPUT, MAX_PROMPT, MIN_REQUESTS
+from llm_carbon_meter.demo.command import AT_ONCE, MAX_OUTPUT, MAX_PROMPT, REQUESTS
 from llm_carbon_meter.demo.replay import Prompts, replay
 from llm_carbon_meter.demo.trace import draw
 from llm_carbon_meter.testing.scrape import PREFIX
@@ -57,7 +57,7 @@ def main() -> None:
 
 
 def _figures(server: Server, model: Path) -> Mapping[str, float]:
-    requests = draw(MIN_REQUESTS, SEED, MAX_PROMPT, MAX_OUTPUT)
+    requests = draw(REQUESTS, SEED, MAX_PROMPT, MAX_OUTPUT)
     with server:
         asyncio.run(replay(server, requests, Prompts(model, SEED), pace=1.0, at_once=AT_ONCE))
         asyncio.run(asyncio.sleep(SETTLING_S))

@@ -153,6 +153,9 @@ def test_times_without_a_zone_are_utc() -> None:
     assert moment("2026-03-01") == NOON - 43_200
     with pytest.raises(argparse.ArgumentTypeError, match="'noon' is no ISO 8601 time"):
         moment("noon")
+    for far in ("0001-01-01T00:00:00+14:00", "9999-12-31T23:00:00-14:00"):
+        with pytest.raises(argparse.ArgumentTypeError, match="no ISO 8601 time"):
+            moment(far)
 
 
 def test_rotated_files_are_read_oldest_first(tmp_path: Path) -> None:
@@ -318,3 +321,66 @@ def test_a_period_left_open_is_the_whole_log() -> None:
     assert str(asked_period(None, None)) == "whole log"
     assert str(asked_period(NOON, None)) == "from 2026-03-01T12:00:00Z"
     assert str(asked_period(None, NOON)) == "until before 2026-03-01T12:00:00Z"
+
+
+ODD = {
+    "energy beyond all GPUs": line(energy_joules=1e300),
+    "energy that overflows": line(energy_joules=1.7e308, decode_joules=1.7e308),
+    "a time in milliseconds": line(**at(1.77e12)),
+    "a time after the last year": line(**at(1e300)),
+    "a time before the first year": line(**at(-1e12)),
+    "a negative time": line(**at(-86_400.0 * 365)),
+    "a far time": line(**at(4e9)),
+    "mathematics in a name": line(model="$x^$", source="mea$ured^"),
+    "too many tokens": json.dumps(line()).replace("400,", "4" + "0" * 400 + ",", 1),
+    "more tokens than models have": line(output_tokens=10**18),
+    "negative tokens": line(output_tokens=-5, prompt_tokens=-5),
+    "negative energy": line(energy_joules=-3600.0, decode_joules=-3600.0),
+    "grams beyond the planet": line(operational_grams=1e300, embodied_grams=1e300),
+    "an estimate beyond all GPUs": line(estimate={"energy_joules": 1e300}),
+    "an estimate of nothing": line(estimate={"energy_joules": -1.0}),
+    "a name of control characters": line(model="\x1b[2J\x00\n\r\u202eevil"),
+    "half a character": '{"model": "\\ud800", ' + json.dumps(line(model="x"))[15:],
+    "a name without end": line(model="x" * 100_000),
+    "a hidden name": line(model="_x"),
+    "no name": line(model=""),
+}
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+def test_one_odd_line_ends_no_report(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], odd: dict[str, Any] | str
+) -> None:
+    """Neither text nor table nor page, nor the replay; what cannot be is named and left out."""
+    log = write(tmp_path / "requests.jsonl", line(), odd, line())
+    files = ["--csv", str(tmp_path / "out.csv"), "--html", str(tmp_path / "out.html")]
+    for by in ("model", "hour"):
+        assert main(["report", str(log), "--by", by, *files]) == 0
+        text = capsys.readouterr().out
+        assert "\x1b" not in text
+        for written in (text, (tmp_path / "out.csv").read_text(), page_of(tmp_path)):
+            assert not re.search(r"\b(nan|inf)\b", written)
+    assert main(["replay", str(log)]) in (0, 1)
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def page_of(folder: Path) -> str:
+    """The page's text, without its pictures."""
+    return re.sub('base64,[^"]*', "", (folder / "out.html").read_text())
+
+
+def test_what_cannot_be_is_a_broken_line(tmp_path: Path) -> None:
+    """With the field, what it holds, and what was expected."""
+    report = report_of(tmp_path, line(), line(energy_joules=1e300), line(**at(1.77e12)))
+    assert len(report.log.entries) == 1
+    energy, time = report.log.broken
+    assert "line 2: no use for a report: energy_joules is 1e+300; expected" in energy
+    assert "line 3: no use for a report: arrived_unix_s is 1770000000000.0; expected" in time
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
+def test_a_name_is_no_formula(tmp_path: Path, name: str) -> None:
+    """A spreadsheet that opens the table runs nothing; figures stay figures."""
+    (row,) = csv_rows(tmp_path, line(model=name, energy_joules=-1.0, prefill_joules=-1.0))
+    assert row["model"][0] in "'\ufffd"
+    assert float(row["energy_wh"]) < 0

@@ -44,7 +44,7 @@ def serve(engine: "Connection[Any, Any]") -> None:
     except MeterError as error:
         engine.send_bytes(pickle.dumps(error))
         return
-    engine.send_bytes(pickle.dumps(None))
+    engine.send_bytes(pickle.dumps(meter.sensors))
     with contextlib.suppress(EOFError, OSError):  # closed, or the engine was killed
         while True:
             for message in pickle.loads(engine.recv_bytes()):  # noqa: S301 - over our own pipe

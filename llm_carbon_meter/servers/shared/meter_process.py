@@ -5,6 +5,7 @@ the engine. A thread here sends what the capture holds, in a few messages.
 """
 
 import dataclasses
+import logging
 import pickle
 import subprocess
 import sys
@@ -21,6 +22,8 @@ from llm_carbon_meter.physics.model_specs import ModelSpec
 from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.servers.shared.events import EventQueue
 from llm_carbon_meter.service import Service
+
+logger = logging.getLogger("llm_carbon_meter")
 
 MODULE: Final = "llm_carbon_meter.servers.shared.meter_main"
 FLUSH_S: Final = 0.1
@@ -89,7 +92,7 @@ class MeterProcess:
         self._send(setup)
 
     def ready(self) -> None:
-        """Wait until the power source is open.
+        """Wait until the power source is open, and say that the engine is metered.
 
         Raises:
             MeterError: it cannot be opened, or the process does not answer.
@@ -97,12 +100,13 @@ class MeterProcess:
         try:
             if not self._connection.poll(READY_S):
                 raise MeterError(f"the meter's process said nothing for {READY_S:g} s")
-            problem = pickle.loads(self._connection.recv_bytes())  # noqa: S301 - over our own pipe
+            answer = pickle.loads(self._connection.recv_bytes())  # noqa: S301 - over our own pipe
         except (OSError, EOFError) as error:
             code = self._process.wait()
             raise MeterError(f"the meter's process ended with code {code} at its start") from error
-        if problem is not None:
-            raise problem
+        if isinstance(answer, MeterError):
+            raise answer
+        logger.info("llm_carbon_meter: %s", start_line(self._setup, answer))
 
     def follow(self, capture: EventQueue) -> None:
         """Send on what a capture holds from now on."""
@@ -174,3 +178,17 @@ class MeterProcess:
     def _forget(self) -> None:
         for _ in self._capture.take():
             pass
+
+
+def start_line(setup: Setup, sensors: str) -> str:
+    """What an operator wants to know of a meter that has begun."""
+    config = setup.config
+    estimates = config.estimator if setup.model else "none, the model's shape is not known"
+    facts = {
+        f"engine {setup.engine} is metered": sensors,
+        "power source": config.power,
+        "routes": "/metrics, /v1/carbon/requests/{id}, /v1/carbon/estimate",
+        "request log": config.request_log or "off",
+        "estimates": estimates,
+    }
+    return "; ".join(f"{name}: {fact}" for name, fact in facts.items())

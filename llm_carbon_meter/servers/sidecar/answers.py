@@ -3,7 +3,7 @@
 import json
 import re
 from collections.abc import Mapping
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeGuard
 
 from llm_carbon_meter.records import TokenCount
 from llm_carbon_meter.servers.sidecar.capture import Usage
@@ -13,6 +13,8 @@ CHARACTERS_PER_TOKEN: Final = 4
 RESPONSES: Final = "/v1/responses"
 METERED: Final = ("/v1/chat/completions", "/v1/completions", RESPONSES)
 DONE: Final = b"[DONE]"
+MOST_TOKENS: Final = 1_000_000_000
+"""Of a request, beyond every model; a larger count is not believed."""
 
 _PROMPT_FIELDS: Final = ("messages", "prompt", "input", "instructions", "tools")
 _LIMIT_FIELDS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
@@ -24,6 +26,10 @@ class Asked(NamedTuple):
 
     body: bytes
     """As it goes upstream."""
+    own: bytes
+    """As the client sent it."""
+    model: str
+    """Its name, or the beginning of one that is too long to be one."""
     stream: bool
     added_usage: bool
     """The client did not ask for the chunk with the usage: it is not to see it."""
@@ -31,21 +37,28 @@ class Asked(NamedTuple):
     """As guessed from the text."""
     max_tokens: int | None
 
+    def plain(self) -> "Asked":
+        """The same without our wish for the usage."""
+        return self._replace(body=self.own, added_usage=False)
+
 
 def asked(path: str, body: bytes) -> Asked:
     """Read a request; usage is asked for in a stream where the client did not."""
     request = _object(body)
     prompt_tokens = text_tokens([request.get(name) for name in _PROMPT_FIELDS])
     limits = (request.get(name) for name in _LIMIT_FIELDS)
-    max_tokens = next((limit for limit in limits if type(limit) is int and limit > 0), None)
+    max_tokens = next((limit for limit in limits if _is_count(limit) and limit > 0), None)
     stream = request.get("stream") is True
     options = request.get("stream_options") or {}
     adds = stream and path != RESPONSES and isinstance(options, dict)
     adds = adds and options.get("include_usage") is not True
+    sent = body
     if adds:
         more = {"stream_options": {**options, "include_usage": True}}
-        body = json.dumps({**request, **more}, separators=(",", ":")).encode()
-    return Asked(body, stream, adds, prompt_tokens, max_tokens)
+        sent = json.dumps({**request, **more}, separators=(",", ":")).encode()
+    return Asked(
+        sent, body, str(request.get("model"))[:256], stream, adds, prompt_tokens, max_tokens
+    )
 
 
 def text_tokens(value: Any) -> int:
@@ -134,9 +147,14 @@ def _usage(found: Any) -> Usage | None:
     output = found.get("completion_tokens", found.get("output_tokens", 0))
     details = found.get("prompt_tokens_details") or found.get("input_tokens_details")
     cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    if type(prompt) is not int or type(output) is not int:
+    if not (_is_count(prompt) and _is_count(output)):
         return None
-    return Usage(max(prompt, 1), cached if type(cached) is int else 0, max(output, 0))
+    prompt = max(prompt, 1)
+    return Usage(prompt, min(max(cached, 0), prompt) if type(cached) is int else 0, output)
+
+
+def _is_count(value: Any) -> TypeGuard[int]:
+    return type(value) is int and 0 <= value <= MOST_TOKENS
 
 
 def _pieces(event: Mapping[str, Any]) -> int:

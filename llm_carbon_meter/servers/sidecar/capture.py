@@ -1,7 +1,9 @@
 """Steps made up for a server that nobody sees into: what a proxy knows of its requests, and when.
 
 The model. While requests are open, time is cut into steps: every `INTERVAL_S`, and wherever a
-request begins, shows its first token, or ends. The rows of a step are the requests open in it.
+request begins, shows its first token, or ends. The rows of a step are the requests open in it. Rows
+cost the proxy time, so a step lasts at least `ROW_S` for each of its own: of thousands of open
+requests, those that begin or end within milliseconds share a cut.
 
 * Until the first token a request is in prefill: each step takes half of the prompt tokens that are
   left, as nobody sees how far it is, and the step before the first token takes the rest. Waiting in
@@ -14,10 +16,14 @@ request begins, shows its first token, or ends. The rows of a step are the reque
 The joules of a step are the counter's; which requests they belong to follows from these guesses.
 """
 
+import asyncio
+import contextlib
 import math
+import operator
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from statistics import fmean
 from typing import Final, NamedTuple
 
@@ -27,6 +33,8 @@ from llm_carbon_meter.servers.shared.events import Done, Event, EventQueue, Know
 
 INTERVAL_S: Final = 0.05
 """Of the steps while nothing else cuts them."""
+ROW_S: Final = 5e-6
+"""Some twenty times what a row of a step takes of the proxy's time."""
 WHOLE_PREFILL_TOKENS_PER_S: Final = 5_000.0
 
 
@@ -72,14 +80,26 @@ class OutsideCapture(EventQueue):
 
     def __init__(self, faults: Faults) -> None:
         super().__init__(faults)
+        self._cut_awaited = asyncio.Event()
+        """Something happened so soon after the last cut that the next one waits for `_due_s`."""
         self._open: dict[str, _Open] = {}
+        self._whole: set[str] = set()
+        """The open ones whose answers come in one piece."""
+        self._ends: list[RequestEnd] = []
+        """Of requests that are over, and in the step that runs."""
         self._since_s = math.inf
         """Start of the step that runs."""
         self._sequence = 0
 
     def held(self) -> int:
         """Requests that went to the server and whose answers are not over."""
-        return len(self._open)
+        return len(self._open) - len(self._ends)
+
+    @property
+    def _due_s(self) -> float:
+        """Seconds until the step that runs has lasted as long as its rows ask for."""
+        running = self._since_s < math.inf
+        return self._since_s + len(self._open) * ROW_S - time.monotonic() if running else 0.0
 
     def begin(self, request_id: str, prompt_tokens: int, *, whole: bool) -> None:
         """A request goes to the server.
@@ -89,10 +109,12 @@ class OutsideCapture(EventQueue):
             prompt_tokens: at least 1.
             whole: its answer comes in one piece.
         """
-        self.tick()
+        self._cut()
         now_s = time.monotonic()
         filled_s = now_s + prompt_tokens / WHOLE_PREFILL_TOKENS_PER_S if whole else math.inf
         self._open[request_id] = _Open(request_id, prompt_tokens, filled_s)
+        if whole:
+            self._whole.add(request_id)
         self._since_s = min(self._since_s, now_s)
 
     def came(self, request_id: str, tokens: int) -> None:
@@ -100,51 +122,81 @@ class OutsideCapture(EventQueue):
         request = self._open[request_id]
         request.came += tokens
         if not request.decoding:
-            self.tick(first=request)
+            self._cut()
 
     def end(self, request_id: str, outcome: Outcome, usage: Usage) -> None:
         """The answer is complete, or nobody waits for it any more."""
-        self.tick()
-        self._close(request_id, outcome, usage)
+        self._ends.append(RequestEnd(request_id, outcome, *usage, time.monotonic()))
+        self._cut()
 
     def refuse(self, request_id: str, usage: Usage) -> None:
         """The server did not take the request: the step that runs is not its own."""
-        self._close(request_id, Outcome.FAILED, usage)
+        self._close(RequestEnd(request_id, Outcome.FAILED, *usage, time.monotonic()))
 
-    def _close(self, request_id: str, outcome: Outcome, usage: Usage) -> None:
-        del self._open[request_id]
+    def _close(self, end: RequestEnd) -> None:
+        del self._open[end.request_id]
+        self._whole.discard(end.request_id)
         if not self._open:
             self._since_s = math.inf
-        self.ended(RequestEnd(request_id, outcome, *usage, time.monotonic()))
+        self.ended(end)
 
-    def tick(self, first: _Open | None = None) -> None:
-        """End the step that runs, and begin another.
+    def _cut(self) -> None:
+        """End the step that runs, now or soon."""
+        if self._due_s > 0.0:
+            self._cut_awaited.set()
+        else:
+            self.tick()
+
+    async def keep_time(self) -> None:
+        """Cut the steps that nothing else cuts, for ever, on the proxy's loop."""
+        self._cut_awaited = asyncio.Event()
+        try:
+            while True:
+                with contextlib.suppress(TimeoutError):
+                    async with asyncio.timeout(INTERVAL_S):
+                        await self._cut_awaited.wait()
+                await asyncio.sleep(max(self._due_s, 0.0))
+                self._try_tick()
+        finally:  # the proxy stops: ends that wait for a cut are told
+            self._try_tick()
+
+    def _try_tick(self) -> None:
+        try:
+            self.tick()
+        except Exception as error:  # noqa: BLE001 - boundary: answers are passed on all the same
+            self._faults.note("engine", error, "Some steps were not told to the meter.")
+
+    def tick(self) -> None:
+        """End the step that runs, and begin another."""
+        self._cut_awaited.clear()
+        now_s = time.monotonic()
+        whole = [self._open[name] for name in self._whole]
+        due = [request for request in whole if not request.decoding and request.filled_s < now_s]
+        for request in sorted(due, key=lambda each: each.filled_s):
+            self._step(request.filled_s, partial(operator.is_, request))
+        self._step(now_s, lambda each: each.came > 0)
+        ends, self._ends = self._ends, []
+        for end in ends:
+            self._close(end)
+
+    def _step(self, until_s: float, is_filled: Callable[[_Open], bool]) -> None:
+        """Make up the step that ends now.
 
         Args:
-            first: the request whose first token has just come.
+            until_s: its end.
+            is_filled: whether a request in prefill has its first token then.
         """
-        now_s = time.monotonic()
-        due = [
-            request
-            for request in self._open.values()
-            if not request.decoding and request.filled_s < now_s
-        ]
-        for request in sorted(due, key=lambda each: each.filled_s):
-            self._step(request.filled_s, request)
-        self._step(now_s, first)
-
-    def _step(self, until_s: float, first: _Open | None) -> None:
-        """Make up the step that ends now; with it ends the prefill of ``first``."""
         if not self._open:
             return
-        streams = [
-            stream for stream in self._open.values() if stream.decoding and not stream.is_whole
-        ]
-        per_whole = round(fmean(stream.awaited for stream in streams)) if streams else 1
+        per_whole = self._per_whole() if self._whole else 1
         new, ids, computed, outputs, counts = [], [], [], [], {}
         for name, request in self._open.items():
             at, output = request.filled + request.decoded, request.decoded + request.decoding
-            counts[name] = _advance(request, per_whole, filled=request is first)
+            if request.decoding:
+                counts[name] = tokens = per_whole if request.is_whole else request.awaited
+                request.decoded += tokens
+            else:
+                counts[name] = _fill(request, whole=is_filled(request))
             if request.stepped:
                 ids.append(name)
                 computed.append(at)
@@ -157,6 +209,15 @@ class OutsideCapture(EventQueue):
         self.append(Done(self._sequence, until_s))
         self._since_s = until_s
 
+    def _per_whole(self) -> int:
+        """Tokens of a whole answer in the step: as many as the streams beside it got."""
+        streams = [
+            stream.awaited
+            for stream in self._open.values()
+            if stream.decoding and not stream.is_whole
+        ]
+        return round(fmean(streams)) if streams else 1
+
     # On the sender's thread.
 
     def take(self) -> Iterator[Event]:
@@ -166,14 +227,10 @@ class OutsideCapture(EventQueue):
             yield Known(min(event.until_s, since_s)) if isinstance(event, Known) else event
 
 
-def _advance(request: _Open, per_whole: int, *, filled: bool) -> int:
-    """Move a request on by the tokens of one step, and give their number."""
-    if request.decoding:
-        tokens = per_whole if request.is_whole else request.awaited
-        request.decoded += tokens
-        return tokens
+def _fill(request: _Open, *, whole: bool) -> int:
+    """Move a request in prefill on by one step, and give the step's tokens."""
     left = request.prompt_tokens - request.filled
-    tokens = left if filled else left // 2
+    tokens = left if whole else left // 2
     request.filled += tokens
-    request.decoding = filled
+    request.decoding = whole
     return tokens

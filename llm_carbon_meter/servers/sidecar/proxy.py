@@ -7,8 +7,11 @@ hooks do what it can see; capture.py says what it makes of that.
 import asyncio
 import contextlib
 import os
-from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterable
-from typing import Any, Final
+import re
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from typing import Any, Final, NamedTuple
 
 import httpx
 from starlette.applications import Starlette
@@ -23,7 +26,13 @@ from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
 from llm_carbon_meter.predictor.served import Prompt
 from llm_carbon_meter.records import Outcome, TokenCount
 from llm_carbon_meter.servers.shared.api_server import ApiServer
-from llm_carbon_meter.servers.shared.middleware import CarbonHeadersMiddleware, Receive, Scope, Send
+from llm_carbon_meter.servers.shared.middleware import (
+    App,
+    CarbonHeadersMiddleware,
+    Receive,
+    Scope,
+    Send,
+)
 from llm_carbon_meter.servers.shared.routes import RefusedError, metrics, prompts_of
 from llm_carbon_meter.servers.sidecar.answers import (
     DONE,
@@ -39,7 +48,7 @@ from llm_carbon_meter.servers.sidecar.answers import (
     told,
     whole_tokens,
 )
-from llm_carbon_meter.servers.sidecar.capture import INTERVAL_S, OutsideCapture, Usage
+from llm_carbon_meter.servers.sidecar.capture import OutsideCapture, Usage
 
 CONNECT_S: Final = 10.0
 IDLE_CONNECTION_S: Final = 2.0
@@ -47,6 +56,11 @@ IDLE_CONNECTION_S: Final = 2.0
 HOP_BY_HOP: Final = frozenset(
     (b"connection", b"keep-alive", b"te", b"trailer", b"transfer-encoding", b"upgrade")
 )
+
+WISH_REFUSED: Final = (400, 422)
+"""Statuses by which a server says that it does not know a field."""
+MOST_REFUSING: Final = 64
+"""Models of which it is remembered that the server refuses our wish for them."""
 
 RawHeaders = Iterable[tuple[bytes, bytes]]
 
@@ -56,6 +70,8 @@ def passed_on(headers: RawHeaders, *dropped: bytes) -> list[tuple[bytes, bytes]]
     headers = list(headers)
     named = [value for name, value in headers if name.lower() == b"connection"]
     own = {token.strip().lower() for value in named for token in value.split(b",")}
+    if any(name.lower() == b"transfer-encoding" for name, _ in headers):
+        own.add(b"content-length")  # the chunks count, and they are not passed on as such
     ours, gone = PREFIX.lower().encode(), HOP_BY_HOP | own | set(dropped)
     return [
         (name, value)
@@ -73,19 +89,15 @@ class Upstream:
 
     def __init__(self, url: str) -> None:
         self.url = httpx.URL(url.rstrip("/"))
-        # Not a client: that follows cookies and adds headers.
-        self._transport = httpx.AsyncHTTPTransport(
-            limits=httpx.Limits(
-                max_connections=None,
-                max_keepalive_connections=None,
-                keepalive_expiry=IDLE_CONNECTION_S,
-            )
-        )
+        self._tls = httpx.create_ssl_context()
+        self._idle: deque[_Idle] = deque()
+        """The one that was used last is at the end."""
 
+    @contextlib.asynccontextmanager
     async def ask(
         self, request: Request, target: bytes, body: bytes | AsyncIterator[bytes], *dropped: bytes
-    ) -> httpx.Response:
-        """Send a request; the answer's body is still to be read, and the answer to be closed.
+    ) -> AsyncIterator[httpx.Response]:
+        """Send a request; the answer's body is still to be read.
 
         Raises:
             RefusedError: there is no such place, or no answer.
@@ -99,14 +111,49 @@ class Upstream:
         whole = httpx.Request(
             request.method, url, headers=headers, content=body, extensions=timeout
         )
+        async with self._connection() as connection:
+            try:
+                answer = await connection.handle_async_request(whole)
+            except httpx.TransportError as error:
+                raise unreachable(self.url, error) from error
+            async with contextlib.aclosing(answer):
+                yield answer
+
+    @contextlib.asynccontextmanager
+    async def _connection(self) -> AsyncIterator[httpx.AsyncHTTPTransport]:
+        """A connection for one exchange: the one that was used last, else a new one.
+
+        Each has a pool of its own: for every request, httpx looks at all connections of a pool.
+        """
+        transport = self._idle.pop().transport if self._idle else self._new()
         try:
-            return await self._transport.handle_async_request(whole)
-        except httpx.TransportError as error:
-            raise unreachable(self.url, error) from error
+            yield transport
+        finally:
+            self._idle.append(_Idle(time.monotonic(), transport))
+
+    async def close_idle(self) -> None:
+        """Close connections that were idle for long, for ever: each is an open file of both."""
+        while True:
+            await asyncio.sleep(IDLE_CONNECTION_S)
+            while self._idle and self._idle[0].since_s < time.monotonic() - IDLE_CONNECTION_S:
+                await self._idle.popleft().transport.aclose()
+
+    def _new(self) -> httpx.AsyncHTTPTransport:
+        # Not a client: that follows cookies and adds headers.
+        limits = httpx.Limits(max_connections=1, keepalive_expiry=IDLE_CONNECTION_S)
+        return httpx.AsyncHTTPTransport(verify=self._tls, limits=limits)
 
     async def close(self) -> None:
         """Close all connections."""
-        await self._transport.aclose()
+        while self._idle:
+            await self._idle.pop().transport.aclose()
+
+
+class _Idle(NamedTuple):
+    """A connection that waits for its next exchange."""
+
+    since_s: float
+    transport: httpx.AsyncHTTPTransport
 
 
 def unreachable(url: httpx.URL, error: Exception) -> RefusedError:
@@ -140,6 +187,44 @@ async def while_connected(work: Coroutine[Any, Any, None], gone: Awaitable[None]
         tasks[0].result()
 
 
+class Clear:
+    """ASGI: refuses requests that the server behind could read otherwise than the proxy does.
+
+    Routes see the path without ``.`` and empty segments; the server gets it as the client wrote it.
+    """
+
+    def __init__(self, app: App) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Follow one connection."""
+        if scope["type"] == "http":
+            try:
+                scope = {**scope, "path": clear_path(scope)}
+            except RefusedError as refusal:
+                answer = refusal.response()
+                answer.headers["connection"] = "close"  # nobody knows where the next one begins
+                await answer(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+def clear_path(scope: Scope) -> str:
+    """The path of a request as servers agree on it.
+
+    Raises:
+        RefusedError: it climbs, or they could disagree where the request ends.
+    """
+    segments = re.split(r"[/\\]", scope["path"])
+    if ".." in segments:
+        raise RefusedError(400, f"the path {scope['path']!r} has a segment `..`; write it without")
+    if {b"content-length", b"transfer-encoding"} <= {name for name, _ in scope["headers"]}:
+        raise RefusedError(400, "Content-Length beside Transfer-Encoding; send one of them")
+    return "/" + "/".join(
+        segment for segment in scope["path"].split("/") if segment not in ("", ".")
+    )
+
+
 class Forward:
     """ASGI: passes an exchange through, unread.
 
@@ -160,18 +245,16 @@ class Forward:
     async def _pass(self, request: Request, sent: asyncio.Event, send: Send) -> None:
         target = self._target or target_of(request.scope)
         try:
-            answer = await self._upstream.ask(request, target, _body(request, sent))
+            async with self._upstream.ask(request, target, _body(request, sent)) as answer:
+                await send(_start(answer))
+                with contextlib.suppress(httpx.TransportError):  # the client sees it broken off too
+                    async for part in answer.aiter_raw():
+                        await send(_part(part))
+                    await send(_part(b"", more=False))
         except RefusedError as refusal:
             await refusal.response()(request.scope, request.receive, send)
-            return
         except ClientDisconnect:
             return
-        async with contextlib.aclosing(answer):
-            await send(_start(answer))
-            with contextlib.suppress(httpx.TransportError):  # broken off: the client is to see it
-                async for part in answer.aiter_raw():
-                    await send(_part(part))
-                await send(_part(b"", more=False))
 
 
 def _body(request: Request, sent: asyncio.Event) -> bytes | AsyncIterator[bytes]:
@@ -221,6 +304,8 @@ class MeteredForward:
         self._capture = capture
         self._frontend = frontend
         self._faults = faults
+        self._refusing: set[tuple[str, str]] = set()
+        """Path and model of which the server takes no ``stream_options``."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward one exchange."""
@@ -230,6 +315,8 @@ class MeteredForward:
         except ClientDisconnect:
             return
         sent.set()
+        if (scope["path"], question.model) in self._refusing:
+            question = question.plain()
         exchange = current_exchange.get()
         assert exchange is not None
         metered = _Metered(self._capture, exchange, question)
@@ -237,23 +324,16 @@ class MeteredForward:
         self._frontend.begin(exchange, metered.id, metered.id, prompt, question.max_tokens)
         metered.begin()
         try:
-            work = self._answer(request, question, metered, send)
+            work = self._answer(request, metered, send)
             await while_connected(work, _gone(receive, sent))
         finally:
             metered.end(Outcome.ABORTED)
 
-    async def _answer(
-        self, request: Request, question: Asked, metered: "_Metered", send: Send
-    ) -> None:
-        # Without the client's wish for compression: the answer is to be read.
-        dropped = (b"accept-encoding", b"content-length")
+    async def _answer(self, request: Request, metered: "_Metered", send: Send) -> None:
         try:
-            answer = await self._upstream.ask(
-                request, target_of(request.scope), question.body, *dropped
-            )
-            async with contextlib.aclosing(answer):
+            async with self._ask(request, metered) as answer:
                 kind = answer.headers.get("content-type", "")
-                if kind.startswith("text/event-stream") and answer.status_code < 400:
+                if kind.startswith("text/event-stream") and answer.status_code < 300:
                     await self._stream(answer, metered, send)
                 else:
                     await self._whole(answer, metered, send)
@@ -261,12 +341,39 @@ class MeteredForward:
             metered.refuse()
             await refusal.response()(request.scope, request.receive, send)
 
+    @contextlib.asynccontextmanager
+    async def _ask(self, request: Request, metered: "_Metered") -> AsyncIterator[httpx.Response]:
+        """The server's answer; one to the client's own body where it refuses our wish for usage."""
+        async with self._ask_once(request, metered.asked.body) as answer:
+            if not (metered.asked.added_usage and answer.status_code in WISH_REFUSED):
+                yield answer
+                return
+            status = answer.status_code
+        metered.asked = metered.asked.plain()
+        async with self._ask_once(request, metered.asked.body) as answer:
+            if answer.status_code < 300:
+                self._remember(request.scope["path"], metered.asked.model, status)
+            yield answer
+
+    def _ask_once(
+        self, request: Request, body: bytes
+    ) -> contextlib.AbstractAsyncContextManager[httpx.Response]:
+        # Without the client's wish for compression: the answer is to be read.
+        dropped = (b"accept-encoding", b"content-length")
+        return self._upstream.ask(request, target_of(request.scope), body, *dropped)
+
+    def _remember(self, path: str, model: str, status: int) -> None:
+        refusal = f"{self._upstream.url} answers {status} to `stream_options` at {path}"
+        self._faults.note("usage", refusal, "The chunks of such streams are counted instead.")
+        if len(self._refusing) < MOST_REFUSING:
+            self._refusing.add((path, model))
+
     async def _whole(self, answer: httpx.Response, metered: "_Metered", send: Send) -> None:
         try:
             body = b"".join([part async for part in answer.aiter_raw()])
         except httpx.TransportError as error:
             raise unreachable(self._upstream.url, error) from error
-        if answer.status_code < 400:
+        if answer.status_code < 300:
             metered.see(told(body)._replace(tokens=whole_tokens(body)))
             metered.end(Outcome.FINISHED)
         else:
@@ -298,13 +405,13 @@ class _Metered:
         self.id = f"outside-{os.urandom(8).hex()}"
         self._capture = capture
         self._exchange = exchange
-        self._asked = question
+        self.asked = question
         self._told = Told()
         self._ended = False
 
     def begin(self) -> None:
         """The question goes to the server."""
-        question = self._asked
+        question = self.asked
         self._capture.begin(self.id, question.prompt_tokens, whole=not question.stream)
 
     def keeps(self, event: bytes) -> bool:
@@ -317,7 +424,7 @@ class _Metered:
         if usage.tokens and not self._ended:
             self._capture.came(self.id, usage.tokens)
         self.see(usage)
-        return not (usage.only_usage and self._asked.added_usage)
+        return not (usage.only_usage and self.asked.added_usage)
 
     def see(self, found: Told) -> None:
         """Remember what an answer or an event tells."""
@@ -339,7 +446,7 @@ class _Metered:
         self._capture.refuse(self.id, usage)
 
     def _count(self) -> tuple[Usage, TokenCount]:
-        return counted(self._told.usage, self._asked.prompt_tokens, self._told.tokens)
+        return counted(self._told.usage, self.asked.prompt_tokens, self._told.tokens)
 
 
 async def read_prompts(_request: Any, body: Any) -> list[Prompt]:
@@ -351,35 +458,43 @@ async def read_prompts(_request: Any, body: Any) -> list[Prompt]:
     return await prompts_of(body, guess)
 
 
-def application(
-    upstream: Upstream, capture: OutsideCapture, server: ApiServer, faults: Faults
-) -> Starlette:
-    """Our routes, those that are metered, and everything else passed through."""
+def application(upstream: Upstream, *works: Callable[[], Coroutine[Any, Any, None]]) -> Starlette:
+    """Passes everything on, the metrics aside; `meter` adds the meter.
+
+    Args:
+        upstream: where to.
+        works: what else is to be done on the loop for as long as it runs.
+    """
 
     @contextlib.asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
-        ticking = asyncio.create_task(_tick(capture, faults))
+        tasks = [asyncio.create_task(work()) for work in (upstream.close_idle, *works)]
         yield
-        ticking.cancel()
+        for task in tasks:
+            task.cancel()
         await upstream.close()
 
-    app = Starlette(lifespan=lifespan)
-    server.attach(app, read_prompts, lambda _request: ())  # it may have more than its first model
-    meter = MeteredForward(upstream, capture, server.meter, faults)
-    headers = [Middleware(CarbonHeadersMiddleware)]
-    app.router.routes += [
+    routes = [
         Route("/metrics", metrics, methods=["GET"]),
         Route("/upstream/metrics", Forward(upstream, b"/metrics")),
-        *(Route(path, meter, methods=["POST"], middleware=headers) for path in METERED),
         Route("/{path:path}", Forward(upstream)),
     ]
-    return app
+    return Starlette(routes=routes, lifespan=lifespan, middleware=[Middleware(Clear)])
 
 
-async def _tick(capture: OutsideCapture, faults: Faults) -> None:
-    while True:
-        await asyncio.sleep(INTERVAL_S)
-        try:
-            capture.tick()
-        except Exception as error:  # noqa: BLE001 - boundary: answers are passed on all the same
-            faults.note("engine", error, "Some steps were not told to the meter.")
+def meter(
+    app: Starlette,
+    upstream: Upstream,
+    capture: OutsideCapture,
+    server: ApiServer,
+    faults: Faults,
+) -> None:
+    """Meter what an `application` passes on from now on, and answer at our own routes."""
+    passed = list(app.router.routes)
+    server.attach(app, read_prompts, lambda _request: ())  # it may have more than its first model
+    ours = app.router.routes[len(passed) :]
+    forward = MeteredForward(upstream, capture, server.meter, faults)
+    headers = [Middleware(CarbonHeadersMiddleware)]
+    metered = [Route(path, forward, methods=["POST"], middleware=headers) for path in METERED]
+    # At once: the loop may be routing a request.
+    app.router.routes = [*ours, *metered, *passed]

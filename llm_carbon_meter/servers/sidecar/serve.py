@@ -1,12 +1,14 @@
 """``llm-carbon-meter sidecar``: checks its options, meters, and serves the proxy of proxy.py."""
 
+import asyncio
 import contextlib
+import resource
 import signal
 import socket
 import sys
 import time
 from collections.abc import Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from urllib.parse import urlsplit
 
 import httpx
@@ -17,16 +19,20 @@ from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.physics.model_list import named_config
 from llm_carbon_meter.physics.model_specs import ModelSpec, model_spec
 from llm_carbon_meter.power.nvml.devices import listed_devices
-from llm_carbon_meter.records import ConfigError, SpecError
+from llm_carbon_meter.records import ConfigError, MeterError, SpecError
 from llm_carbon_meter.servers.shared.gpu_fields import gpu_fields
 from llm_carbon_meter.servers.shared.local_meter import LocalMeter
 from llm_carbon_meter.servers.shared.meter_process import Setup
 from llm_carbon_meter.servers.shared.settings import read_settings
 from llm_carbon_meter.servers.sidecar.capture import OutsideCapture
-from llm_carbon_meter.servers.sidecar.proxy import CONNECT_S, Upstream, application, named
+from llm_carbon_meter.servers.sidecar.proxy import CONNECT_S, Upstream, application, meter, named
 
 SHUTDOWN_S: Final = 10
 """How long answers in flight may take when the sidecar is stopped."""
+ASK_AGAIN_S: Final = 1.0
+"""A server that is not there is asked this often."""
+STARTING: Final = (502, 503, 504)
+"""Statuses of a server that loads its model, and of a gateway before one."""
 
 
 def serve(upstream: str, listen: str, model: str, gpus: str) -> int:
@@ -41,35 +47,132 @@ def serve(upstream: str, listen: str, model: str, gpus: str) -> int:
     Raises:
         MeterError: one of them cannot be used, or the power source cannot be opened.
     """
-    begun_s, faults = time.monotonic(), Faults()
+    faults = Faults()
     config, url, devices = _settings(faults), _url(upstream), _devices(gpus)
     with _listening(listen) as place:
-        name = _served_name(url, faults)
-        setup = _setup(config, devices, model or name, begun_s, faults)
-        capture = OutsideCapture(faults)
-        meter = _meter(setup, name or model or "unknown", capture, faults)
-        meter.follow(capture)
+        metering = _Metering(config, url, devices, model, faults)
         try:
-            app = application(Upstream(url), capture, meter.server, faults)
-            print(f"llm-carbon-meter: {listen} goes to {url}, metered on GPU {gpus}", flush=True)
-            _serve(app, place)
+            metering.begin()
+            print(f"llm-carbon-meter: {listen} goes to {url}", flush=True)
+            _serve(metering.app, place)
         finally:
-            meter.stop()
+            metering.stop()
     return 0
 
 
-def _setup(
-    config: Config, devices: Sequence[str], model: str, begun_s: float, faults: Faults
-) -> Setup:
+class _Metering:
+    """The proxy, and the meter from when the server says what it serves.
+
+    Args:
+        config: settings.
+        url: of the server.
+        devices: the server's GPUs.
+        model: as `serve` has it.
+        faults: counts of what went wrong.
+    """
+
+    def __init__(
+        self, config: Config, url: str, devices: Sequence[str], model: str, faults: Faults
+    ) -> None:
+        self._config = config
+        self._url = url
+        self._devices = devices
+        self._model = model
+        self._faults = faults
+        self._capture = OutsideCapture(faults)
+        self._upstream = Upstream(url)
+        self._meter: LocalMeter | None = None
+        self.app = application(self._upstream, self._capture.keep_time, self._wait)
+
+    def begin(self) -> None:
+        """Meter, if the server is there.
+
+        Raises:
+            MeterError: the power source cannot be opened.
+        """
+        served = self._served()
+        if served is None:
+            return
+        spec = self._spec(served)
+        setup = _setup(self._config, self._devices, spec)
+        name = served.name or self._model or "unknown"
+        held = self._capture.held
+        self._meter = LocalMeter(setup, name, held=held, tracing=False, faults=self._faults)
+        self._meter.follow(self._capture)
+        meter(self.app, self._upstream, self._capture, self._meter.server, self._faults)
+
+    async def _wait(self) -> None:
+        """Begin later, where the server was not there; until then nothing is metered."""
+        while self._meter is None:
+            await asyncio.sleep(ASK_AGAIN_S)
+            try:
+                await asyncio.to_thread(self.begin)
+            except (MeterError, OSError) as error:
+                self._faults.note("meter", error, "Requests are passed on and not metered.")
+                return
+
+    def stop(self) -> None:
+        """Settle the last tick, if any was metered."""
+        if self._meter is not None:
+            self._meter.stop()
+
+    def _served(self) -> "_Served | None":
+        """What the server says of its model; None where it is not there yet."""
+        models = self._url.rstrip("/") + "/v1/models"
+        try:
+            answer = httpx.get(models, timeout=CONNECT_S, trust_env=False)
+            if answer.status_code not in STARTING:
+                return _served_by(answer)
+            problem = f"{models} answers {answer.status_code}"
+        except httpx.TransportError as error:
+            problem = f"{self._url} cannot be reached: {named(error)}"
+        advice = "Until it answers, clients get its errors or status 502, and nothing is metered."
+        self._faults.note("upstream", problem, advice)
+        return None
+
+    def _spec(self, served: "_Served") -> ModelSpec | None:
+        """The model's shape; None, and one line, where it is not known."""
+        model, count = self._model or served.name, len(self._devices)
+        try:
+            if not model:
+                raise SpecError(served.problem)
+            spec = model_spec(named_config(model), model)
+            if spec.num_heads % count:
+                raise SpecError(f"{spec.num_heads} heads of {model} on {count} GPUs")
+            return spec
+        except SpecError as error:
+            advice = "Requests have no estimate; --model takes a name or a config.json."
+            self._faults.note("model", error, advice)
+            return None
+
+
+class _Served(NamedTuple):
+    """What a server calls its first model."""
+
+    name: str
+    problem: str
+    """Why there is no name."""
+
+
+def _served_by(answer: httpx.Response) -> _Served:
+    """Of the answer to ``/v1/models``."""
+    try:
+        return _Served(str(answer.json()["data"][0]["id"]), "")
+    except (ValueError, LookupError, TypeError):
+        status = f"{answer.status_code} {answer.reason_phrase}"
+        return _Served("", f"{answer.url} answers {status}, and names no model")
+
+
+def _setup(config: Config, devices: Sequence[str], model: ModelSpec | None) -> Setup:
     return Setup(
         config=config,
         engine=0,
         gpus=devices,
         first_gpu=0,
         num_gpus=len(devices),
-        model=_spec(model, len(devices), faults),
+        model=model,
         tensor_parallel=len(devices),
-        start_s=begun_s,
+        start_s=time.monotonic(),
         deployment={
             "engine": "unknown",
             **gpu_fields(config, lambda: devices),
@@ -79,11 +182,14 @@ def _setup(
     )
 
 
-def _meter(setup: Setup, name: str, capture: OutsideCapture, faults: Faults) -> LocalMeter:
-    return LocalMeter(setup, name, held=capture.held, tracing=False, faults=faults)
+def _allow_files() -> None:
+    """Take all open files that the system grants: a stream takes two, the usual limit is 1024."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _serve(app: Any, place: socket.socket) -> None:
+    _allow_files()
     # uvicorn ends in order and then raises the signal again: so does the meter.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())
     config = uvicorn.Config(
@@ -134,31 +240,3 @@ def _listening(text: str) -> socket.socket:
 
 def _family(host: str) -> socket.AddressFamily:
     return socket.AF_INET6 if ":" in host else socket.AF_INET
-
-
-def _served_name(url: str, faults: Faults) -> str:
-    """What the server calls its first model; empty where it does not say."""
-    try:
-        answer = httpx.get(url.rstrip("/") + "/v1/models", timeout=CONNECT_S, trust_env=False)
-        return str(answer.json()["data"][0]["id"])
-    except httpx.TransportError as error:
-        advice = f"Until {url} answers, clients get status 502."
-        faults.note("upstream", named(error), advice)
-    except (ValueError, LookupError, TypeError):  # it asks for a key, or has no such list
-        pass
-    return ""
-
-
-def _spec(model: str, num_gpus: int, faults: Faults) -> ModelSpec | None:
-    """The model's shape; None, and one line, where it is not known."""
-    try:
-        if not model:
-            raise SpecError("the server does not say which model it serves")
-        spec = model_spec(named_config(model), model)
-        if spec.num_heads % num_gpus:
-            raise SpecError(f"{spec.num_heads} heads of {model} on {num_gpus} GPUs")
-        return spec
-    except SpecError as error:
-        advice = "Requests have no estimate; --model takes a name or a config.json."
-        faults.note("model", error, advice)
-        return None

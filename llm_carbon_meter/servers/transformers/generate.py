@@ -30,11 +30,14 @@ from llm_carbon_meter.records import (
     StepEvent,
 )
 from llm_carbon_meter.servers.shared.gpu_fields import gpu_fields
+from llm_carbon_meter.servers.shared.settings import checked_settings
 from llm_carbon_meter.servers.transformers.calls import Call, watch
 from llm_carbon_meter.servers.transformers.model import gpu_name, gpus_of, spec_of, visible_gpus
 
 SETTLED_S: Final = 10.0
 """A call's last tick takes a second; longer than this nobody waits."""
+NEEDED: Final = ("config", "parameters", "generate", "prepare_inputs_for_generation")
+"""What the meter asks of a model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,9 +160,16 @@ def meter_generate(model: Any, config: Config | None = None) -> Iterator[Generat
         config: settings; those of the environment unless given.
 
     Raises:
-        MeterError: the power source cannot be opened.
+        MeterError: that is no such model, or the power source cannot be opened.
     """
-    meter = GenerateMeter(model, config or Config.from_environment()[0], Faults())
+    lacking = [name for name in NEEDED if not hasattr(model, name)]
+    if lacking:
+        raise MeterError(
+            f"meter_generate got a {type(model).__name__}, which has no {', no '.join(lacking)}; "
+            "give a model of transformers that generates, such as an AutoModelForCausalLM"
+        )
+    faults = Faults()
+    meter = GenerateMeter(model, config or checked_settings(faults), faults)
     meter.start()
     leave = watch(model, meter)
     try:

@@ -1,7 +1,5 @@
 """vLLM's entry point: runs in every process of a deployment, wraps, starts nothing."""
 
-import logging
-
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import ConfigError
@@ -10,8 +8,6 @@ from llm_carbon_meter.servers.shared.settings import read_settings
 from llm_carbon_meter.servers.vllm.engine_hooks import EngineHooks
 from llm_carbon_meter.servers.vllm.frontend_hooks import FrontendHooks
 from llm_carbon_meter.servers.vllm.hooks import API_SERVER, ENGINE_CORE, HOOKS
-
-logger = logging.getLogger("llm_carbon_meter")
 
 _registered = False
 
@@ -26,9 +22,6 @@ def register() -> None:
     if _registered:
         return
     _registered = True
-    # An API server of vLLM raises the root logger's level to ERROR: our warnings shall be seen.
-    if logger.level == logging.NOTSET:
-        logger.setLevel(logging.INFO)
     faults = Faults()
     config = read_settings(faults)
     if not config.enabled:

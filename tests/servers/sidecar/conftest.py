@@ -15,6 +15,7 @@ from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.servers.shared.local_meter import LocalMeter
 from llm_carbon_meter.servers.shared.meter_process import Setup
+from llm_carbon_meter.servers.sidecar import proxy
 from llm_carbon_meter.servers.sidecar.capture import OutsideCapture
 from llm_carbon_meter.servers.sidecar.proxy import Upstream, application
 from tests.support.servers.proxied import Metering, Start, running
@@ -52,10 +53,12 @@ def start(meter: Metering) -> Iterator[Start]:
     """Starts a server with some routes and the proxy before it; gives a client of the proxy."""
     with contextlib.ExitStack() as stack:
 
-        def begin(*routes: Route, url: str = "") -> httpx.Client:
+        def begin(*routes: Route, url: str = "", http: str = "auto") -> httpx.Client:
             url = url or stack.enter_context(running(Starlette(routes=list(routes))))
-            app = application(Upstream(url), meter.capture, meter.server, Faults())
-            proxy = stack.enter_context(running(app))
-            return stack.enter_context(httpx.Client(base_url=proxy, timeout=20, trust_env=False))
+            upstream = Upstream(url)
+            app = application(upstream, meter.capture.keep_time)
+            proxy.meter(app, upstream, meter.capture, meter.server, Faults())
+            front = stack.enter_context(running(app, http))
+            return stack.enter_context(httpx.Client(base_url=front, timeout=20, trust_env=False))
 
         yield begin

@@ -1,11 +1,12 @@
 """The steps that a proxy makes up, as the meter's decoder reads them."""
 
+import asyncio
 import math
 
 import pytest
 
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.records import Account, EventBatch, Outcome
+from llm_carbon_meter.records import Account, EventBatch, Outcome, RequestEnd
 from llm_carbon_meter.servers.shared.events import Known
 from llm_carbon_meter.servers.shared.steps import StepDecoder
 from llm_carbon_meter.servers.sidecar import capture as sidecar_capture
@@ -142,7 +143,64 @@ def test_nothing_is_known_of_the_step_that_runs(clock: Clock) -> None:
     clock.now_s = 1.0
     capture.begin("a", 10, whole=False)
     assert list(capture.take()) == [Known(1.0)]
+    clock.pass_s(0.01)
     capture.end("a", Outcome.FINISHED, Usage(10, 0, 1))
     (*_, idle) = capture.take()
     assert isinstance(idle, Known)
     assert 1.0 < idle.until_s < math.inf
+
+
+def test_thousands_that_begin_and_end_together_share_steps(clock: Clock) -> None:
+    """A cut costs time for every open request: no burst of them makes as many cuts as requests."""
+    capture, names = OutsideCapture(Faults()), [str(number) for number in range(5000)]
+    for name in names:
+        capture.begin(name, 10, whole=False)
+    clock.pass_s(0.05)
+    capture.tick()
+    for name in names:
+        capture.came(name, 1)
+        clock.pass_s(1e-6)
+    for name in names:
+        capture.end(name, Outcome.FINISHED, Usage(10, 0, 1))
+    assert capture.held() == 0
+    clock.pass_s(0.05)
+    capture.tick()
+    decoder = StepDecoder(Faults())
+    for event in capture.take():
+        decoder.feed(event)
+    batch = decoder.drain(1_000_000)
+    assert len(batch.steps) <= 4
+    assert sum(len(step.request_ids) for step in batch.steps) <= 4 * len(names)
+    assert sorted(end.request_id for end in batch.ends) == sorted(names)
+    assert all(end.whole for end in batch.ends)
+    assert [tokens for _, tokens in parts(batch, "4999")] == [5, 5]
+
+
+async def test_a_cut_that_had_to_wait_comes_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An end behind others within a step is told soon, not at the next interval."""
+    monkeypatch.setattr(sidecar_capture, "INTERVAL_S", 60.0)
+    capture = OutsideCapture(Faults())
+    keeping = asyncio.create_task(capture.keep_time())
+    await asyncio.sleep(0)
+    for name in range(1000):
+        capture.begin(str(name), 10, whole=False)
+    capture.end("1", Outcome.FINISHED, Usage(10, 0, 1))
+    async with asyncio.timeout(30):
+        while not any(isinstance(event, RequestEnd) for event in capture.take()):
+            await asyncio.sleep(0.001)
+    keeping.cancel()
+
+
+async def test_a_proxy_that_stops_tells_the_ends_that_wait() -> None:
+    """Nothing of an answer that is over is lost."""
+    capture = OutsideCapture(Faults())
+    keeping = asyncio.create_task(capture.keep_time())
+    await asyncio.sleep(0)
+    for name in range(1000):
+        capture.begin(str(name), 10, whole=False)
+    capture.end("1", Outcome.FINISHED, Usage(10, 0, 1))
+    assert not any(isinstance(event, RequestEnd) for event in capture.take())
+    keeping.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await keeping
+    assert any(isinstance(event, RequestEnd) for event in capture.take())

@@ -2,18 +2,23 @@
 
 import asyncio
 import socket
+import sys
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
 
+import httpx
 import pytest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
 from llm_carbon_meter import cli
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.records import MeterError
-from llm_carbon_meter.servers.shared.meter_process import Setup
-from llm_carbon_meter.servers.sidecar import proxy as sidecar
-from llm_carbon_meter.servers.sidecar import serve as sidecar_serve
-from llm_carbon_meter.testing.servers import free_port
+from llm_carbon_meter.servers.sidecar.capture import OutsideCapture
+from llm_carbon_meter.testing.servers import Server, free_port
+from tests.support.servers.proxied import CHAT, USAGE, running
+from tests.support.waiting import eventually
 
 
 def command(*arguments: str) -> int:
@@ -59,13 +64,13 @@ async def test_a_tick_that_fails_is_counted_and_the_next_one_comes() -> None:
     """Nothing of the meter ends the clock that cuts steps."""
     faults, ticked = Faults(), asyncio.Event()
 
-    class Broken:
+    class Broken(OutsideCapture):
         def tick(self) -> None:
             if faults.counts:
                 ticked.set()
             raise ValueError("broken")
 
-    ticking = asyncio.create_task(sidecar._tick(Broken(), faults))  # type: ignore[arg-type]
+    ticking = asyncio.create_task(Broken(faults).keep_time())
     await asyncio.wait_for(ticked.wait(), 5)
     ticking.cancel()
     assert faults.counts["engine"] >= 1
@@ -79,22 +84,74 @@ def test_a_port_that_is_taken_is_named(capsys: pytest.CaptureFixture[str]) -> No
     assert f"--listen {place}: Address already in use" in capsys.readouterr().err
 
 
-def test_it_starts_before_its_server_and_without_a_model(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    """One line for each; then it goes on."""
-    started = []
+class Sidecar(Server):
+    """The command before a server that may not be there yet; power from a data sheet."""
 
-    def stop_here(setup: Setup, *_: Any, **__: Any) -> None:
-        started.append(setup)
-        raise MeterError("far enough")
+    def __init__(self, upstream: str, folder: Path, *arguments: str) -> None:
+        port = free_port()
+        where = ("--upstream", upstream, "--listen", f"127.0.0.1:{port}")
+        super().__init__(
+            [sys.executable, "-m", "llm_carbon_meter.cli", "sidecar", *where, *arguments],
+            port,
+            log=folder / "sidecar.txt",
+            model_name="",
+            exact={},
+            environment={"LLM_CARBON_METER_POWER": "modelled"},
+        )
 
-    monkeypatch.setattr(sidecar_serve, "LocalMeter", stop_here)
-    monkeypatch.setenv("LLM_CARBON_METER_CHANNEL_DIR", "/nowhere")
-    url = f"http://127.0.0.1:{free_port()}"
-    assert command("--upstream", url, "--listen", "127.0.0.1:0", "--gpus", "1,2") == 1
-    (setup,) = started
-    assert (setup.gpus, setup.model, setup.outside) == (["1", "2"], None, True)
-    unreachable, unknown = (line.getMessage() for line in caplog.records)
-    assert f"Until {url} answers, clients get status 502" in unreachable
-    assert "does not say which model it serves" in unknown
+    def _wait_until_healthy(self) -> None:
+        eventually(lambda: "goes to" in self.log_tail(), "the sidecar")
+        eventually(lambda: self.get("/metrics").status_code == 200, "its metrics")
+
+    def get(self, path: str) -> httpx.Response:
+        try:
+            return httpx.get(self.url + path, trust_env=False)
+        except httpx.TransportError:
+            return httpx.Response(599)
+
+    def chat(self) -> httpx.Response:
+        body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
+        return httpx.post(self.url + CHAT, json=body, trust_env=False)
+
+
+def serving(listed: Response) -> Starlette:
+    """A server with a list of models."""
+
+    async def models(_request: Request) -> Response:
+        return listed
+
+    async def chat(_request: Request) -> Response:
+        return JSONResponse({"id": "x", "usage": USAGE})
+
+    routes = [Route("/v1/models", models), Route(CHAT, chat, methods=["POST"])]
+    return Starlette(routes=routes)
+
+
+def test_it_learns_the_model_of_a_server_that_comes_later(tmp_path: Path) -> None:
+    """Until then it says that nothing is metered, and clients get 502; then there are estimates."""
+    port = free_port()
+    with Sidecar(f"http://127.0.0.1:{port}", tmp_path) as sidecar:
+        assert sidecar.chat().status_code == 502
+        app = serving(JSONResponse({"data": [{"id": "Llama-3.1-8B"}]}))
+        with running(app, port=port):
+
+            def metered() -> bool:
+                return "llm-carbon-estimated-wh" in sidecar.chat().headers
+
+            eventually(metered, "an estimate", timeout_s=30)
+            assert 'model_name="Llama-3.1-8B"' in sidecar.get("/metrics").text
+        said = sidecar.log.read_text()
+        assert said.count("nothing is metered") == said.count("engine 0 is metered") == 1
+        assert "estimates: gnn" in said
+
+
+def test_a_server_that_asks_for_a_key_is_not_one_that_is_away(tmp_path: Path) -> None:
+    """Its requests are metered without an estimate; the line names the status and --model."""
+    refusal = JSONResponse({"error": "no key"}, 401)
+    with running(serving(refusal)) as url, Sidecar(url, tmp_path) as sidecar:
+        answer = sidecar.chat()
+        assert (answer.status_code, "llm-carbon-quality" in answer.headers) == (200, True)
+        said = sidecar.log.read_text()
+    assert f"{url}/v1/models answers 401 Unauthorized" in said
+    assert "--model takes a name or a config.json" in said
+    assert "cannot be reached" not in said

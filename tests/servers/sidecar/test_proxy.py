@@ -1,6 +1,7 @@
 """What passes through the proxy, and what does not."""
 
 import asyncio
+import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -13,7 +14,7 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
 from llm_carbon_meter.servers.shared.routes import RefusedError
-from llm_carbon_meter.servers.sidecar.proxy import Upstream, while_connected
+from llm_carbon_meter.servers.sidecar.proxy import IDLE_CONNECTION_S, Upstream, while_connected
 from llm_carbon_meter.testing.servers import free_port
 from tests.support.servers.proxied import (
     CHAT,
@@ -77,7 +78,8 @@ async def test_a_path_that_is_none_is_refused(target: bytes) -> None:
     upstream = Upstream("http://127.0.0.1:1")
     request = Request({"type": "http", "method": "GET", "headers": []})
     with pytest.raises(RefusedError, match="cannot be passed on") as refused:
-        await upstream.ask(request, target, b"")
+        async with upstream.ask(request, target, b""):
+            pass
     assert refused.value.status == 400
     await upstream.close()
 
@@ -235,3 +237,40 @@ def test_our_routes_are_ours_and_the_servers_metrics_move(start: Start) -> None:
         for size in (40, 40_000)
     )
     assert long["estimate"]["prefill_joules"] > 100 * short["estimate"]["prefill_joules"]
+
+
+def test_connections_that_nobody_uses_are_closed(start: Start) -> None:
+    """By the proxy, before the server would: each takes one of both's open files."""
+    left = threading.Event()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def answer() -> None:
+            connection, _ = listening.accept()
+            with connection:
+                connection.recv(65_536)
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+                connection.settimeout(15 * IDLE_CONNECTION_S)
+                if connection.recv(1) == b"":
+                    left.set()
+
+        server = threading.Thread(target=answer)
+        server.start()
+        client = start(url=f"http://127.0.0.1:{listening.getsockname()[1]}")
+        assert client.get("/other").status_code == 200
+        server.join()
+    assert left.is_set()
+
+
+def test_a_connection_is_used_again(start: Start) -> None:
+    """Whoever asks in turn opens one."""
+    seen: set[Any] = set()
+
+    async def answer(request: Request) -> Response:
+        seen.add(request.client)
+        return Response(b"")
+
+    client = start(Route("/other", answer))
+    for _ in range(5):
+        client.get("/other")
+    assert len(seen) == 1

@@ -154,3 +154,44 @@ def test_company_is_who_was_forwarded_and_is_not_answered(start: Start) -> None:
         go_on.set()
     assert (beside, slow.result()) == (2, 1)
     assert company() == 1
+
+
+def refusing(seen: list[Any], *models: str) -> Route:
+    """A chat of some models that know no ``stream_options``."""
+
+    async def answer(request: Request) -> Response:
+        body = await request.body()
+        asked = json.loads(body)
+        seen.append(body)
+        if "stream_options" in asked and asked["model"] in models:
+            return JSONResponse({"error": "extra inputs are not permitted"}, 422)
+        if asked.get("bad"):
+            return JSONResponse({"error": "bad"}, 400)
+        return StreamingResponse(iter([chunk("a"), chunk("b"), DONE]), media_type=EVENTS)
+
+    return Route(CHAT, answer, methods=["POST"])
+
+
+def test_a_server_that_refuses_our_wish_gets_the_clients_own_body(start: Start) -> None:
+    """Byte for byte, and the next time at once; other models are still asked for usage."""
+    seen: list[Any] = []
+    client = start(refusing(seen, "strict"))
+    own = b'{ "model":"strict", "stream":true, "messages":[] }'
+    first, second = (client.post(CHAT, content=own) for _ in range(2))
+    assert (first.status_code, second.status_code) == (200, 200)
+    assert without_comment(first.content) == chunk("a") + chunk("b") + DONE
+    assert seen[1:] == [own, own]
+    final = record(client, comment_of(first.content)["id"])
+    assert (final["output_tokens"], final["tokens_from"]) == (2, "guessed")
+    assert client.post(CHAT, json={"model": "other", "stream": True}).status_code == 200
+    assert b"include_usage" in seen[-1]
+
+
+def test_a_request_that_is_refused_either_way_teaches_nothing(start: Start) -> None:
+    """The client reads the error of its own body; no other client loses its count by it."""
+    seen: list[Any] = []
+    client = start(refusing(seen))
+    bad = client.post(CHAT, json={"model": "m", "stream": True, "bad": True})
+    assert (bad.status_code, bad.json()) == (400, {"error": "bad"})
+    assert client.post(CHAT, json={"model": "m", "stream": True}).status_code == 200
+    assert [b"include_usage" in body for body in seen] == [True, False, True]

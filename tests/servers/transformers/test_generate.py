@@ -169,3 +169,11 @@ def test_the_model_is_as_before_after_the_block(model: Any, stub: Stub) -> None:
     with pytest.raises(ZeroDivisionError):
         fail()
     assert vars(model) == before
+
+
+@pytest.mark.parametrize("found", ["tiny-qwen2", None, torch.nn.Linear(1, 1)])
+def test_what_is_no_model_is_named(found: Any) -> None:
+    """With what it lacks, before any sensor is opened."""
+    says = f"meter_generate got a {type(found).__name__}, which has no .*generate"
+    with pytest.raises(MeterError, match=says), meter_generate(found):
+        pass

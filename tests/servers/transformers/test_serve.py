@@ -260,3 +260,12 @@ def test_a_transformers_that_does_not_fit_serves_unmetered(
     monkeypatch.setenv("LLM_CARBON_METER_STRICT", "1")
     with pytest.raises(ConfigError, match=r"has no transformers:Nothing .*5\.6 is the oldest"):
         transformers_serve.install()
+
+
+def test_its_own_log_says_once_that_it_is_metered(metered: Metered) -> None:
+    """By which sensor, and where the records are, when the model is there."""
+    complete(metered, "hi", 2, "said")
+    said = [line for line in metered.server.log.read_text().splitlines() if "is metered" in line]
+    (line,) = said
+    assert "measured, quality counter" in line
+    assert f"request log: {metered.request_log}" in line

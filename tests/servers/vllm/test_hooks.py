@@ -80,13 +80,14 @@ def test_warnings_are_seen_under_a_quiet_root_logger(
     owners: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As in vLLM's API server, where only errors of others would be; a level of one's own stays."""
+    logger = logging.getLogger("llm_carbon_meter")
     monkeypatch.setattr(vllm_plugin, "_registered", False)
-    monkeypatch.setattr(vllm_plugin.logger, "level", logging.NOTSET)
+    monkeypatch.setattr(logger, "level", logging.NOTSET)
     monkeypatch.setattr(logging.root, "level", logging.ERROR)
     monkeypatch.setenv("LLM_CARBON_METER_ENABLED", "0")
     vllm_plugin.register()
-    assert vllm_plugin.logger.isEnabledFor(logging.WARNING)
+    assert logger.isEnabledFor(logging.INFO)
     monkeypatch.setattr(vllm_plugin, "_registered", False)
-    vllm_plugin.logger.setLevel(logging.CRITICAL)
+    logger.setLevel(logging.CRITICAL)
     vllm_plugin.register()
-    assert vllm_plugin.logger.level == logging.CRITICAL
+    assert logger.level == logging.CRITICAL

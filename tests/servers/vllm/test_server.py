@@ -353,3 +353,12 @@ def test_nothing_of_the_prompt_is_in_the_log(metered: Metered) -> None:
     metered.http("/v1/chat/completions", chat("unmistakable-xylophone", 3))
     time.sleep(0.5)
     assert "xylophone" not in metered.request_log.read_text()
+
+
+def test_its_own_log_says_once_that_it_is_metered(metered: Metered) -> None:
+    """By which sensor, and where the records are."""
+    said = [line for line in metered.server.log.read_text().splitlines() if "is metered" in line]
+    (line,) = said
+    assert "GPU GPU-" in line
+    assert "measured, quality counter" in line
+    assert f"request log: {metered.request_log}" in line

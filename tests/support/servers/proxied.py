@@ -30,11 +30,16 @@ class Metering(NamedTuple):
 
 
 @contextlib.contextmanager
-def running(app: Any) -> Iterator[str]:
-    """A real server of an application; its URL."""
-    place = socket.create_server(("127.0.0.1", 0))
+def running(app: Any, http: str = "auto", port: int = 0) -> Iterator[str]:
+    """A real server of an application, with one of uvicorn's parsers; its URL."""
+    place = socket.create_server(("127.0.0.1", port))
     config = uvicorn.Config(
-        app, log_level="critical", ws="none", server_header=False, timeout_graceful_shutdown=1
+        app,
+        log_level="critical",
+        ws="none",
+        http=http,  # type: ignore[arg-type]
+        server_header=False,
+        timeout_graceful_shutdown=1,
     )
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [place]})
