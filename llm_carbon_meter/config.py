@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+from llm_carbon_meter.private_folder import is_private
 from llm_carbon_meter.records import ConfigError
 
 PREFIX: Final = "LLM_CARBON_METER_"
@@ -257,9 +258,29 @@ def vllm_plugins() -> list[str] | None:
 
 
 def runtime_folder() -> Path:
-    """Where all processes of this user meet; gone with the machine's next start."""
-    place = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-    return Path(place, f"llm-carbon-meter-user-{os.getuid()}")
+    """Where all meters of this user meet; gone with the machine's next start.
+
+    ``XDG_RUNTIME_DIR`` may be another user's, as after ``sudo -E``; then it is not taken.
+    """
+    place = os.environ.get("XDG_RUNTIME_DIR", "")
+    if place and is_private(Path(place)):
+        return Path(place, "llm-carbon-meter")
+    return Path(os.environ.get("TMPDIR") or "/tmp", f"llm-carbon-meter-user-{os.getuid()}")
+
+
+def temporary_folder() -> Path:
+    """Where this process may write files that nobody keeps.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError as error:
+        raise ConfigError(
+            f"a folder for temporary files was looked for: {error.strerror}; set TMPDIR to a "
+            f"folder that can be written, or {CHANNEL_DIR_VARIABLE} to a private one"
+        ) from None
 
 
 def data_folder(given: str = "") -> Path:

@@ -16,6 +16,7 @@ from llm_carbon_meter.config import (
     Config,
     cuda_visible_devices,
     data_folder,
+    runtime_folder,
     settings_table,
     share_channel_dir,
 )
@@ -192,6 +193,21 @@ def test_the_channel_directory_travels_in_the_environment(
     monkeypatch.setenv(CHANNEL_DIR_VARIABLE, "/nowhere")
     share_channel_dir("/tmp/lcm")
     assert Config.from_environment(os.environ)[0].channel_dir == "/tmp/lcm"
+
+
+@pytest.mark.parametrize(
+    ("mode", "place"), [(0o700, "{own}/llm-carbon-meter"), (0o755, "{tmp}/llm-carbon-meter-user-")]
+)
+def test_meters_meet_where_no_other_user_has_a_say(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: int, place: str
+) -> None:
+    """In XDG_RUNTIME_DIR, unless others may write there, as after ``sudo -E``."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own").chmod(mode)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "own"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
+    expected = place.format(own=tmp_path / "own", tmp=tmp_path / "none")
+    assert str(runtime_folder()).startswith(expected)
 
 
 @pytest.mark.parametrize("value", [None, "", "0,1"])

@@ -11,7 +11,7 @@ from llm_carbon_meter.config import PREFIX, Config, shown_value, vllm_plugins
 from llm_carbon_meter.exporters.columns import figure
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import ConfigError, MeterError
-from llm_carbon_meter.servers.shared.channel import Publisher, choose_directory
+from llm_carbon_meter.servers.shared.channel import Publisher, choose_directory, engine_name
 from llm_carbon_meter.servers.shared.hooks import Fit, installed_fit
 
 PLUGIN: Final = "llm_carbon_meter"
@@ -97,9 +97,9 @@ def _fit(engine: str, fit: Fit, wanted: str) -> Finding:
 
 
 def _channel(config: Config) -> Finding:
-    directory = config.channel_dir or choose_directory()
     try:
-        Publisher(directory, "check", Faults()).close()
+        directory = config.channel_dir or choose_directory()
+        Publisher(directory, engine_name(0), Faults()).close()
     except MeterError as error:
         return Finding("channel", Verdict.FAILS, str(error))
     text = f"sockets in {directory}, private to this user"

@@ -21,7 +21,7 @@ from llm_carbon_meter.records import ConfigError, SpecError
 from llm_carbon_meter.servers.shared.gpu_fields import gpu_fields
 from llm_carbon_meter.servers.shared.local_meter import LocalMeter
 from llm_carbon_meter.servers.shared.meter_process import Setup
-from llm_carbon_meter.servers.shared.settings import read_settings
+from llm_carbon_meter.servers.shared.settings import read_settings, with_channel
 from llm_carbon_meter.servers.sidecar.capture import OutsideCapture
 from llm_carbon_meter.servers.sidecar.proxy import CONNECT_S, Upstream, application, named
 
@@ -102,7 +102,7 @@ def _settings(faults: Faults) -> Config:
     config = read_settings(faults)
     if not config.enabled:
         raise ConfigError("LLM_CARBON_METER_ENABLED=0: then a sidecar has nothing to do")
-    return config
+    return with_channel(config)
 
 
 def _url(text: str) -> str:

@@ -48,6 +48,15 @@ def test_a_meter_that_is_switched_off_is_no_proxy(
     assert "LLM_CARBON_METER_ENABLED=0" in capsys.readouterr().err
 
 
+def test_without_a_temporary_folder_it_ends_with_one_line(
+    no_temporary_folder: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says what to set."""
+    assert command("--upstream", "http://127.0.0.1:1") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "set TMPDIR to a folder that can be written" in line
+
+
 def test_the_server_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
     """There is no default to meter by mistake."""
     with pytest.raises(SystemExit):
