@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
+from llm_carbon_meter.addresses import NOT_SHOWN, check_url, shown_url
 from llm_carbon_meter.private_folder import is_private
 from llm_carbon_meter.records import ConfigError
 
@@ -65,10 +65,11 @@ def _power(text: str) -> str:
 
 
 def _url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme in ("http", "https") and parts.hostname:
-        return text
-    raise ValueError("expected an address that begins with http:// or https://")
+    return check_url(text, query=True)
+
+
+def _url_of_service(text: str) -> str:
+    return check_url(text, query=False)
 
 
 def _setting(default: Any, parse: Callable[[str], Any], doc: str, *, secret: bool = False) -> Any:
@@ -139,7 +140,12 @@ class Config:
         "world", str, "grid zone: an ISO 3166 code such as `DE`, or one of Electricity Maps"
     )
     electricitymaps_token: str = _setting("", str, "token of Electricity Maps", secret=True)
-    carbon_url: str = _setting("", _url, "address of the service, where it is not its own")
+    carbon_url: str = _setting(
+        "",
+        _url_of_service,
+        "address of the service, where it is not its own; without a query",
+        secret=True,
+    )
     embodied: str = _setting(
         "pcf",
         _choice("pcf", "llmcarbon", "none"),
@@ -228,8 +234,10 @@ class Config:
 
 def shown_value(name: str, value: object) -> object:
     """A setting's value as it may be logged and printed."""
-    secret = not Config.__dataclass_fields__[name].repr
-    return "(not shown)" if secret else value
+    setting = Config.__dataclass_fields__[name]
+    if setting.metadata["parse"] in (_url, _url_of_service):
+        return shown_url(str(value))
+    return value if setting.repr else NOT_SHOWN
 
 
 # Read by the demo, the tests or training, not by the serving process.

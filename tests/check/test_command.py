@@ -153,6 +153,21 @@ def test_a_vllm_that_ends_its_process_is_survived(make_vllm: MakeVllm) -> None:
     assert "ended with code 132" in findings(done.stdout)["vllm"]["text"]
 
 
+def test_no_secret_of_the_settings_is_printed(make_vllm: MakeVllm) -> None:
+    """Of an address scheme, host and port; the service does not answer here."""
+    done = check(
+        vllm=make_vllm(),
+        LLM_CARBON_METER_CARBON_PROVIDER="electricitymaps",
+        LLM_CARBON_METER_CARBON_URL="http://user:SECRET@127.0.0.1:9/SECRET",
+        LLM_CARBON_METER_ELECTRICITYMAPS_TOKEN="SECRET",
+        LLM_CARBON_METER_DRIFT_WEBHOOK="https://hooks.example/SECRET",
+    )
+    assert done.returncode == 0
+    assert "LLM_CARBON_METER_CARBON_URL=http://127.0.0.1:9," in done.stdout
+    assert "LLM_CARBON_METER_DRIFT_WEBHOOK=https://hooks.example" in done.stdout
+    assert "SECRET" not in done.stdout + done.stderr
+
+
 @pytest.mark.parametrize(
     ("variables", "topic", "expected"),
     [

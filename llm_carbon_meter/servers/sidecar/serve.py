@@ -1,17 +1,16 @@
 """``llm-carbon-meter sidecar``: checks its options, meters, and serves the proxy of proxy.py."""
 
-import contextlib
 import signal
 import socket
 import sys
 import time
 from collections.abc import Sequence
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import httpx
 import uvicorn
 
+from llm_carbon_meter.addresses import check_url, shown_url, split_login
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.physics.model_list import named_config
@@ -51,7 +50,8 @@ def serve(upstream: str, listen: str, model: str, gpus: str) -> int:
         meter.follow(capture)
         try:
             app = application(Upstream(url), capture, meter.server, faults)
-            print(f"llm-carbon-meter: {listen} goes to {url}, metered on GPU {gpus}", flush=True)
+            where = shown_url(url)
+            print(f"llm-carbon-meter: {listen} goes to {where}, metered on GPU {gpus}", flush=True)
             _serve(app, place)
         finally:
             meter.stop()
@@ -106,11 +106,14 @@ def _settings(faults: Faults) -> Config:
 
 
 def _url(text: str) -> str:
-    with contextlib.suppress(ValueError):  # a port that is none
-        parts = urlsplit(text)
-        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
-            return text
-    raise ConfigError(f"--upstream {text}: expected a URL such as http://127.0.0.1:8000")
+    try:
+        httpx.URL(check_url(text, query=False))
+    except (ValueError, httpx.InvalidURL):
+        raise ConfigError(
+            f"--upstream {shown_url(text)}: expected a URL such as http://127.0.0.1:8000, without "
+            "a query"
+        ) from None
+    return text
 
 
 def _devices(text: str) -> list[str]:
@@ -139,10 +142,12 @@ def _family(host: str) -> socket.AddressFamily:
 def _served_name(url: str, faults: Faults) -> str:
     """What the server calls its first model; empty where it does not say."""
     try:
-        answer = httpx.get(url.rstrip("/") + "/v1/models", timeout=CONNECT_S, trust_env=False)
+        address, login = split_login(url)  # httpx logs the address that it is given
+        place = address.rstrip("/") + "/v1/models"
+        answer = httpx.get(place, auth=login, timeout=CONNECT_S, trust_env=False)
         return str(answer.json()["data"][0]["id"])
     except httpx.TransportError as error:
-        advice = f"Until {url} answers, clients get status 502."
+        advice = f"Until {shown_url(url)} answers, clients get status 502."
         faults.note("upstream", named(error), advice)
     except (ValueError, LookupError, TypeError):  # it asks for a key, or has no such list
         pass

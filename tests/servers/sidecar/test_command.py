@@ -39,6 +39,19 @@ def test_wrong_usage_is_one_clear_line(
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "url", ["htps://user:SECRET@x", "http://user:SECRET", "http://x/?token=SECRET", "http://x:S%"]
+)
+def test_an_address_that_is_refused_is_not_shown(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may have a password in it."""
+    assert command("--upstream", url) == 1
+    said = capsys.readouterr().err
+    assert "expected a URL such as http://127.0.0.1:8000, without a query" in said
+    assert "SECRET" not in said
+
+
 def test_a_meter_that_is_switched_off_is_no_proxy(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -101,9 +114,11 @@ def test_it_starts_before_its_server_and_without_a_model(
     monkeypatch.setattr(sidecar_serve, "LocalMeter", stop_here)
     monkeypatch.setenv("LLM_CARBON_METER_CHANNEL_DIR", "/nowhere")
     url = f"http://127.0.0.1:{free_port()}"
-    assert command("--upstream", url, "--listen", "127.0.0.1:0", "--gpus", "1,2") == 1
+    secret = url.replace("//", "//user:SECRET@") + "/SECRET"
+    assert command("--upstream", secret, "--listen", "127.0.0.1:0", "--gpus", "1,2") == 1
     (setup,) = started
     assert (setup.gpus, setup.model, setup.outside) == (["1", "2"], None, True)
     unreachable, unknown = (line.getMessage() for line in caplog.records)
     assert f"Until {url} answers, clients get status 502" in unreachable
+    assert "SECRET" not in caplog.text
     assert "does not say which model it serves" in unknown
