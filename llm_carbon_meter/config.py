@@ -259,6 +259,17 @@ def cuda_visible_devices() -> str | None:
     return os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
+def cuda_device_order() -> str:
+    """CUDA's own variable: how it numbers GPUs; empty where it is not set."""
+    return os.environ.get("CUDA_DEVICE_ORDER", "")
+
+
+def metrics_folder() -> str | None:
+    """prometheus_client's own variable: where several processes keep metrics; None for nowhere."""
+    names = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
+    return next((os.environ[name] for name in names if name in os.environ), None)
+
+
 def vllm_plugins() -> list[str] | None:
     """vLLM's own allow-list of plugins by name; None where it allows all."""
     names = os.environ.get("VLLM_PLUGINS")

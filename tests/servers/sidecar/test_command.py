@@ -1,8 +1,12 @@
 """The command `llm-carbon-meter sidecar`, and its clock."""
 
 import asyncio
+import os
 import socket
+import subprocess
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -68,6 +72,28 @@ def test_without_a_temporary_folder_it_ends_with_one_line(
     assert command("--upstream", "http://127.0.0.1:1") == 1
     (line,) = capsys.readouterr().err.splitlines()
     assert "set TMPDIR to a folder that can be written" in line
+
+
+def test_metrics_that_cannot_be_written_end_it_with_one_line(tmp_path: Path) -> None:
+    """In a process of its own: prometheus_client looks at the folder when it is imported."""
+    options = {"--listen": "127.0.0.1:0", "--upstream": f"http://127.0.0.1:{free_port()}"}
+    words = [word for option in options.items() for word in option]
+    done = subprocess.run(
+        [sys.executable, "-m", "llm_carbon_meter.cli", "sidecar", *words],
+        env={
+            **os.environ,
+            "LLM_CARBON_METER_POWER": "modelled",
+            "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "none"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert f"PROMETHEUS_MULTIPROC_DIR={tmp_path}/none: metrics cannot be written there" in last
 
 
 def test_the_server_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
