@@ -219,9 +219,10 @@ class EnergyLedger:
         if self._lowers(tick):
             self._lower(tick.start_s, tick.end_s, tick.quality)
         late = tick.start_s < gpu.settled_until_s  # the GPU had been given up for lost
-        if self._learner and (tick.lost or late):
+        nobodys = late or tick.impossible
+        if self._learner and (tick.lost or nobodys):
             self._learner.skip(gpu.name)
-        if late and not tick.lost:
+        if nobodys and not tick.lost:
             gpu.joules[Account.UNATTRIBUTED] += tick.joules
         elif not tick.lost:
             self._divide(gpu, tick, grams_per_joule)
