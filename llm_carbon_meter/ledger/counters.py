@@ -28,9 +28,9 @@ class Tick(NamedTuple):
     """Those at which the counter moved, the last one included; none of ticks that were joined."""
 
     @property
-    def impossible(self) -> bool:
-        """Whether the joules are more than the GPU can draw, and nobody's."""
-        return self.quality is Quality.IMPOSSIBLE
+    def divisible(self) -> bool:
+        """Whether the joules are known, and no more than the GPU can draw."""
+        return not self.lost and self.quality is not Quality.IMPOSSIBLE
 
 
 class GpuCounter:
@@ -135,8 +135,8 @@ class GpuCounter:
         self._last = last
 
     def _wait(self, tick: Tick) -> None:
-        joins = not any(each.lost or each.impossible for each in (tick, *list(self.ticks)[-1:]))
-        if len(self.ticks) >= MAX_WAITING_TICKS and joins:
+        full = len(self.ticks) >= MAX_WAITING_TICKS
+        if full and tick.divisible and self.ticks[-1].divisible:
             before = self.ticks.pop()
             quality = max(before.quality, tick.quality, key=lambda quality: quality.rank)
             joules = before.joules + tick.joules
