@@ -18,7 +18,7 @@ _NEEDED_NAMES: Final = (
     "nvmlDeviceGetFieldValues",
     "nvmlDeviceGetTotalEnergyConsumption",
     "nvmlDeviceGetDeviceHandleFromMigDeviceHandle",
-    "convertStrBytes",  # without it names are bytes, and no name can be asked for (until 11.510)
+    "convertStrBytes",  # without it names are bytes, as in 11.450
 )
 
 
