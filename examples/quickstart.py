@@ -35,7 +35,8 @@ def main() -> None:
             "max_tokens": 200,
             **server.exact,
         }
-        answer = httpx.post(f"{server.url}/v1/chat/completions", json=question, timeout=60)
+        client = httpx.Client(base_url=server.url, timeout=60, trust_env=False)
+        answer = client.post("/v1/chat/completions", json=question)
         for name, value in answer.headers.items():
             if name.startswith("llm-carbon-"):
                 print(f"{name}: {value}")
@@ -48,7 +49,7 @@ def main() -> None:
         print(f"record: {record['status']}, quality {record['quality']}")
         for name in ("prefill_wh", "decode_wh", "energy_wh", "operational_grams"):
             print(f"  {name}: {record[name]:.3g}")
-        for line in httpx.get(f"{server.url}/metrics").text.splitlines():
+        for line in client.get("/metrics").text.splitlines():
             if line.startswith(("llm_carbon_meter_energy_joules_total", "llm_carbon_meter_acc")):
                 print(line)
 

@@ -7,8 +7,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import urlsplit
 
+from llm_carbon_meter.addresses import NOT_SHOWN, check_url, shown_url
+from llm_carbon_meter.private_folder import is_private
 from llm_carbon_meter.records import ConfigError
 
 PREFIX: Final = "LLM_CARBON_METER_"
@@ -69,10 +70,11 @@ def _power(text: str) -> str:
 
 
 def _url(text: str) -> str:
-    parts = urlsplit(text)
-    if parts.scheme in ("http", "https") and parts.hostname:
-        return text
-    raise ValueError("expected an address that begins with http:// or https://")
+    return check_url(text, query=True)
+
+
+def _url_of_service(text: str) -> str:
+    return check_url(text, query=False)
 
 
 def _setting(default: Any, parse: Callable[[str], Any], doc: str, *, secret: bool = False) -> Any:
@@ -143,7 +145,12 @@ class Config:
         "world", str, "grid zone: an ISO 3166 code such as `DE`, or one of Electricity Maps"
     )
     electricitymaps_token: str = _setting("", str, "token of Electricity Maps", secret=True)
-    carbon_url: str = _setting("", _url, "address of the service, where it is not its own")
+    carbon_url: str = _setting(
+        "",
+        _url_of_service,
+        "address of the service, where it is not its own; without a query",
+        secret=True,
+    )
     embodied: str = _setting(
         "pcf",
         _choice("pcf", "llmcarbon", "none"),
@@ -238,8 +245,10 @@ class Config:
 
 def shown_value(name: str, value: object) -> object:
     """A setting's value as it may be logged and printed."""
-    secret = not Config.__dataclass_fields__[name].repr
-    return "(not shown)" if secret else value
+    setting = Config.__dataclass_fields__[name]
+    if setting.metadata["parse"] in (_url, _url_of_service):
+        return shown_url(str(value))
+    return value if setting.repr else NOT_SHOWN
 
 
 # Read by the demo, the tests or training, not by the serving process.
@@ -261,6 +270,17 @@ def cuda_visible_devices() -> str | None:
     return os.environ.get("CUDA_VISIBLE_DEVICES")
 
 
+def cuda_device_order() -> str:
+    """CUDA's own variable: how it numbers GPUs; empty where it is not set."""
+    return os.environ.get("CUDA_DEVICE_ORDER", "")
+
+
+def metrics_folder() -> str | None:
+    """prometheus_client's own variable: where several processes keep metrics; None for nowhere."""
+    names = ("PROMETHEUS_MULTIPROC_DIR", "prometheus_multiproc_dir")
+    return next((os.environ[name] for name in names if name in os.environ), None)
+
+
 def vllm_plugins() -> list[str] | None:
     """vLLM's own allow-list of plugins by name; None where it allows all."""
     names = os.environ.get("VLLM_PLUGINS")
@@ -268,9 +288,29 @@ def vllm_plugins() -> list[str] | None:
 
 
 def runtime_folder() -> Path:
-    """Where all processes of this user meet; gone with the machine's next start."""
-    place = os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir()
-    return Path(place, f"llm-carbon-meter-user-{os.getuid()}")
+    """Where all meters of this user meet; gone with the machine's next start.
+
+    ``XDG_RUNTIME_DIR`` may be another user's, as after ``sudo -E``; then it is not taken.
+    """
+    place = os.environ.get("XDG_RUNTIME_DIR", "")
+    if place and is_private(Path(place)):
+        return Path(place, "llm-carbon-meter")
+    return Path(os.environ.get("TMPDIR") or "/tmp", f"llm-carbon-meter-user-{os.getuid()}")  # noqa: S108 - checked to be private
+
+
+def temporary_folder() -> Path:
+    """Where this process may write files that nobody keeps.
+
+    Raises:
+        ConfigError: there is no such folder.
+    """
+    try:
+        return Path(tempfile.gettempdir())
+    except OSError as error:
+        raise ConfigError(
+            f"a folder for temporary files was looked for: {error.strerror}; set TMPDIR to a "
+            f"folder that can be written, or {CHANNEL_DIR_VARIABLE} to a private one"
+        ) from None
 
 
 def data_folder(given: str = "") -> Path:

@@ -74,6 +74,8 @@ class Quality(StrEnum):
     MIG_PARENT = "mig_parent"
     RESET = "reset"
     """A counter jumped back or a GPU stopped answering: some of its joules are missing."""
+    IMPOSSIBLE = "impossible"
+    """A counter rose by more than the GPU can draw: these joules are unattributed."""
     OUTSIDE = "outside"
     """Metered by a proxy before a server that is not hooked: no step of it was seen."""
     MODELLED = "modelled"
@@ -82,6 +84,11 @@ class Quality(StrEnum):
     def rank(self) -> int:
         """0 for the best."""
         return list(Quality).index(self)
+
+    @property
+    def misses_joules(self) -> bool:
+        """Whether what was drawn is not known, so that requests lack some of it."""
+        return self in (Quality.RESET, Quality.IMPOSSIBLE)
 
 
 class TokenCount(StrEnum):

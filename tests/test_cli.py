@@ -20,22 +20,24 @@ with contextlib.suppress(SystemExit):
     {call}
 print(*sys.modules, file=sys.stderr)
 """
+CONFIG = "config addresses private_folder"
+"""What settings need."""
 ROOMS = {
-    "demo": "config data demo exporters extras physics power service testing units",
-    "campaign": "campaign config exporters extras physics power training units",
-    "check": "carbon check config exporters faults formats ledger physics power servers service "
+    "demo": f"{CONFIG} data demo exporters extras physics power service testing units",
+    "campaign": f"campaign {CONFIG} progress exporters extras physics power training units",
+    "check": f"carbon check {CONFIG} data exporters faults formats ledger physics power predictor servers service "
     "units",
-    "serve-transformers": "carbon config data exporters faults formats frontend physics power "
+    "serve-transformers": f"carbon {CONFIG} data exporters faults formats frontend physics power "
     "predictor servers service units",
     "sidecar": "servers",
-    "estimate": "carbon config estimate exporters faults physics predictor service units",
-    "plan": "carbon config data estimate exporters faults physics predictor service units",
+    "estimate": f"carbon {CONFIG} estimate exporters faults physics predictor progress service units",
+    "plan": f"carbon {CONFIG} data estimate exporters faults physics predictor service units",
     "models": "estimate exporters physics",
     "gpus": "estimate exporters physics predictor",
-    "replay": "config exporters faults formats frontend report units",
-    "report": "config exporters faults formats frontend report units",
-    "train": "config extras training",
-    "evaluate": "config extras training",
+    "replay": f"{CONFIG} exporters faults formats frontend report units",
+    "report": f"{CONFIG} exporters faults formats frontend report units",
+    "train": f"{CONFIG} extras training",
+    "evaluate": f"{CONFIG} extras training",
 }
 """What the module of each verb may load, its options included."""
 

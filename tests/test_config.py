@@ -16,8 +16,10 @@ from llm_carbon_meter.config import (
     Config,
     cuda_visible_devices,
     data_folder,
+    runtime_folder,
     settings_table,
     share_channel_dir,
+    shown_value,
 )
 from llm_carbon_meter.records import ConfigError, MeterError
 
@@ -130,6 +132,42 @@ def test_a_secret_is_not_in_any_message() -> None:
     assert "T0" not in repr(config)
 
 
+@pytest.mark.parametrize("name", ["CARBON_URL", "DRIFT_WEBHOOK"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "htps://user:SECRET@host",
+        "http://user:SECRET",
+        "http://[user:SECRET@host",
+        "http://user:SECRET@ho\u2100st",
+        "http://user:SECRET@host:99999",
+    ],
+)
+def test_an_address_that_is_refused_is_not_shown(name: str, url: str) -> None:
+    """Neither by us nor by the library that took it apart."""
+    config, (problem,) = Config.from_environment({PREFIX + name: url})
+    assert config == Config()
+    assert f"{PREFIX}{name}=(not shown): expected a URL such as http://" in str(problem)
+    assert "SECRET" not in str(problem)
+
+
+def test_the_address_of_a_service_has_no_query() -> None:
+    """A path is put behind it; its token has a setting of its own."""
+    url = "http://host/?token=SECRET"
+    _, (problem,) = Config.from_environment({PREFIX + "CARBON_URL": url})
+    assert "SECRET" not in str(problem)
+    assert "nothing behind a ?" in str(problem)
+
+
+def test_a_setting_is_shown_without_its_secrets() -> None:
+    """Of an address scheme, host and port."""
+    config = Config(carbon_url="http://user:SECRET@host:1/x", electricitymaps_token="SECRET")
+    assert "SECRET" not in repr(config)
+    assert shown_value("carbon_url", config.carbon_url) == "http://host:1"
+    assert shown_value("electricitymaps_token", "SECRET") == "(not shown)"
+    assert shown_value("pue", 1.5) == 1.5
+
+
 def test_an_unknown_variable_is_named() -> None:
     """A typing error is reported rather than silently ignored."""
     config, (problem,) = Config.from_environment({PREFIX + "POLICE": "tokens"})
@@ -195,6 +233,21 @@ def test_the_channel_directory_travels_in_the_environment(
     monkeypatch.setenv(CHANNEL_DIR_VARIABLE, "/nowhere")
     share_channel_dir("/tmp/lcm")
     assert Config.from_environment(os.environ)[0].channel_dir == "/tmp/lcm"
+
+
+@pytest.mark.parametrize(
+    ("mode", "place"), [(0o700, "{own}/llm-carbon-meter"), (0o755, "{tmp}/llm-carbon-meter-user-")]
+)
+def test_meters_meet_where_no_other_user_has_a_say(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, mode: int, place: str
+) -> None:
+    """In XDG_RUNTIME_DIR, unless others may write there, as after ``sudo -E``."""
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own").chmod(mode)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "own"))
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "none"))
+    expected = place.format(own=tmp_path / "own", tmp=tmp_path / "none")
+    assert str(runtime_folder()).startswith(expected)
 
 
 @pytest.mark.parametrize("value", [None, "", "0,1"])

@@ -8,7 +8,6 @@ import asyncio
 import queue
 import re
 import time
-import urllib.request
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
@@ -18,6 +17,7 @@ from part import Day
 from part_model import model_folder
 from serving import lengths, make_server
 
+from llm_carbon_meter.addresses import open_url
 from llm_carbon_meter.demo.replay import NOT_SENT, Answer, Prompts, replay
 from llm_carbon_meter.demo.trace import TraceRequest, draw
 from llm_carbon_meter.faults import Faults
@@ -212,9 +212,8 @@ def _estimate(estimate: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _metrics(url: str) -> str:
-    with urllib.request.urlopen(url + "/metrics", timeout=10) as response:  # noqa: S310 - of a server that we started
-        text: str = response.read().decode("utf-8")
-    return text
+    with open_url(url + "/metrics", timeout_s=10.0) as response:
+        return response.read().decode("utf-8")
 
 
 def value_of(text: str, metric: str) -> float | None:

@@ -12,6 +12,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, Final, Protocol
 
+from llm_carbon_meter.addresses import is_loopback, shown_url, split_login
 from llm_carbon_meter.records import CarbonIntensity, MeterError
 
 STATIC, TABLE = "static", "table"
@@ -79,8 +80,8 @@ class ElectricityMaps:
 
     def fetch(self) -> CarbonIntensity:
         """See `CarbonService`."""
-        url = (self.url or "https://api.electricitymaps.com") + "/v3/carbon-intensity/latest"
-        answer = _get(url, {"zone": self.zone}, {"auth-token": self.token})
+        url, path = self.url or "https://api.electricitymaps.com", "/v3/carbon-intensity/latest"
+        answer = _get(url, path, {"zone": self.zone}, {"auth-token": self.token})
         return _read(
             "Electricity Maps",
             lambda: _intensity(
@@ -103,7 +104,7 @@ class UkCarbonIntensity:
 
     def fetch(self) -> CarbonIntensity:
         """See `CarbonService`."""
-        answer = _get((self.url or "https://api.carbonintensity.org.uk") + "/intensity", {}, {})
+        answer = _get(self.url or "https://api.carbonintensity.org.uk", "/intensity", {}, {})
 
         def read() -> CarbonIntensity:
             [period] = answer["data"]
@@ -128,26 +129,35 @@ SERVICES: Final[Mapping[str, Callable[[str, str, str], CarbonService]]] = {
 """Name -> made of zone, token and another address than its own."""
 
 
-def _get(url: str, query: Mapping[str, str], headers: Mapping[str, str]) -> Any:
-    """Ask for JSON. An error names the address and never a token."""
+def _get(url: str, path: str, query: Mapping[str, str], headers: Mapping[str, str]) -> Any:
+    """Ask for JSON. An error names the host and never a token."""
     import httpx
 
+    address, login = split_login(url)  # httpx logs the address that it is given
+    shown = shown_url(url)
     try:
-        answer = httpx.get(url, params=query, headers=headers, timeout=TIMEOUT_S)
+        answer = httpx.get(
+            address.rstrip("/") + path,
+            params=query,
+            headers=headers,
+            auth=login,
+            timeout=TIMEOUT_S,
+            trust_env=not is_loopback(address),
+        )
         answer.raise_for_status()
         return answer.json()
     except httpx.HTTPStatusError as error:
         code = error.response.status_code
         advice = {401: "check the token", 403: "check the token", 429: "asked too often"}
         raise MeterError(
-            f"{url} answered {code}; {advice.get(code, 'it is asked again later')}"
+            f"{shown} answered {code}; {advice.get(code, 'it is asked again later')}"
         ) from None
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise MeterError(
-            f"{url} was asked: {type(error).__name__}; it is asked again later"
+            f"{shown} was asked: {type(error).__name__}; it is asked again later"
         ) from None
     except ValueError:
-        raise MeterError(f"{url} did not answer with JSON; check the address") from None
+        raise MeterError(f"{shown} did not answer with JSON; check the address") from None
 
 
 def _read(service: str, read: Callable[[], CarbonIntensity]) -> CarbonIntensity:

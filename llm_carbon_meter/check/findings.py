@@ -7,10 +7,13 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any, Final
 
+from llm_carbon_meter.power.nvml.nvml_meter import worst
 from llm_carbon_meter.records import Quality
 
 LINE: Final = 110
 """Characters of a line on a terminal."""
+TOPIC: Final = 12
+"""Characters of the longest topic: findings are printed before the last one is known."""
 
 
 class Verdict(StrEnum):
@@ -32,6 +35,21 @@ class Finding:
     text: str
     figures: Mapping[str, Any] = field(default_factory=dict)
     """Numbers of the finding, for programs."""
+    quality: Quality | None = None
+    """Of the requests of a server started now; None where the finding says nothing of it."""
+
+    @property
+    def block(self) -> str:
+        """Verdict, topic and text beside each other, the text on as many lines as it takes."""
+        label = f"{self.verdict:<5}  {self.topic:<{TOPIC}}  "
+        return textwrap.fill(
+            self.text,
+            LINE,
+            initial_indent=label,
+            subsequent_indent=" " * len(label),
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,20 +57,20 @@ class Report:
     """Everything that was looked at, and what requests would be labelled."""
 
     findings: Sequence[Finding]
-    quality: Quality
+
+    @property
+    def quality(self) -> Quality:
+        """The worst that a finding tells."""
+        told = [finding.quality for finding in self.findings if finding.quality is not None]
+        return worst(*told) if told else Quality.MODELLED
 
     @property
     def works(self) -> bool:
         """Whether a server started now would be metered."""
         return all(finding.verdict is not Verdict.FAILS for finding in self.findings)
 
-    def table(self) -> str:
-        """For people."""
-        width = max(len(finding.topic) for finding in self.findings)
-        blocks = [_block(finding, width) for finding in self.findings]
-        return "\n".join([*blocks, "", self._conclusion()])
-
-    def _conclusion(self) -> str:
+    def conclusion(self) -> str:
+        """What all findings come to, for people."""
         if not self.works:
             failing = [f.topic.strip() for f in self.findings if f.verdict is Verdict.FAILS]
             return f"Nothing would be metered: see {', '.join(failing)}."
@@ -69,16 +87,3 @@ class Report:
             ],
         }
         return json.dumps(report, indent=2)
-
-
-def _block(finding: Finding, width: int) -> str:
-    """Verdict, topic and text beside each other, the text on as many lines as it takes."""
-    label = f"{finding.verdict:<5}  {finding.topic:<{width}}  "
-    return textwrap.fill(
-        finding.text,
-        LINE,
-        initial_indent=label,
-        subsequent_indent=" " * len(label),
-        break_long_words=False,
-        break_on_hyphens=False,
-    )

@@ -1,7 +1,7 @@
 """Looks at the power source: which GPUs, what their counters do now, who else is on them."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llm_carbon_meter.check.findings import Finding, Verdict
-from llm_carbon_meter.config import Config, cuda_visible_devices
+from llm_carbon_meter.config import Config, cuda_device_order, cuda_visible_devices
 from llm_carbon_meter.exporters.columns import figure, percent
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.ledger.kept_coefficients import kept_lags
@@ -27,35 +27,33 @@ from llm_carbon_meter.power.characterise import (
 from llm_carbon_meter.power.contention import Sharing, own_processes, sees_host_numbers, sharing
 from llm_carbon_meter.power.nvml.architectures import measured
 from llm_carbon_meter.power.nvml.devices import listed_devices
-from llm_carbon_meter.power.nvml.nvml_meter import open_nvml, worst
+from llm_carbon_meter.power.nvml.nvml_meter import open_nvml
 from llm_carbon_meter.power.nvml.survey import Clocks, GpuFacts, Survey, survey
 from llm_carbon_meter.power.replay import read_trace
 from llm_carbon_meter.records import MeterError, PowerError, Quality
 
-Found = tuple[list[Finding], Quality]
-"""What was found, and the quality of the requests of a server started now."""
 
-
-def check_power(config: Config, poll_s: float) -> Found:
+def check_power(config: Config, poll_s: float) -> Iterator[Finding]:
     """Look at the power source of the settings, and at the GPUs where it is NVML."""
     if config.power.startswith("replay:"):
-        return _replay(Path(config.power.removeprefix("replay:")))
-    if config.power == "modelled":
-        return [_modelled(config, _seen(), "as the settings say")], Quality.MODELLED
-    try:
-        return _nvml(config, poll_s)
-    except PowerError as error:
-        return [_without_sensor(config, (), error)], Quality.MODELLED
+        yield _replay(Path(config.power.removeprefix("replay:")))
+    elif config.power == "modelled":
+        yield _modelled(config, _seen(), "as the settings say")
+    else:
+        try:
+            yield from _nvml(config, poll_s)
+        except PowerError as error:
+            yield _without_sensor(config, (), error)
 
 
-def _replay(path: Path) -> Found:
+def _replay(path: Path) -> Finding:
     try:
         trace = read_trace(path)
     except PowerError as error:
-        return [Finding("power", Verdict.FAILS, str(error))], Quality.MODELLED
+        return Finding("power", Verdict.FAILS, str(error))
     length = f"{len(trace.segments)} GPUs and {figure(trace.length_s)} s"
     text = f"a recorded trace of {length}, over and over"
-    return [Finding("power", Verdict.NOTE, text)], Quality.MODELLED
+    return Finding("power", Verdict.NOTE, text, quality=Quality.MODELLED)
 
 
 def _seen() -> Sequence[GpuFacts]:
@@ -83,7 +81,7 @@ def _modelled(config: Config, gpus: Sequence[GpuFacts], why: str) -> Finding:
         return Finding("power", Verdict.FAILS, str(error))
     whose = f"{spec.label}: {remark}" if remark else spec.label
     text = f"modelled, not measured: load x the data sheet of {whose} ({why})"
-    return Finding("power", Verdict.NOTE, text, {"sheet": spec.name})
+    return Finding("power", Verdict.NOTE, text, {"sheet": spec.name}, Quality.MODELLED)
 
 
 def _deployed(config: Config, gpus: Sequence[GpuFacts]) -> DeployedGpu:
@@ -98,32 +96,52 @@ def _deployed(config: Config, gpus: Sequence[GpuFacts]) -> DeployedGpu:
     return gpu_of(config, {**fields, **({POWER_LIMIT: min(limits)} if limits else {})}, Faults())
 
 
-def _nvml(config: Config, poll_s: float) -> Found:
+def _nvml(config: Config, poll_s: float) -> Iterator[Finding]:
     host = _survey()
-    findings = [_driver(host, cuda_visible_devices())]
+    yield _driver(host, cuda_visible_devices())
+    yield from _order(host, cuda_device_order())
     try:
         meter = open_nvml([gpu.device for gpu in host.gpus], mig_parent=config.mig_parent)
     except PowerError as error:
         for number, gpu in enumerate(host.gpus):
-            findings += (_identity(number, gpu), _sheet(config, gpu))
-        return [*findings, _without_sensor(config, host.gpus, error)], Quality.MODELLED
+            yield _identity(number, gpu)
+            yield _sheet(config, gpu)
+        yield _without_sensor(config, host.gpus, error)
+        return
     with closing(meter):
         polled, took_s = poll(meter, poll_s)
     learnt_s = kept_lags(Path(config.prices_file)) if config.prices_file else {}
     for number, gpu in enumerate(host.gpus):
         if gpu.uuid in polled:
             learnt = learnt_s.get(gpu.uuid)
-            findings += (_identity(number, gpu), _sheet(config, gpu))
-            findings += (_counter(gpu, polled[gpu.uuid], learnt), _processes(gpu.processes))
-    findings.append(_calls(took_s))
-    return findings, worst(*(seen.quality for seen in polled.values()))
+            yield _identity(number, gpu)
+            yield _sheet(config, gpu)
+            yield _counter(gpu, polled[gpu.uuid], learnt)
+            yield _processes(gpu.processes)
+    yield _calls(took_s)
 
 
 def _driver(host: Survey, visible: str | None) -> Finding:
-    text = f"NVML, driver {host.driver}; {host.num_gpus} GPUs"
+    text = f"NVML, driver {host.driver}; {len(host.names)} GPUs"
     if visible is not None:
         text += f", of which CUDA_VISIBLE_DEVICES={visible} shows {len(host.gpus)}"
-    return Finding("power", Verdict.OK, text, {"driver": host.driver, "num_gpus": host.num_gpus})
+    return Finding("power", Verdict.OK, text, {"driver": host.driver, "num_gpus": len(host.names)})
+
+
+def _order(host: Survey, order: str) -> Iterator[Finding]:
+    """Whether CUDA and NVML mean the same GPU by a number, where a host has GPUs of several types.
+
+    CUDA numbers the fastest first, unless its variable says otherwise; NVML goes by the bus.
+    """
+    if len(set(host.names)) < 2:
+        return
+    text = f"this host has {', '.join(dict.fromkeys(host.names))}"
+    if order == "PCI_BUS_ID":
+        yield Finding("cuda order", Verdict.OK, f"{text}; CUDA numbers them as NVML does")
+    elif any(gpu.device.isdecimal() for gpu in host.gpus):
+        text += ", and CUDA numbers the fastest first, NVML the first on the bus: another GPU than "
+        text += "the engine's may be metered; set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name UUIDs in "
+        yield Finding("cuda order", Verdict.NOTE, text + "CUDA_VISIBLE_DEVICES")
 
 
 def _identity(number: int, gpu: GpuFacts) -> Finding:
@@ -183,16 +201,16 @@ def _counter(gpu: GpuFacts, seen: Polled, learnt_s: float | None) -> Finding:
         text = "no energy counter that can be believed: power is integrated"
         if gpu.architecture.counts:
             text += f" (every {gpu.architecture.name} has one; is this a virtual GPU?)"
-        return Finding("  counter", Verdict.NOTE, text, figures)
+        return Finding("  counter", Verdict.NOTE, text, figures, seen.quality)
     if seen.period_s is None:
         text = f"moved {len(moves(seen.joules))} times while it was watched"
-        return Finding("  counter", Verdict.NOTE, text, figures)
+        return Finding("  counter", Verdict.NOTE, text, figures, seen.quality)
     text = f"moves every {_ms(seen.period_s)} (median of {len(seen.intervals_s)}), "
     text += _lag(gpu, seen) if learnt_s is None else f"a meter learnt its lag: {_ms(learnt_s)}"
     text += f"; {figure(seen.mean_watts)} W now"
     if gpu.architecture.sampled is not None:
         text += f"; sensor seen to look {percent(gpu.architecture.sampled)} of the time"
-    return Finding("  counter", Verdict.OK, text, figures)
+    return Finding("  counter", Verdict.OK, text, figures, seen.quality)
 
 
 def _lag(gpu: GpuFacts, seen: Polled) -> str:

@@ -1,17 +1,22 @@
 """Looks at everything that metering needs: one function a topic. No engine is started."""
 
 import dataclasses
+from collections.abc import Iterator
 from importlib import metadata, util
 from typing import Final
 
 from llm_carbon_meter.carbon.grid import constant, open_grid
-from llm_carbon_meter.check.findings import Finding, Report, Verdict
+from llm_carbon_meter.check.files import check_files
+from llm_carbon_meter.check.findings import Finding, Verdict
 from llm_carbon_meter.check.gpus import check_power
-from llm_carbon_meter.config import PREFIX, Config, shown_value, vllm_plugins
+from llm_carbon_meter.config import PREFIX, Config, metrics_folder, shown_value, vllm_plugins
 from llm_carbon_meter.exporters.columns import figure
+from llm_carbon_meter.exporters.prometheus import check_metrics_folder
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.records import ConfigError, MeterError
-from llm_carbon_meter.servers.shared.channel import Publisher, choose_directory
+from llm_carbon_meter.physics.model_list import named_config
+from llm_carbon_meter.physics.model_specs import model_spec
+from llm_carbon_meter.records import ConfigError, MeterError, SpecError
+from llm_carbon_meter.servers.shared.channel import Publisher, choose_directory, engine_name
 from llm_carbon_meter.servers.shared.hooks import Fit, installed_fit
 
 PLUGIN: Final = "llm_carbon_meter"
@@ -19,16 +24,23 @@ POLL_S: Final = 2.0
 """How long the counters are watched."""
 
 
-def check_host(poll_s: float) -> Report:
+def check_host(poll_s: float, model: str = "") -> Iterator[Finding]:
     """Look at this host as a server started in this environment would find it.
 
     Args:
         poll_s: how long the counters are watched.
+        model: a built-in name or a config.json; empty for none.
     """
     config, settings = _settings()
-    power, quality = check_power(config, poll_s)
-    findings = [settings, *_engines(), *power, _channel(config), _carbon(config)]
-    return Report(findings, quality)
+    yield settings
+    yield from _engines()
+    yield from _model(model)
+    yield from check_power(config, poll_s)
+    yield _channel(config)
+    yield from _metrics()
+    yield from check_files(config)
+    yield from _token(config)
+    yield _carbon(config)
 
 
 def _settings() -> tuple[Config, Finding]:
@@ -55,17 +67,21 @@ def _changed(config: Config) -> str:
     return ", ".join(changed) or "all at their defaults"
 
 
-def _engines() -> list[Finding]:
+def _engines() -> Iterator[Finding]:
     """vLLM, and transformers where it is installed; a host needs one that fits."""
     if util.find_spec("transformers") is None:
-        return [_vllm()]
+        yield _vllm()
+        return
     fit = installed_fit("transformers")
     transformers = _fit("transformers", fit, "transformers 5.6 or newer")
     if util.find_spec("vllm") is None:
-        return [Finding("vllm", Verdict.NOTE, "not installed here"), transformers]
+        yield Finding("vllm", Verdict.NOTE, "not installed here")
+        yield transformers
+        return
     if fit.missing:  # vLLM brings a transformers, which need not serve
         transformers = dataclasses.replace(transformers, verdict=Verdict.NOTE)
-    return [_vllm(), transformers]
+    yield _vllm()
+    yield transformers
 
 
 def _vllm() -> Finding:
@@ -96,10 +112,52 @@ def _fit(engine: str, fit: Fit, wanted: str) -> Finding:
     return Finding(engine, Verdict.OK, f"{version}: all {len(fit.wrapped)} hooks fit", figures)
 
 
-def _channel(config: Config) -> Finding:
-    directory = config.channel_dir or choose_directory()
+def _model(model: str) -> Iterator[Finding]:
+    """Whether requests of a model would be estimated, and shared by what its steps cost."""
+    if not model:
+        return
     try:
-        Publisher(directory, "check", Faults()).close()
+        spec = model_spec(named_config(model), model, any_format=True)
+    except SpecError as error:
+        text = f"{error}; its requests would be metered and have no estimate"
+        yield Finding("model", Verdict.NOTE, text)
+        return
+    billions = figure(spec.parameters / 1e9)
+    figures = {"parameters": spec.parameters}
+    text = f"{model} is known: {billions} billion parameters"
+    yield Finding("model", Verdict.OK, text, figures)
+
+
+def _metrics() -> Iterator[Finding]:
+    folder = metrics_folder()
+    if folder is None:
+        return
+    try:
+        check_metrics_folder()
+    except ConfigError as error:
+        yield Finding("metrics", Verdict.FAILS, str(error))
+        return
+    yield Finding("metrics", Verdict.OK, f"PROMETHEUS_MULTIPROC_DIR={folder} can be written")
+
+
+def _token(config: Config) -> Iterator[Finding]:
+    if config.carbon_provider != "electricitymaps":
+        return
+    token, variable = config.electricitymaps_token, f"{PREFIX}ELECTRICITYMAPS_TOKEN"
+    if not token:
+        text = f"{variable} is not set: Electricity Maps answers nobody without one"
+        yield Finding("token", Verdict.NOTE, text)
+    elif not (token.isascii() and token.isprintable() and token == token.strip()):
+        text = f"{variable} has characters that no token has, such as an end of line; set it anew"
+        yield Finding("token", Verdict.NOTE, text)
+    else:
+        yield Finding("token", Verdict.OK, f"{variable} is set, {len(token)} characters")
+
+
+def _channel(config: Config) -> Finding:
+    try:
+        directory = config.channel_dir or choose_directory()
+        Publisher(directory, engine_name(0), Faults()).close()
     except MeterError as error:
         return Finding("channel", Verdict.FAILS, str(error))
     text = f"sockets in {directory}, private to this user"

@@ -103,14 +103,18 @@ async def replay(
         answered_within_s: after that; an answer that takes longer is given up.
         on_answer: gets the place of each request whose answer has come.
     """
-    from openai import AsyncOpenAI
+    from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 
     from llm_carbon_meter.progress import progress
 
     free = asyncio.Semaphore(at_once)
     started = time.monotonic()
     client = AsyncOpenAI(
-        base_url=server.url + "/v1", api_key="none", max_retries=0, timeout=_TIMEOUT_S
+        base_url=server.url + "/v1",
+        api_key="none",
+        max_retries=0,
+        timeout=_TIMEOUT_S,
+        http_client=DefaultAsyncHttpxClient(trust_env=False),  # the server is on this host
     )
     common = {"model": server.model_name, "extra_body": dict(server.exact)}
     async with client:

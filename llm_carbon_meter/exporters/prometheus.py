@@ -6,14 +6,17 @@ One process exports the engine-wide totals; each exports the exchanges that it a
 
 import threading
 from collections.abc import Iterable, Mapping, Sequence
+from tempfile import TemporaryFile
 from typing import Any, Final
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.registry import Collector
 
+from llm_carbon_meter.config import metrics_folder
 from llm_carbon_meter.records import (
     Account,
     CarbonIntensity,
+    ConfigError,
     EnergyEstimate,
     EngineTotals,
     GpuTotals,
@@ -43,6 +46,25 @@ ERROR_BUCKETS: Final = (
 """Signed: (estimated - measured) / measured, -1 at the least."""
 
 
+def check_metrics_folder() -> None:
+    """Try the folder in which prometheus_client keeps the metrics of several processes, if any.
+
+    Raises:
+        ConfigError: nothing can be written there.
+    """
+    folder = metrics_folder()
+    if folder is None:
+        return
+    try:
+        with TemporaryFile(dir=folder or "."):
+            pass
+    except OSError as error:
+        raise ConfigError(
+            f"PROMETHEUS_MULTIPROC_DIR={folder}: metrics cannot be written there "
+            f"({error.strerror}); make it a folder that can be written, or unset it"
+        ) from None
+
+
 class PrometheusExporter:
     """The metrics of one process.
 
@@ -50,6 +72,9 @@ class PrometheusExporter:
         model_name: label of every metric, as vLLM's own.
         owns_totals: whether this process exports the engine-wide metrics.
         registry: where they are registered.
+
+    Raises:
+        ConfigError: metrics cannot be written to the folder that the environment names.
 
     Example:
         >>> registry = CollectorRegistry()
@@ -65,6 +90,7 @@ class PrometheusExporter:
     def __init__(
         self, model_name: str, *, owns_totals: bool, registry: CollectorRegistry = REGISTRY
     ) -> None:
+        check_metrics_folder()
         self._model_name = model_name
         self._updating = threading.RLock()
         self._metrics: list[Counter | Gauge | Histogram] = []

@@ -1,18 +1,17 @@
 """Posts JSON to an address of the operator's choice, from a thread of its own.
 
-Such addresses are secrets themselves: nothing but their host is ever logged. That is why it is
-not httpx that posts, which logs every address in full.
+Such addresses are secrets themselves: nothing but scheme, host and port is ever logged. That is why
+it is not httpx that posts, which logs every address in full.
 """
 
 import http.client
 import json
 import threading
 import urllib.error
-import urllib.parse
-import urllib.request
 from collections.abc import Mapping
 from typing import Any, Final
 
+from llm_carbon_meter.addresses import open_url, shown_url
 from llm_carbon_meter.faults import Faults
 
 TIMEOUT_S: Final = 10.0
@@ -28,7 +27,6 @@ class Webhook:
 
     def __init__(self, url: str, faults: Faults) -> None:
         self._url = url
-        self._host = urllib.parse.urlsplit(url).hostname
         self._faults = faults
 
     def post(self, body: Mapping[str, Any]) -> None:
@@ -37,13 +35,13 @@ class Webhook:
         threading.Thread(target=self._send, args=arguments, name="webhook", daemon=True).start()
 
     def _send(self, body: bytes) -> None:
-        request = urllib.request.Request(self._url, body, {"Content-Type": "application/json"})  # noqa: S310 - http: config._url
+        headers = {"Content-Type": "application/json"}
         try:
-            with urllib.request.urlopen(request, timeout=TIMEOUT_S):  # noqa: S310 - http: config._url
-                pass
+            open_url(self._url, body, headers, timeout_s=TIMEOUT_S).close()
         except (OSError, ValueError, http.client.HTTPException) as error:
             # The error's own text may have the address.
-            self._faults.note("webhook", f"posting to {self._host} failed: {_reason(error)}")
+            where = shown_url(self._url)
+            self._faults.note("webhook", f"posting to {where} failed: {_reason(error)}")
 
 
 def _reason(error: Exception) -> str:

@@ -60,7 +60,9 @@ def save(path: Path, state: Any, holds_for: Identity) -> None:
     beside = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         try:
-            beside.write_bytes(msgspec.json.encode(form))
+            beside.unlink(missing_ok=True)
+            with beside.open("xb") as file:  # follows no link that somebody put there
+                file.write(msgspec.json.encode(form))
             beside.replace(path)
         finally:
             beside.unlink(missing_ok=True)

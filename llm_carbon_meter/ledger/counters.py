@@ -27,6 +27,11 @@ class Tick(NamedTuple):
     readings: Sequence[EnergyReading] = ()
     """Those at which the counter moved, the last one included; none of ticks that were joined."""
 
+    @property
+    def divisible(self) -> bool:
+        """Whether the joules are known, and no more than the GPU can draw."""
+        return not self.lost and self.quality is not Quality.IMPOSSIBLE
+
 
 class GpuCounter:
     """The ticks of one GPU, in the order of their times.
@@ -92,7 +97,8 @@ class GpuCounter:
             self._segment_base_joules = self._settled_joules = reading.joules
             self._last = self._newest = reading
         elif at_s > newest.monotonic_s and not _stands_still(newest, reading):
-            if reading.joules <= newest.joules:  # a jump back or a rest: what was before is over
+            # A jump or a rest: what was before is over.
+            if reading.joules <= newest.joules or reading.quality is Quality.IMPOSSIBLE:
                 self._end_tick(last, newest)
                 self._worst = reading.quality
                 self._end_tick(newest, reading)
@@ -129,7 +135,8 @@ class GpuCounter:
         self._last = last
 
     def _wait(self, tick: Tick) -> None:
-        if len(self.ticks) >= MAX_WAITING_TICKS and not (tick.lost or self.ticks[-1].lost):
+        full = len(self.ticks) >= MAX_WAITING_TICKS
+        if full and tick.divisible and self.ticks[-1].divisible:
             before = self.ticks.pop()
             quality = max(before.quality, tick.quality, key=lambda quality: quality.rank)
             joules = before.joules + tick.joules

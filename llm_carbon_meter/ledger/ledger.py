@@ -219,11 +219,11 @@ class EnergyLedger:
         if self._lowers(tick):
             self._lower(tick.start_s, tick.end_s, tick.quality)
         late = tick.start_s < gpu.settled_until_s  # the GPU had been given up for lost
-        if self._learner and (tick.lost or late):
-            self._learner.skip(gpu.name)
-        if late and not tick.lost:
-            gpu.joules[Account.UNATTRIBUTED] += tick.joules
-        elif not tick.lost:
+        if late or not tick.divisible:
+            if self._learner:
+                self._learner.skip(gpu.name)
+            gpu.joules[Account.UNATTRIBUTED] += tick.joules  # none of a tick that is lost
+        else:
             self._divide(gpu, tick, grams_per_joule)
             gpu.settled_until_s = tick.end_s
         self.account_grams += (gpu.joules - before) * grams_per_joule

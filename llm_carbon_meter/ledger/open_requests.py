@@ -60,7 +60,7 @@ class Provenance(NamedTuple):
 
     def worst(self, met: Quality) -> Quality:
         """The label of a request that met a quality: joules that are missing come first."""
-        lower = met is Quality.RESET or met.rank > self.quality.rank
+        lower = met.misses_joules or met.rank > self.quality.rank
         return met if lower else self.quality
 
     def uncertainty(self, quality: Quality, status: Status, num_steps: int) -> float | None:

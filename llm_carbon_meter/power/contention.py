@@ -6,18 +6,23 @@ every meter of this user holds for each of its GPUs.
 
 import fcntl
 import os
+import time
 from collections.abc import Callable, Collection, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from enum import StrEnum
-from io import TextIOWrapper
 from pathlib import Path
 from typing import Final
 
 from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.private_folder import make_private
+from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.service import Service
 
 REVIEW_S: Final = 30.0
 """The list of processes costs milliseconds and is asked this often."""
+LOCK_S: Final = 1.0
+"""How long a claim is tried for; another meter holds a file for itself for microseconds."""
+LOCK_PAUSE_S: Final = 0.01
 _INITIAL_NAMESPACE: Final = "pid:[4026531836]"
 """PROC_PID_INIT_INO of include/linux/proc_ns.h: the numbers here are those that the driver sees."""
 
@@ -90,23 +95,51 @@ class GpuClaim:
     """A shared lock on a GPU's file: gone when its process ends, however that ends.
 
     Raises:
-        OSError: the folder is not writable.
+        MeterError: the folder or the file cannot be used, or somebody keeps the file locked.
     """
 
     def __init__(self, folder: Path, gpu: str) -> None:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self._file: TextIOWrapper = (folder / f"{gpu}.lock").open("a")
-        fcntl.flock(self._file, fcntl.LOCK_SH)
+        make_private(folder)
+        self._path = folder / f"{gpu}.lock"
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        try:
+            self._file = os.fdopen(os.open(self._path, flags, 0o600), "rb")
+        except OSError as error:
+            raise MeterError(
+                f"the lock file {str(self._path)!r} cannot be opened: {error.strerror}; remove it"
+            ) from None
+        with ExitStack() as undo:
+            undo.callback(self._file.close)
+            self._share()
+            undo.pop_all()
+
+    def _share(self) -> None:
+        """Take the lock that all meters of a GPU hold, and wait a bounded time for it."""
+        until_s = time.monotonic() + LOCK_S
+        while not self._locked(fcntl.LOCK_SH):
+            if time.monotonic() > until_s:
+                raise MeterError(
+                    f"the lock file {str(self._path)!r} was tried for {LOCK_S:g} s, and another "
+                    "process keeps it locked; end that process (fuser names it)"
+                )
+            time.sleep(LOCK_PAUSE_S)
+
+    def _locked(self, operation: int) -> bool:
+        try:
+            fcntl.flock(self._file, operation | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
 
     def contended(self) -> bool:
-        """Whether another process holds the same claim now."""
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        finally:
-            fcntl.flock(self._file, fcntl.LOCK_SH)
-        return False
+        """Whether another process holds the same claim now.
+
+        Raises:
+            MeterError: somebody keeps the file locked.
+        """
+        alone = self._locked(fcntl.LOCK_EX)
+        self._share()  # also after a refusal, which gives up the lock that was held
+        return not alone
 
     def close(self) -> None:
         """Give the claim up."""
@@ -127,8 +160,9 @@ class OtherProcesses:
         self._engine_pid = engine_pid
         self._claims: dict[str, GpuClaim] = {}
         try:
-            self._claims = {gpu: GpuClaim(folder, gpu) for gpu in gpus}
-        except OSError as error:
+            for gpu in gpus:
+                self._claims[gpu] = GpuClaim(folder, gpu)
+        except MeterError as error:
             faults.note("watch", error, "A second engine on a GPU may not be noticed.")
 
     def on(self, gpu: str, listed: Sequence[int]) -> Sharing:

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import httpx
 
+from llm_carbon_meter.addresses import check_url, is_loopback, shown_url, split_login
 from llm_carbon_meter.exporters.columns import aligned
 from llm_carbon_meter.records import Account, MeterError
 from llm_carbon_meter.report.entries import Period, iso
@@ -19,6 +20,7 @@ from llm_carbon_meter.units import watt_hours
 TIMEOUT_S: Final = 30.0
 PREFIX: Final = "llm_carbon_meter_"
 DAY_S: Final = 86_400.0
+ADVICE: Final = "give the address of a Prometheus server such as http://localhost:9090"
 STEPS: Final = {"model": 0.0, "hour": 3600.0, "day": DAY_S}
 """Groupings; the length of a bar in seconds, 0 for the whole period."""
 SCOPES: Final = ("operational", "embodied")
@@ -34,6 +36,7 @@ class ServerReport:
     """What a server's counters grew by."""
 
     url: str
+    """As it may be shown."""
     since_s: float
     until_s: float
     by: str
@@ -60,14 +63,15 @@ def server_report(url: str, period: Period, by: str) -> ServerReport:
     if period.since_s >= until_s:
         raise MeterError(f"the period is empty: it begins {iso(period.since_s)}, and it is later")
     bars = _bars(period.since_s, until_s, STEPS[by])
-    with httpx.Client(base_url=url, timeout=TIMEOUT_S) as client:
+    with _client(url) as client:
         joules = _grown(client, "energy_joules_total", "account", bars)
         grams = _grown(client, "emissions_grams_total", "scope", bars)
         requests = _grown(client, "requests_total", "outcome", bars)
         tokens = _grown(client, "tokens_total", "phase", bars)
+    where = shown_url(url)
     if not joules:
         raise MeterError(
-            f"{url} has no {PREFIX}energy_joules_total between {iso(period.since_s)} and "
+            f"{where} has no {PREFIX}energy_joules_total between {iso(period.since_s)} and "
             f"{iso(until_s)}; give the server that scrapes the metered ones"
         )
     rows = [
@@ -75,7 +79,18 @@ def server_report(url: str, period: Period, by: str) -> ServerReport:
         for group in sorted(joules)
         for counted in [{**requests.get((group[0], ""), {}), **tokens.get((group[0], ""), {})}]
     ]
-    return ServerReport(url, period.since_s, until_s, by, rows)
+    return ServerReport(where, period.since_s, until_s, by, rows)
+
+
+def _client(url: str) -> httpx.Client:
+    try:
+        address, login = split_login(check_url(url, query=False))
+        outside = not is_loopback(address)
+        return httpx.Client(base_url=address, auth=login, timeout=TIMEOUT_S, trust_env=outside)
+    except (ValueError, httpx.InvalidURL):
+        raise MeterError(
+            f"the address of Prometheus {shown_url(url)} cannot be used; {ADVICE}"
+        ) from None
 
 
 def _bars(since_s: float, until_s: float, step_s: float) -> Mapping[str, tuple[float, float]]:
@@ -114,11 +129,15 @@ def _ask(client: httpx.Client, query: str, at_s: float) -> list[Any]:
         answer.raise_for_status()
         result: list[Any] = answer.json()["data"]["result"]
         return result
+    except httpx.HTTPStatusError as error:  # its text has the address
+        raise _unusable(client, f"it answered {error.response.status_code}") from None
     except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-        raise MeterError(
-            f"{client.base_url} gave no answer that can be used ({error}); give the address of a "
-            "Prometheus server such as http://localhost:9090"
-        ) from error
+        raise _unusable(client, str(error)) from error
+
+
+def _unusable(client: httpx.Client, why: str) -> MeterError:
+    where = shown_url(str(client.base_url))
+    return MeterError(f"{where} gave no answer that can be used ({why}); {ADVICE}")
 
 
 def _row(

@@ -50,6 +50,7 @@ struct script {
     int gpus, init_error;
     unsigned architecture;
     char name[NAME_SIZE], instance_name[NAME_SIZE];
+    char own_name[MAX_GPUS][NAME_SIZE]; /* empty: as all */
     double origin, period_s, lag_s, cycle_s;
     struct profile power[MAX_GPUS];
     unsigned unsupported[MAX_GPUS];
@@ -165,6 +166,15 @@ static bool parse_limit(char **rest)
     return next_gpu(rest, &gpu) && next_number(rest, &script.limit_watts[gpu]);
 }
 
+static bool parse_own_name(char **rest)
+{
+    int gpu;
+    if (!next_gpu(rest, &gpu))
+        return false;
+    snprintf(script.own_name[gpu], NAME_SIZE, "%s", *rest);
+    return true;
+}
+
 static bool parse_clock(char **rest)
 {
     int gpu;
@@ -208,6 +218,8 @@ static bool parse_line(char *line)
         snprintf(name, NAME_SIZE, "%s", rest);
         return true;
     }
+    if (strcmp(key, "own_name") == 0)
+        return parse_own_name(&rest);
     if (strcmp(key, "limit") == 0)
         return parse_limit(&rest);
     if (strcmp(key, "clock") == 0)
@@ -556,7 +568,8 @@ EXPORT int nvmlDeviceGetDeviceHandleFromMigDeviceHandle(struct device *slice, st
 EXPORT int nvmlDeviceGetName(struct device *device, char *out, unsigned size)
 {
     int gpu, result = enter(device, &gpu);
-    const char *name = is_slice(device) ? script.instance_name : script.name;
+    const char *own = result == SUCCESS ? script.own_name[gpu] : "";
+    const char *name = is_slice(device) ? script.instance_name : *own ? own : script.name;
     return leave(result == SUCCESS ? put_text(out, size, name) : result);
 }
 
@@ -575,6 +588,13 @@ EXPORT int nvmlDeviceGetEnforcedPowerLimit(struct device *device, unsigned *limi
     if (result == SUCCESS)
         *limit = milliwatts(script.limit_watts[gpu]);
     return leave(result);
+}
+
+EXPORT int nvmlDeviceGetPowerManagementLimitConstraints(struct device *device, unsigned *lowest,
+                                                        unsigned *highest)
+{
+    *lowest = 0;
+    return nvmlDeviceGetEnforcedPowerLimit(device, highest);
 }
 
 EXPORT int nvmlDeviceGetDefaultApplicationsClock(struct device *device, int clock, unsigned *mhz)

@@ -79,9 +79,10 @@ class StubScript:
     origin_s: float = field(default_factory=time.monotonic)
     """``time.monotonic()`` at which the script's time and the counters are 0."""
     extra: Sequence[str] = ()
-    """Further lines: ``name TEXT``, ``instance TEXT`` (the name of MIG instances), ``init_error
-    CODE``, ``architecture CODE``, ``limit GPU WATTS`` (power limit; else the GPU does not say),
-    ``clock GPU MHZ`` (application clock of the SMs; else 1980, the default), ``unsupported GPU
+    """Further lines: ``name TEXT``, ``own_name GPU TEXT`` (of one GPU), ``instance TEXT`` (the name
+    of MIG instances), ``init_error CODE``, ``architecture CODE``, ``limit GPU WATTS`` (power limit,
+    and the highest that can be set; else the GPU does not say), ``clock GPU MHZ`` (application
+    clock of the SMs; else 1980, the default), ``unsupported GPU
     energy|energy_field|instant|average|usage``, and what happens, in seconds after the origin:
     ``reset GPU T`` (counter to 0), ``lag GPU FROM MS`` (the lag of its counter from then on; while
     it grows the counter stands still), ``lost GPU FROM TO``, ``slow_ms GPU FROM TO MS``, ``zero GPU
@@ -106,7 +107,7 @@ class StubScript:
     def write(self, path: Path) -> Path:
         """Write the script in one move: a process that plays the old one changes over at once."""
         unfinished = path.with_name(path.name + ".unfinished")
-        unfinished.write_text(self.text())
+        unfinished.write_bytes(os.fsencode(self.text()))  # a name may be no UTF-8
         return unfinished.replace(path)
 
     def integral_joules(self, gpu: int, t0: float, t1: float) -> float:

@@ -4,7 +4,6 @@ import json
 import time
 import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from types import TracebackType
@@ -12,6 +11,7 @@ from typing import Any, Final, NamedTuple, Self
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from llm_carbon_meter.addresses import open_url
 from llm_carbon_meter.service import Service
 
 PREFIX: Final = "llm_carbon_meter_"
@@ -126,6 +126,5 @@ class Watch:
 
 
 def _get(url: str) -> bytes:
-    with urllib.request.urlopen(url, timeout=_TIMEOUT_S) as response:  # noqa: S310 - of a server, by http
-        content: bytes = response.read()
-    return content
+    with open_url(url, timeout_s=_TIMEOUT_S) as response:
+        return response.read()

@@ -10,12 +10,12 @@ import subprocess
 import sys
 import time
 import urllib.error
-import urllib.request
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
 
+from llm_carbon_meter.addresses import open_url
 from llm_carbon_meter.records import MeterError
 
 MODEL_NAME: Final = "tiny-qwen2"
@@ -287,7 +287,7 @@ def cuda_available() -> bool:
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310 - of a server that we started
-            return bool(response.status == 200)
+        with open_url(url, timeout_s=5.0):
+            return True  # others than 200 are errors
     except (urllib.error.URLError, OSError):
         return False

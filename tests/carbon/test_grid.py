@@ -53,11 +53,13 @@ class Service:
     def __init__(self) -> None:
         self.status, self.body, self.pause_s = 200, b"", 0.0
         self.asked: list[tuple[str, str | None]] = []
+        self.authorization: str | None = None
         service = self
 
         class Answer(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
                 service.asked.append((self.path, self.headers.get("auth-token")))
+                service.authorization = self.headers.get("Authorization")
                 time.sleep(service.pause_s)
                 self.send_response(service.status)
                 self.end_headers()
@@ -145,6 +147,27 @@ def test_an_answer_that_cannot_be_used(
     assert faults.counts["carbon_intensity"] == 1
     assert "Germany" in caplog.text
     assert TOKEN not in caplog.text
+
+
+@pytest.mark.parametrize("status", [200, 401, 500])
+def test_a_login_in_the_address_is_used_and_never_shown(
+    service: Service, status: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even by the library that asks, which logs addresses; no proxy stands before this host."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    service.answers(MAPS, status)
+    url = service.url.replace("//", "//user:SECRET@") + "/SECRET"
+    faults = Faults()
+    with caplog.at_level(logging.DEBUG):
+        used = Grid(ElectricityMaps("DE", TOKEN, url), annual("DE"), faults)
+        assert used.ask() is (status == 200)
+    assert service.asked == [("/SECRET/v3/carbon-intensity/latest?zone=DE", TOKEN)]
+    assert service.authorization == "Basic dXNlcjpTRUNSRVQ="
+    ours = [record for record in caplog.records if record.name == "llm_carbon_meter"]
+    assert len(ours) == (status != 200)
+    assert not any("SECRET" in record.getMessage() for record in ours)
+    assert "user:SECRET" not in caplog.text
 
 
 def test_a_service_that_hangs(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

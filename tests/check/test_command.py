@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from llm_carbon_meter.check.host import POLL_S
 from llm_carbon_meter.testing.nvml_stub import SCRIPT_VARIABLE, StubScript
 from tests.support.scripted_nvml import uuid_of
 
@@ -20,16 +21,23 @@ SAW = [(0.0, 120.0), (0.2, 600.0), (0.5, 300.0), (0.7, 120.0)]
 UUID = uuid_of(1)
 
 
+COMMAND = [sys.executable, "-m", "llm_carbon_meter.cli", "check"]
+
+
+def environment(vllm: Path | None) -> dict[str, str]:
+    """Nothing of ours, and the packages of a folder."""
+    ours = ("LLM_CARBON_METER_", "CUDA_", "VLLM_PLUGINS", "LD_LIBRARY_PATH")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
+    return inherited | {"PYTHONPATH": os.pathsep.join([*([str(vllm)] if vllm else []), str(ROOT)])}
+
+
 def check(
     *arguments: str, vllm: Path | None = None, **variables: str
 ) -> subprocess.CompletedProcess[str]:
     """Run the verb in an environment with nothing of ours but what is given."""
-    ours = ("LLM_CARBON_METER_", "CUDA_VISIBLE_DEVICES", "VLLM_PLUGINS", "LD_LIBRARY_PATH")
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(ours)}
-    inherited["PYTHONPATH"] = os.pathsep.join([*([str(vllm)] if vllm else []), str(ROOT)])
     done = subprocess.run(
-        [sys.executable, "-m", "llm_carbon_meter.cli", "check", *arguments],
-        env=inherited | variables,
+        [*COMMAND, *arguments],
+        env=environment(vllm) | variables,
         cwd="/",
         capture_output=True,
         text=True,
@@ -151,6 +159,43 @@ def test_a_vllm_that_ends_its_process_is_survived(make_vllm: MakeVllm) -> None:
     done = check("--json", vllm=site)
     assert done.returncode == 1
     assert "ended with code 132" in findings(done.stdout)["vllm"]["text"]
+
+
+def test_each_finding_is_printed_as_it_comes(
+    make_vllm: MakeVllm, stub_directory: Path, tmp_path: Path
+) -> None:
+    """Who waits for two seconds of watching the counters sees what was found before."""
+    variables = stub_variables(stub_directory, tmp_path / "script")
+    came_s: dict[str, float] = {}
+    with subprocess.Popen(
+        COMMAND,
+        env=environment(make_vllm()) | variables,
+        cwd="/",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    ) as running:
+        assert running.stdout is not None
+        for line in running.stdout:
+            came_s[line[7:19].strip()] = time.monotonic()
+    assert running.returncode == 0
+    assert came_s["calls"] - came_s["power"] > 0.75 * POLL_S
+    assert came_s["power"] > came_s["settings"]
+
+
+def test_no_secret_of_the_settings_is_printed(make_vllm: MakeVllm) -> None:
+    """Of an address scheme, host and port; the service does not answer here."""
+    done = check(
+        vllm=make_vllm(),
+        LLM_CARBON_METER_CARBON_PROVIDER="electricitymaps",
+        LLM_CARBON_METER_CARBON_URL="http://user:SECRET@127.0.0.1:9/SECRET",
+        LLM_CARBON_METER_ELECTRICITYMAPS_TOKEN="SECRET",
+        LLM_CARBON_METER_DRIFT_WEBHOOK="https://hooks.example/SECRET",
+    )
+    assert done.returncode == 0
+    assert "LLM_CARBON_METER_CARBON_URL=http://127.0.0.1:9," in done.stdout
+    assert "LLM_CARBON_METER_DRIFT_WEBHOOK=https://hooks.example" in done.stdout
+    assert "SECRET" not in done.stdout + done.stderr
 
 
 @pytest.mark.parametrize(

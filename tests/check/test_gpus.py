@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from llm_carbon_meter.check import gpus
-from llm_carbon_meter.check.findings import Finding, Verdict
+from llm_carbon_meter.check.findings import Finding, Report, Verdict
 from llm_carbon_meter.check.gpus import check_power
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
@@ -16,7 +16,7 @@ from llm_carbon_meter.ledger.kept_coefficients import KeptCoefficients
 from llm_carbon_meter.ledger.lag_learner import LagLearner
 from llm_carbon_meter.power.nvml.architectures import Measured
 from llm_carbon_meter.records import Quality
-from tests.support.scripted_nvml import MIG_UUID, uuid_of
+from tests.support.scripted_nvml import MIG_UUID, UUIDS, uuid_of
 from tests.support.steps.cost_models import LLAMA
 
 ALWAYS = "0 9e9"
@@ -31,8 +31,43 @@ def _all_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def found(poll_s: float = 0.1, **settings: Any) -> tuple[dict[str, Finding], Quality]:
     """Findings by topic, and the quality."""
-    findings, quality = check_power(dataclasses.replace(Config(), **settings), poll_s)
-    return {finding.topic.strip(): finding for finding in findings}, quality
+    findings = list(check_power(dataclasses.replace(Config(), **settings), poll_s))
+    return {finding.topic.strip(): finding for finding in findings}, Report(findings).quality
+
+
+@pytest.mark.parametrize(
+    ("order", "visible", "verdict"),
+    [
+        ("", None, Verdict.NOTE),
+        ("FASTEST_FIRST", "1,0", Verdict.NOTE),
+        ("PCI_BUS_ID", None, Verdict.OK),
+        ("", UUIDS[1], None),
+    ],
+)
+def test_where_cuda_and_nvml_number_otherwise_it_is_said(
+    stub: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    order: str,
+    visible: str | None,
+    verdict: Verdict | None,
+) -> None:
+    """On a host with GPUs of several types, unless the engine's are named by UUID."""
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", order)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    stub.steady(100, 100, extra=("name NVIDIA L4", "own_name 1 NVIDIA H100 80GB HBM3"))
+    finding = found()[0].get("cuda order")
+    assert (finding and finding.verdict) is verdict
+    if verdict is Verdict.NOTE:
+        assert finding is not None
+        assert "has NVIDIA L4, NVIDIA H100 80GB HBM3, and CUDA numbers the fastest" in finding.text
+        assert "set CUDA_DEVICE_ORDER=PCI_BUS_ID" in finding.text
+
+
+def test_gpus_of_one_type_may_have_any_order(stub: Any) -> None:
+    """Nothing is said of it."""
+    stub.steady(100, 100)
+    assert "cuda order" not in found()[0]
 
 
 def test_processes_on_a_gpu_are_named(stub: Any) -> None:
@@ -172,7 +207,8 @@ def test_what_a_meter_learnt_of_this_gpu_is_told(
     file.lags = LagLearner({uuid_of(0): 0.0625})
     file.learner.coefficients = replace(file.learner.coefficients, idle_watts=99.0)
     file.save()
-    findings, _ = check_power(replace(Config(), prices_file=str(tmp_path / "kept.json")), 0.1)
+    config = replace(Config(), prices_file=str(tmp_path / "kept.json"))
+    findings = list(check_power(config, 0.1))
     first, second = (finding for finding in findings if finding.topic.strip() == "counter")
     assert "a meter learnt its lag: 62.5 ms" in first.text
     assert first.figures["learnt_lag_s"] == 0.0625

@@ -82,7 +82,7 @@ def test_three_lags_are_in_check_and_in_the_metrics(stub: Any, tmp_path: Path) -
     exporter = PrometheusExporter("m", owns_totals=True, registry=registry)
     exporter.totals(replace(TOTALS, gpus=tuple(ledger.totals())))
     stub.steady(100, 100, 100)
-    findings, _ = check_power(replace(Config(), prices_file=str(path)), 0.1)
+    findings = list(check_power(replace(Config(), prices_file=str(path)), 0.1))
     told = [finding for finding in findings if finding.topic.strip() == "counter"]
     for name, finding, lag_ms in zip(GPUS, told, (0.0, 120.0, 90.0), strict=True):
         labels = {"model_name": "m", "engine": "0", "gpu": name}

@@ -63,6 +63,17 @@ def replayed(server: Any, prompts: Prompts, count: int, **limits: Any) -> list[A
     return asyncio.run(replay(server, requests, prompts, pace=1.0, at_once=1, **limits))
 
 
+def test_no_proxy_stands_before_the_demos_server(
+    server: Any, prompts: Prompts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the environment says: it is on this host."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("all_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    (answer,) = replayed(server, prompts, 1)
+    assert (answer.failure, answer.output_tokens) == (None, 2)
+
+
 def test_what_is_due_after_the_end_is_not_sent(server: Any, prompts: Prompts) -> None:
     """What was under way is waited for, and its place is told."""
     told: list[int] = []

@@ -41,6 +41,7 @@ def noted(faults: Faults) -> None:
     [
         ("http://127.0.0.1:9/T0/key", "ConnectionRefusedError"),
         ("http://127.0.0.1:9/T0 key", "InvalidURL"),
+        ("http://T0:key@127.0.0.1:9/?token=key", "ConnectionRefusedError"),
     ],
 )
 def test_a_failure_names_the_host_alone(
@@ -63,7 +64,7 @@ def test_a_refusal_is_counted(receiver: Receiver, caplog: pytest.LogCaptureFixtu
     Webhook(f"{receiver.url}/T0/key", faults).post({})
     noted(faults)
     time.sleep(0.05)
-    assert "127.0.0.1 failed: it answered 403" in caplog.text
+    assert f"posting to {receiver.url} failed: it answered 403" in caplog.text
     assert "T0" not in caplog.text
 
 

@@ -2,6 +2,7 @@
 
 import pytest
 
+from llm_carbon_meter.ledger import counters
 from llm_carbon_meter.ledger.ledger import LOST_AFTER_S, EnergyLedger
 from llm_carbon_meter.records import EnergyReading, Quality, Source
 from tests.support.steps.cost_models import UNKNOWN
@@ -99,6 +100,31 @@ def test_a_gap_in_power_labels_who_ran_in_it() -> None:
         Quality.COUNTER,
     ]
     assert [final[name].joules for name in ("a", "gap", "b")] == pytest.approx([100, 0, 100])
+
+
+@pytest.mark.parametrize("waiting", [2048, 1])
+def test_joules_that_cannot_be_are_nobodys(monkeypatch: pytest.MonkeyPatch, waiting: int) -> None:
+    """Only who ran in that piece is labelled, also where ticks had to wait and were joined."""
+    monkeypatch.setattr(counters, "MAX_WAITING_TICKS", waiting)
+    ledger = ledger_of()
+    read(ledger, "gpu-0", (0, 1000), (1, 1100))
+    jump = EnergyReading(1.1, "gpu-0", 1_101_100.0, quality=Quality.IMPOSSIBLE)
+    ledger.observe_reading(jump)
+    read(ledger, "gpu-0", (2, 1_101_200), (3, 1_101_300))
+    spans = {"before": (0, 1), "amid": (1, 1.1), "after": (2, 3)}
+    ledger.observe_steps([step_of(start, end, name) for name, (start, end) in spans.items()])
+    for name in spans:
+        ledger.close(end_of(name, 3))
+    final = {record.request_id: record for record in ledger.settle(3)}
+    assert [final[name].quality for name in spans] == [
+        Quality.COUNTER,
+        Quality.IMPOSSIBLE,
+        Quality.COUNTER,
+    ]
+    (totals,) = ledger.totals()
+    assert book(totals)["unattributed"] == pytest.approx(1.1e6)
+    assert sum(totals.account_joules) == pytest.approx(totals.counter_joules)
+    assert totals.counter_joules == 1_100_300
 
 
 def test_joules_that_are_missing_are_said_of_any_source() -> None:

@@ -1,9 +1,11 @@
 """Who else is on a GPU: by process numbers, by lock files, and a thread that asks."""
 
+import fcntl
 import os
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -11,6 +13,7 @@ import pytest
 
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.power.contention import (
+    LOCK_S,
     GpuClaim,
     Judge,
     OtherProcesses,
@@ -22,6 +25,7 @@ from llm_carbon_meter.power.contention import (
     sees_host_numbers,
     sharing,
 )
+from llm_carbon_meter.records import MeterError
 
 GONE = 2**22 + 1
 """Above every process number that Linux gives."""
@@ -155,6 +159,61 @@ def test_without_a_folder_the_numbers_still_count(tmp_path: Path) -> None:
     assert neighbours.on("GPU-a", [os.getpid(), GONE]) is Sharing.SHARED
     neighbours.close()
     assert faults.counts == {"watch": 1}
+
+
+@pytest.fixture
+def victim(tmp_path: Path) -> Path:
+    """A folder, in which links of somebody else point to a file that is not there."""
+    victim = tmp_path / "victim"
+    victim.mkdir(mode=0o700)
+    return victim
+
+
+def refused(folder: Path) -> str:
+    """Why the folder of the lock files is not used; the GPU's processes are judged all the same."""
+    faults = Faults()
+    neighbours = OtherProcesses(os.getpid(), folder, ["GPU-a"], faults)
+    assert neighbours.on("GPU-a", [os.getpid(), GONE]) is Sharing.SHARED
+    neighbours.close()
+    assert faults.counts == {"watch": 1}
+    with pytest.raises(MeterError) as error:
+        GpuClaim(folder, "GPU-a")
+    return str(error.value)
+
+
+def test_no_link_of_somebody_leads_to_a_new_file(tmp_path: Path, victim: Path) -> None:
+    """Neither by the folder nor by the lock file: a meter of root would make files elsewhere."""
+    (tmp_path / "linked").symlink_to(victim)
+    assert "is a symbolic link" in refused(tmp_path / "linked")
+    locks = tmp_path / "locks"
+    locks.mkdir(mode=0o700)
+    (locks / "GPU-a.lock").symlink_to(victim / "made")
+    assert "GPU-a.lock' cannot be opened" in refused(locks)
+    assert not list(victim.iterdir())
+
+
+def test_a_folder_that_others_may_write_is_refused(tmp_path: Path) -> None:
+    """Whoever can open the lock file could keep it locked."""
+    (tmp_path / "open").mkdir()
+    (tmp_path / "open").chmod(0o777)
+    assert "is open to others (mode 0777)" in refused(tmp_path / "open")
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root can give a folder away")
+def test_a_folder_of_another_user_is_refused(tmp_path: Path) -> None:
+    """Its name can be guessed, so somebody may have made it before us."""
+    (tmp_path / "theirs").mkdir(mode=0o700)
+    os.chown(tmp_path / "theirs", 65534, 65534)
+    assert "belongs to user 65534" in refused(tmp_path / "theirs")
+
+
+def test_a_lock_that_is_never_given_up_is_waited_for_a_bounded_time(tmp_path: Path) -> None:
+    """The meter starts without it, and what is wrong is one line."""
+    with (tmp_path / "GPU-a.lock").open("w") as kept:
+        fcntl.flock(kept, fcntl.LOCK_EX)
+        began_s = time.monotonic()
+        assert "another process keeps it locked" in refused(tmp_path)
+        assert time.monotonic() - began_s < 2 * LOCK_S + 2
 
 
 def test_the_watch_reviews_at_its_start_and_survives_an_error(tmp_path: Path) -> None:

@@ -108,3 +108,44 @@ def test_a_fault_is_labelled_and_the_balance_closes(
     )
     for name in ("before", "after"):
         assert run.final[name].joules == pytest.approx(WATTS * run.busy_s[name], rel=0.35)
+
+
+@pytest.mark.parametrize("sensor", ["counter", "power"])
+def test_more_than_a_board_can_draw_is_nobodys(stub: Any, sensor: str) -> None:
+    """1.1 MJ within a millisecond on a board of 400 W: unattributed, labelled, and counted.
+
+    Requests before and after it have what they used.
+    """
+    name = "NVIDIA A100-SXM4-80GB"
+    lacking = ("unsupported 0 energy",) if sensor == "power" else ()
+    script = stub.steady(WATTS, extra=(f"name {name}", *lacking))
+    meter = open_nvml(["0"])
+    model = CostModel(gpu_spec(name), None)
+    run = Run(meter, EnergyLedger(meter.gpus, model, meter.source, meter.quality))
+    run.read()
+    run.serve("before", PIECE_S)
+    at_s = time.monotonic() - script.origin_s + 3 * STEP_S
+    # Of power something is seen only while it lasts.
+    long_s, joules = (0.001, 1.1e6) if sensor == "counter" else (2 * STEP_S, 4.0e6)
+    glitch = [
+        (0.0, WATTS),
+        (at_s, WATTS),
+        (at_s, joules / long_s),
+        (at_s + long_s, joules / long_s),
+    ]
+    power = {0: [*glitch, (at_s + long_s, WATTS)]}
+    stub.play(StubScript(1, power, origin_s=script.origin_s, extra=script.extra))
+    run.serve("meanwhile", PIECE_S)
+    run.serve("after", PIECE_S)
+    time.sleep(STEP_S)
+    run.read()
+    meter.close()
+    usual = meter.quality
+    assert [run.final[name].quality for name in NAMES] == [usual, Quality.IMPOSSIBLE, usual]
+    (book,) = run.ledger.totals()
+    assert sum(book.account_joules) == pytest.approx(book.counter_joules, rel=1e-9)
+    if sensor == "counter":
+        assert book.account_joules[Account.UNATTRIBUTED] == pytest.approx(joules, rel=0.01)
+    assert sum(record.joules for record in run.final.values()) < 2 * WATTS * 3 * PIECE_S
+    for name in ("before", "after"):
+        assert run.final[name].joules == pytest.approx(WATTS * run.busy_s[name], rel=0.35)

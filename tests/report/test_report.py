@@ -3,8 +3,11 @@
 import argparse
 import csv
 import json
+import logging
 import re
+import threading
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -251,6 +254,76 @@ def test_what_prometheus_cannot_tell_is_an_error(
     """Also where nobody listens."""
     assert main(["report", "http://127.0.0.1:9", *options]) == 1
     assert re.search(error, capsys.readouterr().err)
+
+
+class Prometheus:
+    """A local server that answers every query alike."""
+
+    def __init__(self, status: int) -> None:
+        labels = {"model_name": "toy", "source": "measured", "account": "decode"}
+        body = {"data": {"result": [{"metric": labels, "value": [0, "3600"]}]}}
+        self.logins: list[str | None] = []
+        prometheus = self
+
+        class Answer(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                prometheus.logins.append(self.headers.get("Authorization"))
+                self.send_response(status)
+                self.end_headers()
+                self.wfile.write(json.dumps(body).encode())
+
+            def log_message(self, *_: Any) -> None:
+                """Quiet."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Answer)
+        self.place = f"127.0.0.1:{self.server.server_port}"
+
+    def __enter__(self) -> "Prometheus":
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+
+
+@pytest.mark.parametrize(
+    ("status", "code", "said"),
+    [
+        (200, 0, "server: http://{place}\n"),
+        (401, 1, "http://{place} gave no answer .*answered 401"),
+    ],
+)
+def test_prometheus_of_this_host_is_asked_directly_and_its_login_is_not_shown(
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    status: int,
+    code: int,
+    said: str,
+) -> None:
+    """No proxy of the environment stands between; neither output, error nor log has the login."""
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.delenv("no_proxy", raising=False)
+    with Prometheus(status) as prometheus, caplog.at_level(logging.DEBUG):
+        url = f"http://user:SECRET@{prometheus.place}/SECRET"
+        assert main(["report", url, "--since", "2026-03-01"]) == code
+    text = "".join(capsys.readouterr())
+    assert re.search(said.format(place=prometheus.place), text)
+    assert set(prometheus.logins) == {"Basic dXNlcjpTRUNSRVQ="}
+    assert "SECRET" not in text
+    assert "user:SECRET" not in caplog.text
+
+
+@pytest.mark.parametrize("url", ["http://user:SECRET", "http://x/?token=SECRET"])
+def test_an_address_that_cannot_be_used_is_not_shown(
+    capsys: pytest.CaptureFixture[str], url: str
+) -> None:
+    """It may have a password in it."""
+    assert main(["report", url, "--since", "2026-03-01"]) == 1
+    said = capsys.readouterr().err
+    assert "cannot be used; give the address of a Prometheus server" in said
+    assert "SECRET" not in said
 
 
 def test_bars_are_hours_of_utc_cut_to_the_period() -> None:

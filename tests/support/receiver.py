@@ -12,12 +12,15 @@ class Receiver:
 
     def __init__(self) -> None:
         self.status = 204
+        self.authorization: str | None = None
+        """Header of the last post."""
         self.posts: queue.Queue[tuple[str, Any]] = queue.Queue()
         receiver = self
 
         class Posts(http.server.BaseHTTPRequestHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
+                receiver.authorization = self.headers.get("Authorization")
                 receiver.posts.put((self.path, json.loads(body)))
                 self.send_response(receiver.status)
                 self.end_headers()

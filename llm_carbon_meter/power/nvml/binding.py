@@ -18,6 +18,7 @@ _NEEDED_NAMES: Final = (
     "nvmlDeviceGetFieldValues",
     "nvmlDeviceGetTotalEnergyConsumption",
     "nvmlDeviceGetDeviceHandleFromMigDeviceHandle",
+    "convertStrBytes",  # without it names are bytes, as in 11.450
 )
 
 
@@ -41,6 +42,14 @@ def binding() -> Any:
             "package; pip uninstall pynvml, then pip install --force-reinstall nvidia-ml-py"
         )
     return pynvml
+
+
+def text(call: Callable[[], str]) -> str:
+    """What NVML says in letters; the binding itself fails at what is not UTF-8."""
+    try:
+        return call()
+    except UnicodeDecodeError as error:
+        return error.object.decode(errors="replace")
 
 
 def field_values(nvml: Any, handle: Any, fields: Sequence[int]) -> dict[int, Any]:

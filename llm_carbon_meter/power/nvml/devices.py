@@ -1,10 +1,11 @@
 """Which GPUs are meant: by index, UUID or MIG slice, and in the order of CUDA_VISIBLE_DEVICES."""
 
 from collections.abc import Iterator
+from functools import partial
 from itertools import takewhile
 from typing import Any
 
-from llm_carbon_meter.power.nvml.binding import MODELLED
+from llm_carbon_meter.power.nvml.binding import MODELLED, text
 from llm_carbon_meter.records import PowerError
 
 
@@ -70,7 +71,7 @@ def _by_uuid(nvml: Any, uuid: str) -> Any:
     try:
         return nvml.nvmlDeviceGetHandleByUUID(uuid)
     except (nvml.NVMLError_NotFound, nvml.NVMLError_InvalidArgument):
-        handles = {nvml.nvmlDeviceGetUUID(handle): handle for handle in every_gpu(nvml)}
+        handles = {text(partial(nvml.nvmlDeviceGetUUID, gpu)): gpu for gpu in every_gpu(nvml)}
         matches = [full for full in handles if uuid and full.startswith(uuid)]
         if len(matches) == 1:
             return handles[matches[0]]

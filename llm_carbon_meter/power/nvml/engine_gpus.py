@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from llm_carbon_meter.power.nvml.binding import binding, explained
 from llm_carbon_meter.power.nvml.devices import find
-from llm_carbon_meter.power.nvml.sensors import instance_name, power_limit_watts
+from llm_carbon_meter.power.nvml.sensors import gpu_name, instance_name, power_limit_watts
 from llm_carbon_meter.records import PowerError
 
 
@@ -33,7 +33,7 @@ def engine_gpus(devices: Sequence[str]) -> EngineGpus:
         with explained(nvml, "the engine's GPUs were looked up"):
             handles = [find(nvml, device) for device in devices]
             names = [
-                instance_name(nvml, device) or str(nvml.nvmlDeviceGetName(handle))
+                instance_name(nvml, device) or gpu_name(nvml, handle)
                 for device, handle in zip(devices, handles, strict=True)
             ]
             limits = [power_limit_watts(nvml, handle) for handle in handles]

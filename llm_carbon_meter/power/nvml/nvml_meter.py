@@ -14,9 +14,11 @@ from typing import Any, Final
 from llm_carbon_meter.power.contention import Judge, Sharing
 from llm_carbon_meter.power.integral import PowerIntegral
 from llm_carbon_meter.power.nvml.binding import MODELLED, binding, explain, explained, lost
+from llm_carbon_meter.power.nvml.board_power import JumpWatch, board_watts
 from llm_carbon_meter.power.nvml.devices import find
 from llm_carbon_meter.power.nvml.sensors import (
     Sensors,
+    gpu_uuid,
     probe_sensors,
     processes,
     scope,
@@ -76,6 +78,7 @@ class _Gpu:
     """Scope of a GPU's sensors, and who shares the GPU."""
     delay_s: float
     """How much later than it was drawn the sensors show the energy, as far as is known."""
+    watch: JumpWatch
     integral: PowerIntegral = field(default_factory=PowerIntegral)
     zero_since_s: float | None = None
     """Since when the counter has said 0 while power was drawn."""
@@ -164,6 +167,8 @@ class NvmlMeter:
         joules = _joules(gpu, monotonic_s, millijoules, watts)
         gap = not gpu.sensors.counts and not gpu.integral.bridged
         quality = Quality.RESET if gap else gpu.quality
+        if gpu.watch.jumps(monotonic_s, joules):
+            quality = Quality.IMPOSSIBLE
         return EnergyReading(monotonic_s, gpu.uuid, joules, watts, quality, gpu.delay_s)
 
     def _end_session(self) -> None:
@@ -216,8 +221,9 @@ def _joules_at_zero(gpu: _Gpu, at_s: float, watts: float) -> float:
 def _probe(nvml: Any, device: str) -> _Gpu:
     handle = find(nvml, device)
     sensors = probe_sensors(nvml, handle)
-    uuid, delay_s = nvml.nvmlDeviceGetUUID(handle), sensor_delay_s(nvml, handle, sensors)
-    return _Gpu(uuid, handle, sensors, scope(nvml, handle), delay_s)
+    uuid, delay_s = gpu_uuid(nvml, handle), sensor_delay_s(nvml, handle, sensors)
+    watch = JumpWatch(board_watts(nvml, handle))
+    return _Gpu(uuid, handle, sensors, scope(nvml, handle), delay_s, watch)
 
 
 def _mig_refused(device: str) -> PowerError:

@@ -11,6 +11,7 @@ from llm_carbon_meter.power.nvml.binding import (
     INSTANT_FIELD,
     ask,
     field_values,
+    text,
     value,
 )
 from llm_carbon_meter.records import Quality
@@ -107,14 +108,22 @@ def instance_name(nvml: Any, device: str) -> str:
     """The name of a MIG instance, with its profile; empty where a device is none."""
     if not device.startswith("MIG-"):
         return ""
-    return ask(
-        nvml, lambda: str(nvml.nvmlDeviceGetName(nvml.nvmlDeviceGetHandleByUUID(device))), ""
-    )
+    return ask(nvml, lambda: gpu_name(nvml, nvml.nvmlDeviceGetHandleByUUID(device)), "")
+
+
+def gpu_name(nvml: Any, handle: Any) -> str:
+    """The name of a GPU, or of a MIG instance by its own handle."""
+    return text(lambda: nvml.nvmlDeviceGetName(handle))
+
+
+def gpu_uuid(nvml: Any, handle: Any) -> str:
+    """The UUID of a GPU."""
+    return text(lambda: nvml.nvmlDeviceGetUUID(handle))
 
 
 def chips(nvml: Any, handle: Any) -> tuple[str, Architecture]:
     """A GPU's name and the sensors that such GPUs have by the manual."""
-    name, unknown = str(nvml.nvmlDeviceGetName(handle)), int(nvml.NVML_DEVICE_ARCH_UNKNOWN)
+    name, unknown = gpu_name(nvml, handle), int(nvml.NVML_DEVICE_ARCH_UNKNOWN)
     number = ask(nvml, lambda: int(nvml.nvmlDeviceGetArchitecture(handle)), unknown)
     return name, architecture(number, name)
 

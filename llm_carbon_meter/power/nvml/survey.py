@@ -4,10 +4,12 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from llm_carbon_meter.power.nvml.architectures import Architecture
-from llm_carbon_meter.power.nvml.binding import ask, binding, explained
+from llm_carbon_meter.power.nvml.binding import ask, binding, explained, text
 from llm_carbon_meter.power.nvml.devices import every_gpu, find
 from llm_carbon_meter.power.nvml.sensors import (
     chips,
+    gpu_name,
+    gpu_uuid,
     instance_name,
     power_limit_watts,
     processes,
@@ -48,7 +50,8 @@ class Survey(NamedTuple):
     """A host's driver and GPUs."""
 
     driver: str
-    num_gpus: int
+    names: Sequence[str]
+    """Of all GPUs, in NVML's order."""
     gpus: Sequence[GpuFacts]
     """The GPUs that were asked for."""
 
@@ -64,10 +67,10 @@ def survey(devices: Sequence[str] | None) -> Survey:
         nvml.nvmlInit()
     try:
         with explained(nvml, "the GPUs were listed"):
-            count = len(list(every_gpu(nvml)))
-            wanted = [str(index) for index in range(count)] if devices is None else devices
+            names = [gpu_name(nvml, handle) for handle in every_gpu(nvml)]
+            wanted = map(str, range(len(names))) if devices is None else devices
             gpus = [_facts(nvml, device) for device in wanted]
-            return Survey(str(nvml.nvmlSystemGetDriverVersion()), count, gpus)
+            return Survey(text(nvml.nvmlSystemGetDriverVersion), names, gpus)
     finally:
         nvml.nvmlShutdown()
 
@@ -77,7 +80,7 @@ def _facts(nvml: Any, device: str) -> GpuFacts:
     name, architecture = chips(nvml, handle)
     return GpuFacts(
         device,
-        nvml.nvmlDeviceGetUUID(handle),
+        gpu_uuid(nvml, handle),
         name,
         instance_name(nvml, device),
         power_limit_watts(nvml, handle),

@@ -7,9 +7,9 @@ cumulative totals make that harmless.
 
 import contextlib
 import os
-import stat
-import tempfile
+import socket
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +18,10 @@ from typing import Any, Final
 import msgspec
 import zmq
 
+from llm_carbon_meter.config import temporary_folder
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.formats import versioned
+from llm_carbon_meter.private_folder import make_private
 from llm_carbon_meter.records import (
     Account,
     EngineLoad,
@@ -36,6 +38,7 @@ HIGH_WATER_MARK: Final = 10_000
 POLL_MS: Final = 200
 """A subscriber looks this often whether it shall stop."""
 STOP_S: Final = 5.0
+"""How long a stopping subscriber is waited for, and a stopping server's socket."""
 MAX_SOCKET_PATH: Final = 107
 """Of a Unix domain socket (sys/un.h)."""
 
@@ -102,10 +105,13 @@ def _check_accounts(totals: EngineTotals) -> None:
 
 
 def choose_directory() -> str:
-    """A name for a private directory; it is made when the first socket is bound."""
-    return os.path.join(
-        tempfile.gettempdir(), f"llm-carbon-meter-{os.getpid()}-{os.urandom(4).hex()}"
-    )
+    """A name for a private directory; it is made when the first socket is bound.
+
+    Raises:
+        ConfigError: no folder for temporary files can be written.
+    """
+    name = f"llm-carbon-meter-{os.getpid()}-{os.urandom(4).hex()}"
+    return str(temporary_folder() / name)
 
 
 def _address(directory: str, name: str) -> str:
@@ -118,25 +124,48 @@ def _address(directory: str, name: str) -> str:
     return "ipc://" + path
 
 
-def _private(directory: str) -> None:
+def _private(directory: Path) -> None:
     """Make the directory, readable by this user alone.
 
     Raises:
-        MeterError: it cannot be made, or belongs to or is open to others.
+        MeterError: it cannot be made, or others have a say in it.
     """
     try:
-        os.makedirs(directory, mode=0o700, exist_ok=True)
-        status = os.stat(directory)
-    except OSError as error:
+        make_private(directory)
+    except MeterError as error:
         raise MeterError(
-            f"the channel directory {directory!r} cannot be made: {error}; "
-            "set LLM_CARBON_METER_CHANNEL_DIR to a writable directory"
-        ) from error
-    if status.st_uid != os.getuid() or stat.S_IMODE(status.st_mode) & 0o077:
-        raise MeterError(
-            f"the channel directory {directory!r} is not private to this user; "
-            "remove it or make it mode 0700"
-        )
+            f"{error}; or set LLM_CARBON_METER_CHANNEL_DIR to another directory"
+        ) from None
+
+
+def _take_place(path: Path) -> None:
+    """Make a socket's directory, and wait a bounded time for a stopping server to leave it.
+
+    Raises:
+        MeterError: it cannot be made, is not private, or belongs to a living server.
+    """
+    until_s = time.monotonic() + STOP_S
+    _private(path.parent)
+    while _is_heard(path):
+        if time.monotonic() > until_s:
+            raise MeterError(
+                f"the channel directory {str(path.parent)!r} is in use by another living server, "
+                f"which listens on {path.name}; stop that server, or set "
+                "LLM_CARBON_METER_CHANNEL_DIR to another directory"
+            )
+        time.sleep(POLL_MS / 1000)
+        _private(path.parent)  # its last socket took the directory with it
+
+
+def _is_heard(path: Path) -> bool:
+    """Whether a process listens on a socket; those that were killed leave theirs."""
+    with socket.socket(socket.AF_UNIX) as knock:
+        knock.settimeout(STOP_S)
+        try:
+            knock.connect(str(path))
+        except OSError as error:
+            return isinstance(error, TimeoutError)  # too many wait there to be heard
+    return True
 
 
 def sweep(directory: str, names: Sequence[str]) -> None:
@@ -155,7 +184,7 @@ class Publisher:
         self._lock = threading.Lock()
         self._path = Path(directory, name + ".ipc")
         address = _address(directory, name)
-        _private(directory)
+        _take_place(self._path)
         self._socket: zmq.Socket[bytes] = zmq.Context.instance().socket(zmq.PUB)
         self._socket.setsockopt(zmq.SNDHWM, HIGH_WATER_MARK)
         self._socket.setsockopt(zmq.LINGER, 2000)  # ms: the last records of a stopping engine

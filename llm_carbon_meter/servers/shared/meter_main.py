@@ -42,10 +42,11 @@ def serve(engine: "Connection[Any, Any]") -> None:
         meter = _meter(setup, decoder, publisher, faults)
         meter.start()
     except MeterError as error:
-        engine.send_bytes(pickle.dumps(error))
+        with contextlib.suppress(OSError):  # the server has given up for a reason of its own
+            engine.send_bytes(pickle.dumps(error))
         return
-    engine.send_bytes(pickle.dumps(meter.sensors))
     with contextlib.suppress(EOFError, OSError):  # closed, or the engine was killed
+        engine.send_bytes(pickle.dumps(meter.sensors))
         while True:
             for message in pickle.loads(engine.recv_bytes()):  # noqa: S301 - over our own pipe
                 if isinstance(message, str):  # a fault on the engine's side, logged there

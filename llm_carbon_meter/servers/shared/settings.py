@@ -11,17 +11,13 @@ logger = logging.getLogger("llm_carbon_meter")
 
 
 def read_settings(faults: Faults) -> Config:
-    """Let our lines be seen, note what is wrong, and choose the directory of the channel.
+    """Let our lines be seen, and note what is wrong.
 
     Raises:
         ConfigError: a setting is wrong, and the settings are strict.
     """
     _show_lines()
-    config = checked_settings(faults)
-    if config.enabled and not config.channel_dir:
-        config = dataclasses.replace(config, channel_dir=choose_directory())
-        share_channel_dir(config.channel_dir)
-    return config
+    return checked_settings(faults)
 
 
 def checked_settings(faults: Faults) -> Config:
@@ -33,6 +29,19 @@ def checked_settings(faults: Faults) -> Config:
     config, problems = Config.from_environment()
     if problems and not told_before():
         faults.note("settings", "; ".join(map(str, problems)), "Defaults are used.")
+    return config
+
+
+def with_channel(config: Config) -> Config:
+    """Choose the channel's directory for this process and its children, where none is set.
+
+    Raises:
+        ConfigError: there is no place for it.
+    """
+    if config.channel_dir:
+        return config
+    config = dataclasses.replace(config, channel_dir=choose_directory())
+    share_channel_dir(config.channel_dir)
     return config
 
 

@@ -19,6 +19,7 @@ from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.routing import Route
 
+from llm_carbon_meter.addresses import shown_url, split_login
 from llm_carbon_meter.exporters.headers import PREFIX
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend.exchanges import Exchange, current_exchange
@@ -84,11 +85,12 @@ class Upstream:
     """The server that is forwarded to.
 
     Args:
-        url: with ``http://`` or ``https://``; a path in it comes before that of a request.
+        url: with ``http://`` or ``https://``; a path in it comes before that of a request. Its user
+            and password are not sent: clients send their own.
     """
 
     def __init__(self, url: str) -> None:
-        self.url = httpx.URL(url.rstrip("/"))
+        self.url = httpx.URL(split_login(url)[0].rstrip("/"))
         self._tls = httpx.create_ssl_context()
         self._idle: deque[_Idle] = deque()
         """The one that was used last is at the end."""
@@ -158,7 +160,8 @@ class _Idle(NamedTuple):
 
 def unreachable(url: httpx.URL, error: Exception) -> RefusedError:
     """What a client is told when the server does not answer."""
-    text = f"the server behind this proxy, {url}, does not answer: {named(error)}"
+    where = shown_url(str(url))
+    text = f"the server behind this proxy, {where}, does not answer: {named(error)}"
     return RefusedError(502, text, "bad_gateway_error")
 
 

@@ -1,7 +1,6 @@
 """``llm-carbon-meter sidecar``: checks its options, meters, and serves the proxy of proxy.py."""
 
 import asyncio
-import contextlib
 import resource
 import signal
 import socket
@@ -9,11 +8,11 @@ import sys
 import time
 from collections.abc import Sequence
 from typing import Any, Final, NamedTuple
-from urllib.parse import urlsplit
 
 import httpx
 import uvicorn
 
+from llm_carbon_meter.addresses import check_url, shown_url, split_login
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.physics.model_list import named_config
@@ -23,7 +22,7 @@ from llm_carbon_meter.records import ConfigError, MeterError, SpecError
 from llm_carbon_meter.servers.shared.gpu_fields import gpu_fields
 from llm_carbon_meter.servers.shared.local_meter import LocalMeter
 from llm_carbon_meter.servers.shared.meter_process import Setup
-from llm_carbon_meter.servers.shared.settings import read_settings
+from llm_carbon_meter.servers.shared.settings import read_settings, with_channel
 from llm_carbon_meter.servers.sidecar.capture import OutsideCapture
 from llm_carbon_meter.servers.sidecar.proxy import CONNECT_S, Upstream, application, meter, named
 
@@ -53,7 +52,7 @@ def serve(upstream: str, listen: str, model: str, gpus: str) -> int:
         metering = _Metering(config, url, devices, model, faults)
         try:
             metering.begin()
-            print(f"llm-carbon-meter: {listen} goes to {url}", flush=True)
+            print(f"llm-carbon-meter: {listen} goes to {shown_url(url)}", flush=True)
             _serve(metering.app, place)
         finally:
             metering.stop()
@@ -118,14 +117,15 @@ class _Metering:
 
     def _served(self) -> "_Served | None":
         """What the server says of its model; None where it is not there yet."""
-        models = self._url.rstrip("/") + "/v1/models"
+        address, login = split_login(self._url)  # httpx logs the address that it is given
+        models = address.rstrip("/") + "/v1/models"
         try:
-            answer = httpx.get(models, timeout=CONNECT_S, trust_env=False)
+            answer = httpx.get(models, auth=login, timeout=CONNECT_S, trust_env=False)
             if answer.status_code not in STARTING:
                 return _served_by(answer)
-            problem = f"{models} answers {answer.status_code}"
+            problem = f"/v1/models of {shown_url(self._url)} answers {answer.status_code}"
         except httpx.TransportError as error:
-            problem = f"{self._url} cannot be reached: {named(error)}"
+            problem = f"{shown_url(self._url)} cannot be reached: {named(error)}"
         advice = "Until it answers, clients get its errors or status 502, and nothing is metered."
         self._faults.note("upstream", problem, advice)
         return None
@@ -160,7 +160,8 @@ def _served_by(answer: httpx.Response) -> _Served:
         return _Served(str(answer.json()["data"][0]["id"]), "")
     except (ValueError, LookupError, TypeError):
         status = f"{answer.status_code} {answer.reason_phrase}"
-        return _Served("", f"{answer.url} answers {status}, and names no model")
+        place = shown_url(str(answer.url))
+        return _Served("", f"/v1/models of {place} answers {status}, and names no model")
 
 
 def _setup(config: Config, devices: Sequence[str], model: ModelSpec | None) -> Setup:
@@ -208,15 +209,18 @@ def _settings(faults: Faults) -> Config:
     config = read_settings(faults)
     if not config.enabled:
         raise ConfigError("LLM_CARBON_METER_ENABLED=0: then a sidecar has nothing to do")
-    return config
+    return with_channel(config)
 
 
 def _url(text: str) -> str:
-    with contextlib.suppress(ValueError):  # a port that is none
-        parts = urlsplit(text)
-        if parts.scheme in ("http", "https") and parts.hostname and parts.port != 0:
-            return text
-    raise ConfigError(f"--upstream {text}: expected a URL such as http://127.0.0.1:8000")
+    try:
+        httpx.URL(check_url(text, query=False))
+    except (ValueError, httpx.InvalidURL):
+        raise ConfigError(
+            f"--upstream {shown_url(text)}: expected a URL such as http://127.0.0.1:8000, without "
+            "a query"
+        ) from None
+    return text
 
 
 def _devices(text: str) -> list[str]:

@@ -11,7 +11,7 @@ from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import ConfigError, MeterError
 from llm_carbon_meter.servers.shared import hooks
-from llm_carbon_meter.servers.shared.settings import read_settings
+from llm_carbon_meter.servers.shared.settings import read_settings, with_channel
 from llm_carbon_meter.servers.transformers.application import ApplicationHooks
 from llm_carbon_meter.servers.transformers.batching import BatchingHooks
 from llm_carbon_meter.servers.transformers.hooks import APPLICATION, BATCHING, LIFECYCLE, NEEDED
@@ -44,7 +44,8 @@ def install() -> None:
     """Wrap transformers' classes, once; where they do not fit, say so and leave them alone.
 
     Raises:
-        ConfigError: they do not fit, or a setting is wrong, and the settings are strict.
+        ConfigError: they do not fit, a setting is wrong, or the channel has no place, and the
+            settings are strict.
     """
     global _installed
     if _installed:
@@ -53,18 +54,23 @@ def install() -> None:
     config = read_settings(faults)
     if not config.enabled:
         return
-    lacking = hooks.missing(NEEDED)
-    if not lacking:
-        install_hooks(config, faults)
+    try:
+        _check_fit()
+        install_hooks(with_channel(config), faults)
         _installed = True
-        return
-    error = ConfigError(
-        f"this transformers does not fit: it has no {', no '.join(lacking)}; 5.6 is the oldest "
-        "that can be metered"
-    )
-    if config.strict:
-        raise error
-    faults.note("install", error, "Nothing is metered.")
+    except ConfigError as error:
+        if config.strict:
+            raise
+        faults.note("install", error, "Nothing is metered.")
+
+
+def _check_fit() -> None:
+    lacking = hooks.missing(NEEDED)
+    if lacking:
+        raise ConfigError(
+            f"this transformers does not fit: it has no {', no '.join(lacking)}; 5.6 is the oldest "
+            "that can be metered"
+        )
 
 
 def install_hooks(config: Config, faults: Faults) -> None:

@@ -4,7 +4,7 @@ from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.records import ConfigError
 from llm_carbon_meter.servers.shared import hooks
-from llm_carbon_meter.servers.shared.settings import read_settings
+from llm_carbon_meter.servers.shared.settings import read_settings, with_channel
 from llm_carbon_meter.servers.vllm.engine_hooks import EngineHooks
 from llm_carbon_meter.servers.vllm.frontend_hooks import FrontendHooks
 from llm_carbon_meter.servers.vllm.hooks import API_SERVER, ENGINE_CORE, HOOKS
@@ -16,7 +16,8 @@ def register() -> None:
     """Install the hooks; calling again changes nothing.
 
     Raises:
-        ConfigError: a setting is wrong, or vLLM does not fit, and LLM_CARBON_METER_STRICT=1.
+        ConfigError: a setting is wrong, vLLM does not fit, or the channel has no place, and
+            LLM_CARBON_METER_STRICT=1.
     """
     global _registered
     if _registered:
@@ -38,5 +39,6 @@ def _install(config: Config, faults: Faults) -> None:
     lacking = hooks.missing(HOOKS)
     if lacking:
         raise ConfigError(f"this vLLM does not fit: it has no {', no '.join(lacking)}")
+    config = with_channel(config)
     hooks.install(ENGINE_CORE, EngineHooks(config, faults))
     hooks.install(API_SERVER, FrontendHooks(config, faults))

@@ -180,18 +180,25 @@ def test_a_counter_that_falls_to_0_under_load_is_replaced_by_power(stub: Any, cl
     assert last.joules == pytest.approx(200 * (last.monotonic_s - fallen.monotonic_s), rel=1e-3)
 
 
-def test_a_reset_to_0_is_still_a_counter(stub: Any, clock: Any) -> None:
-    """A counter that starts again within the second goes on being read."""
+@pytest.mark.parametrize(("old", "quality"), [(False, Quality.COUNTER), (True, Quality.IMPOSSIBLE)])
+def test_a_reset_to_0_is_still_a_counter(
+    stub: Any, clock: Any, old: bool, quality: Quality
+) -> None:
+    """A counter that starts again within the second goes on being read.
+
+    Where it is back at its old value, what it has gained since the 0 was not drawn.
+    """
     script = stub.steady(200)
     meter = open_nvml(["0"], clock)
     stub.play(StubScript(1, script.power, origin_s=script.origin_s, extra=(f"zero 0 {ALWAYS}",)))
     one(meter)
-    stub.play(script)
+    origin_s = script.origin_s if old else time.monotonic()
+    stub.play(StubScript(1, script.power, origin_s=origin_s))
     clock.ahead_s += 0.5
     again = one(meter)
     meter.close()
-    assert again.quality is Quality.COUNTER
-    assert again.joules == pytest.approx(200 * 60, rel=0.05)
+    assert again.quality is quality
+    assert again.joules == pytest.approx(200 * 60 if old else 0, rel=0.05, abs=100)
 
 
 def test_an_idle_counter_at_0_is_believed(stub: Any, clock: Any) -> None:

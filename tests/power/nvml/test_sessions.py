@@ -7,11 +7,13 @@ from typing import Any
 import pynvml
 import pytest
 
+from llm_carbon_meter.power.nvml.engine_gpus import engine_gpus
 from llm_carbon_meter.power.nvml.nvml_meter import open_nvml
+from llm_carbon_meter.power.nvml.survey import survey
 from llm_carbon_meter.records import PowerError
 from llm_carbon_meter.testing.nvml_stub import StubScript
 from tests.support.interpreters import run_python
-from tests.support.scripted_nvml import UUIDS
+from tests.support.scripted_nvml import MIG_UUID, UUIDS
 
 
 def test_lost_gpu_is_left_out_and_comes_back(stub: Any, clock: Any) -> None:
@@ -123,3 +125,26 @@ def test_wrong_pynvml_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", types.ModuleType("pynvml"))
     with pytest.raises(PowerError, match="pip uninstall pynvml"):
         open_nvml(["0"])
+
+
+def test_a_binding_that_speaks_bytes_is_refused(stub: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its names fit neither a label nor a lock file, and it cannot be asked for a UUID."""
+    stub.steady(100)
+    monkeypatch.delattr(pynvml, "convertStrBytes")  # what the first binding with text has
+    with pytest.raises(PowerError, match=r"an old or another package; .*install .*nvidia-ml-py"):
+        open_nvml(["0"])
+
+
+@pytest.mark.parametrize("architecture", [9, 4])
+def test_a_name_that_is_no_utf_8_is_read_all_the_same(stub: Any, architecture: int) -> None:
+    """The binding fails at it; what cannot be read of the name is marked."""
+    extra = ("name NVIDIA \udcff100", f"architecture {architecture}")
+    stub.steady(100, extra=extra)
+    meter = open_nvml(["0"])
+    assert [reading.gpu for reading in meter.read()] == [UUIDS[0]]
+    meter.close()
+    seen = survey(None)
+    assert (seen.names, seen.gpus[0].name) == (["NVIDIA \ufffd100"], "NVIDIA \ufffd100")
+    assert engine_gpus(["0"]).name == "NVIDIA \ufffd100"
+    stub.steady(100, extra=("instance MIG \udcff", "mig 0 0 9e9"))
+    assert engine_gpus([MIG_UUID]).name == "MIG \ufffd"

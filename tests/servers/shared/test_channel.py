@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import socket
 import stat
 import tempfile
 import threading
@@ -13,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.records import MeterError, RequestEnergy
+from llm_carbon_meter.records import ConfigError, MeterError, RequestEnergy
+from llm_carbon_meter.servers.shared import channel
 from llm_carbon_meter.servers.shared.channel import (
     MAX_SOCKET_PATH,
     Message,
@@ -237,6 +239,55 @@ def test_a_file_in_the_place_of_the_directory_is_refused(directory: str) -> None
     Path(directory).touch()
     with pytest.raises(MeterError, match=r"cannot be made.*LLM_CARBON_METER_CHANNEL_DIR"):
         Publisher(directory, engine_name(0), Faults())
+
+
+def test_a_link_in_the_place_of_the_directory_is_refused(directory: str) -> None:
+    """Its owner could lead the sockets elsewhere; a slash at the end changes nothing."""
+    target = Path(directory).with_name("target")
+    target.mkdir(mode=0o700)
+    Path(directory).symlink_to(target)
+    for given in (directory, directory + "/"):
+        with pytest.raises(MeterError, match=r"is a symbolic link.*LLM_CARBON_METER_CHANNEL_DIR"):
+            Publisher(given, engine_name(0), Faults())
+    assert not list(target.iterdir())
+
+
+def test_a_living_servers_socket_is_not_taken(
+    directory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second server with the same setting is refused, and the first one is heard on."""
+    monkeypatch.setattr(channel, "STOP_S", 0.3)
+    first, ear = Publisher(directory, engine_name(0), Faults()), Ear(directory, engine_name(0))
+    try:
+        assert ear.hear(first, TOTALS)
+        with pytest.raises(MeterError, match=r"in use by another living server.*engine-0.ipc"):
+            Publisher(directory, engine_name(0), Faults())
+        assert ear.hear(first, SHARED)
+    finally:
+        ear.subscriber.close()
+        first.close()
+
+
+def test_a_stopping_servers_socket_is_waited_for(directory: str) -> None:
+    """A server that is started again at once comes before the old meter has settled."""
+    first = Publisher(directory, engine_name(0), Faults())
+    threading.Timer(0.5, first.close).start()
+    Publisher(directory, engine_name(0), Faults()).close()
+
+
+def test_the_socket_of_a_killed_server_is_taken(directory: str) -> None:
+    """The kernel closed it, and its file is still there."""
+    os.makedirs(directory, mode=0o700)
+    with socket.socket(socket.AF_UNIX) as killed:
+        killed.bind(os.path.join(directory, engine_name(0) + ".ipc"))
+        killed.listen()
+    Publisher(directory, engine_name(0), Faults()).close()
+
+
+def test_without_a_temporary_folder_there_is_one_clear_line(no_temporary_folder: None) -> None:
+    """It says what to set."""
+    with pytest.raises(ConfigError, match=r"No usable temporary directory.*set TMPDIR"):
+        choose_directory()
 
 
 def test_a_path_too_long_for_a_socket_is_refused(directory: str) -> None:

@@ -1,7 +1,9 @@
 """The command `llm-carbon-meter sidecar`, and its clock."""
 
 import asyncio
+import os
 import socket
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,6 +46,19 @@ def test_wrong_usage_is_one_clear_line(
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    "url", ["htps://user:SECRET@x", "http://user:SECRET", "http://x/?token=SECRET", "http://x:S%"]
+)
+def test_an_address_that_is_refused_is_not_shown(
+    url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It may have a password in it."""
+    assert command("--upstream", url) == 1
+    said = capsys.readouterr().err
+    assert "expected a URL such as http://127.0.0.1:8000, without a query" in said
+    assert "SECRET" not in said
+
+
 def test_a_meter_that_is_switched_off_is_no_proxy(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -51,6 +66,37 @@ def test_a_meter_that_is_switched_off_is_no_proxy(
     monkeypatch.setenv("LLM_CARBON_METER_ENABLED", "0")
     assert command("--upstream", "http://127.0.0.1:1") == 1
     assert "LLM_CARBON_METER_ENABLED=0" in capsys.readouterr().err
+
+
+def test_without_a_temporary_folder_it_ends_with_one_line(
+    no_temporary_folder: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It says what to set."""
+    assert command("--upstream", "http://127.0.0.1:1") == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "set TMPDIR to a folder that can be written" in line
+
+
+def test_metrics_that_cannot_be_written_end_it_with_one_line(tmp_path: Path) -> None:
+    """In a process of its own: prometheus_client looks at the folder when it is imported."""
+    options = {"--listen": "127.0.0.1:0", "--upstream": f"http://127.0.0.1:{free_port()}"}
+    words = [word for option in options.items() for word in option]
+    done = subprocess.run(
+        [sys.executable, "-m", "llm_carbon_meter.cli", "sidecar", *words],
+        env={
+            **os.environ,
+            "LLM_CARBON_METER_POWER": "modelled",
+            "PROMETHEUS_MULTIPROC_DIR": str(tmp_path / "none"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    last = done.stderr.splitlines()[-1]
+    assert f"PROMETHEUS_MULTIPROC_DIR={tmp_path}/none: metrics cannot be written there" in last
 
 
 def test_the_server_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
@@ -152,6 +198,16 @@ def test_a_server_that_asks_for_a_key_is_not_one_that_is_away(tmp_path: Path) ->
         answer = sidecar.chat()
         assert (answer.status_code, "llm-carbon-quality" in answer.headers) == (200, True)
         said = sidecar.log.read_text()
-    assert f"{url}/v1/models answers 401 Unauthorized" in said
+    assert f"/v1/models of {url} answers 401 Unauthorized" in said
     assert "--model takes a name or a config.json" in said
     assert "cannot be reached" not in said
+
+
+def test_a_login_of_the_server_is_used_and_not_shown(tmp_path: Path) -> None:
+    """Neither where it is away nor in any other line."""
+    url = f"http://127.0.0.1:{free_port()}"
+    with Sidecar(url.replace("//", "//user:SECRET@") + "/SECRET", tmp_path) as sidecar:
+        sidecar.chat()
+        said = sidecar.log.read_text()
+    assert f"{url} cannot be reached" in said
+    assert "SECRET" not in said

@@ -1,6 +1,7 @@
 """What passes through the proxy, and what does not."""
 
 import asyncio
+import logging
 import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
@@ -13,8 +14,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
+from llm_carbon_meter.config import Config
+from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.servers.shared.routes import RefusedError
 from llm_carbon_meter.servers.sidecar.proxy import IDLE_CONNECTION_S, Upstream, while_connected
+from llm_carbon_meter.servers.sidecar.serve import _Metering
 from llm_carbon_meter.testing.servers import free_port
 from tests.support.servers.proxied import (
     CHAT,
@@ -70,6 +74,38 @@ def test_paths_queries_and_bodies_pass_byte_for_byte(start: Start) -> None:
     assert seen == [("PUT", b"/v1/files/a%2Fb%20c", b"z=1&a=%41")]
     assert (back.status_code, back.content) == (207, body)
     assert back.headers["x-length"] == str(len(body))
+
+
+@pytest.mark.parametrize("path", [CHAT, "/other"])
+def test_clients_never_see_the_login_of_the_server_behind(
+    start: Start, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither in a refusal nor in a log; it is not sent for them either."""
+    client = start(url=f"http://user:SECRET@127.0.0.1:{free_port()}/SECRET")
+    with caplog.at_level(logging.DEBUG):
+        back = client.post(path, json={})
+    assert back.status_code == 502
+    assert "SECRET" not in back.text + str(back.headers) + caplog.text
+    assert "the server behind this proxy, http://127.0.0.1:" in back.text
+
+
+def test_the_model_is_asked_with_the_login_that_no_log_has(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """httpx logs every address that it is given."""
+    seen: list[str] = []
+
+    async def models(request: Request) -> Response:
+        seen.append(request.headers["authorization"])
+        return JSONResponse({"data": [{"id": "toy"}]})
+
+    server = running(Starlette(routes=[Route("/v1/models", models)]))
+    with caplog.at_level(logging.DEBUG), server as url:
+        secret = url.replace("//", "//user:SECRET@")
+        served = _Metering(Config(), secret, ["0"], "", Faults())._served()
+    assert served is not None
+    assert (served.name, seen) == ("toy", ["Basic dXNlcjpTRUNSRVQ="])
+    assert "SECRET" not in caplog.text
 
 
 @pytest.mark.parametrize("target", [b"/\xff", b"/\x00", b"/" + b"x" * 70_000])

@@ -35,6 +35,21 @@ def test_a_model_that_cannot_be_batched_is_named_with_the_way_out(
         assert "serve it without --continuous-batching" in metered.server.log.read_text()
 
 
+def test_metrics_that_cannot_be_written_leave_it_unmetered(
+    start_server: StartServer, tmp_path: Path
+) -> None:
+    """One line in the log, no traceback, and clients get their answers."""
+    folder = tmp_path / "none"
+    variables = {"PROMETHEUS_MULTIPROC_DIR": str(folder)}
+    with start_server(engine="transformers", environment=variables) as metered:
+        asked = {"model": metered.server.model_name, "prompt": "hello", "max_tokens": 4}
+        assert metered.http("/v1/completions", asked)[0] == 200
+        log = metered.server.log.read_text()
+    assert f"PROMETHEUS_MULTIPROC_DIR={folder}: metrics cannot be written there" in log
+    assert "This server is not metered" in log
+    assert "Traceback" not in log
+
+
 def test_without_batching_it_is_metered(mamba: Path, start_server: StartServer) -> None:
     """One request after the other, like any model."""
     with start_server(*EAGER, engine="transformers-plain", model=mamba) as metered:

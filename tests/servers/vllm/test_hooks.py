@@ -76,6 +76,24 @@ def test_a_vllm_that_does_not_fit_is_left_alone(
         vllm_plugin.register()
 
 
+def test_without_a_temporary_folder_vllm_serves_unmetered(
+    owners: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
+    no_temporary_folder: None,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """One line that says what to set, and an error where the settings are strict."""
+    monkeypatch.setattr(vllm_plugin, "_registered", False)
+    vllm_plugin.register()
+    (line,) = caplog.records
+    assert "set TMPDIR to a folder that can be written" in line.getMessage()
+    assert line.exc_info is None
+    monkeypatch.setattr(vllm_plugin, "_registered", False)
+    monkeypatch.setenv("LLM_CARBON_METER_STRICT", "1")
+    with pytest.raises(ConfigError, match="set TMPDIR"):
+        vllm_plugin.register()
+
+
 def test_warnings_are_seen_under_a_quiet_root_logger(
     owners: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
