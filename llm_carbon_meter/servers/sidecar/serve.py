@@ -14,6 +14,7 @@ import uvicorn
 
 from llm_carbon_meter.addresses import check_url, shown_url, split_login
 from llm_carbon_meter.config import Config
+from llm_carbon_meter.exporters.prometheus import check_metrics_folder
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.physics.model_list import named_config
 from llm_carbon_meter.physics.model_specs import ModelSpec, model_spec
@@ -209,6 +210,7 @@ def _settings(faults: Faults) -> Config:
     config = read_settings(faults)
     if not config.enabled:
         raise ConfigError("LLM_CARBON_METER_ENABLED=0: then a sidecar has nothing to do")
+    check_metrics_folder()  # now, also where metering begins later
     return with_channel(config)
 
 
