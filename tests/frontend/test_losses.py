@@ -1,7 +1,6 @@
 """Requests whose final figure never comes, ids that clients choose, and look-ups meanwhile."""
 
 import json
-import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from llm_carbon_meter.frontend import losses
 from llm_carbon_meter.frontend.exchanges import LONGEST_ID, Exchange, bounded_id
 from llm_carbon_meter.frontend.frontend_meter import MOST_FOUND, FrontendMeter
 from llm_carbon_meter.frontend.losses import LOST_AFTER_S, REPLACED_AFTER_S
+from llm_carbon_meter.frontend.request_log import log_line
 from llm_carbon_meter.predictor.served import Prompt
 from llm_carbon_meter.records import RequestRecord, Status
 from tests.support.made.energies import energy_of
@@ -168,29 +168,26 @@ def test_what_an_answer_in_the_background_goes_on_with_is_recorded_by_itself(
     assert [line["energy_joules"] for line in lines] == [pytest.approx(10.8)] * 3
 
 
-def test_a_request_is_found_at_every_moment() -> None:
-    """While its record goes from one place to the other, too."""
-    meter, missed, stop = front_end(), list[str](), threading.Event()
-    current = ["r0"]
-    begun(meter, "r0")
+def test_a_request_is_found_at_every_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While its record is made and goes from one place to the other, too."""
+    seen: list[tuple[str, str]] = []
 
-    def look() -> None:
-        while not stop.is_set():
-            name = current[0]
-            if not meter.find(name):
-                missed.append(name)
+    def looking(record: RequestRecord) -> str:
+        seen.extend(statuses(meter, "a"))
+        return log_line(record)
 
-    looking = threading.Thread(target=look)
-    looking.start()
-    for number in range(300):
-        name = f"r{number}"
-        exchange = begun(meter, name) if number else meter.exchanges.find(name)[0]
-        current[0] = name
-        meter.end(exchange, answered=True)
-        meter.receive_energies([energy_of(name)])
-    stop.set()
-    looking.join()
-    assert not missed
+    monkeypatch.setattr("llm_carbon_meter.frontend.frontend_meter.log_line", looking)
+    meter = front_end(
+        request_log=str(tmp_path / "log"), share=lambda _: seen.extend(statuses(meter, "a"))
+    )
+    exchange = begun(meter, "a")
+    meter.receive_energies([energy_of("a", Status.PROVISIONAL)])
+    meter.end(exchange, answered=True)
+    meter.receive_energies([energy_of("a")])
+    meter.stop()
+    assert seen == [("provisional", "counter"), *[("final", "counter")] * 2]
 
 
 def test_an_unknown_id_is_not_looked_for_in_every_exchange(
