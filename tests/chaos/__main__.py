@@ -68,6 +68,7 @@ def _server(folder: Path) -> Iterator[Stage]:
         "LLM_CARBON_METER_CALIBRATION_FILE": str(folder / "calibration.json"),
         # Stores fill until they are full: these are full soon.
         "LLM_CARBON_METER_RECORDS": "500",
+        "LLM_CARBON_METER_REQUEST_LOG_FILES": "100",
     }
     numbers = itertools.count()
 
