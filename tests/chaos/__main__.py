@@ -74,7 +74,7 @@ def _server(folder: Path) -> Iterator[Stage]:
 
     def new_folder(name: str) -> Path:
         made = folder / f"{name}-{next(numbers)}"
-        made.mkdir()
+        made.mkdir(mode=0o700)
         return made
 
     start = starter(make_tiny_model(folder / "tiny"), build(folder / "stub"), new_folder)
@@ -92,7 +92,7 @@ def _clock_library(folder: Path) -> Path:
 def _sidecar(metered: Metered, relay: Relay) -> Server:
     """A proxy before the same server, with a meter, a log and a lock folder of its own."""
     folder, port = metered.log.parent / "sidecar", free_port()
-    folder.mkdir()
+    folder.mkdir(mode=0o700)
     command = [sys.executable, "-m", "llm_carbon_meter.cli", "sidecar", "--gpus", "0"]
     command += ["--listen", f"127.0.0.1:{port}", "--upstream", f"http://127.0.0.1:{relay.port}"]
     environment = {
