@@ -106,7 +106,7 @@ def compare(engine: str, folder: Path, loads: Sequence[int] = AT_ONCE) -> list[C
 @contextlib.contextmanager
 def _proxy(server: Server, model: Path, folder: Path, stub: StubPower) -> Iterator[Server]:
     port, own = free_port(), folder / "outside"
-    own.mkdir()
+    own.mkdir(mode=0o700)
     where = ("--upstream", server.url, "--listen", f"127.0.0.1:{port}", "--model", str(model))
     environment = {
         "LLM_CARBON_METER_POWER": "nvml",
