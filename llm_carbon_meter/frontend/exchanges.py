@@ -63,6 +63,8 @@ class Exchange:
         self.client_ids = tuple(map(bounded_id, client_ids))
         """Ids that the client sent, such as X-Request-Id."""
         self.begun_s = time.monotonic()
+        self.names: set[str] = set()
+        """Under which a `Registry` finds it."""
         self.members: dict[str, Member] = {}
         self.features: Features | None = None
         self.provisional: RequestEnergy | None = None
@@ -184,10 +186,21 @@ class Registry:
             self._waiting[member.internal_id] = exchange
             self._known[id(exchange)] = exchange
             self._internal[member.internal_id] = exchange
-            for name in exchange.external_ids():
-                self._external.setdefault(name, {})[id(exchange)] = exchange
+            self._index(exchange)
         exchange.notify()
         return exchange
+
+    def rename(self, exchange: Exchange, internal_id: str, external_id: str) -> None:
+        """The server tells what it calls an engine request."""
+        with self._lock:
+            exchange.members[internal_id].external_id = bounded_id(external_id)
+            if id(exchange) in self._known:
+                self._index(exchange)
+
+    def _index(self, exchange: Exchange) -> None:
+        for name in exchange.external_ids():
+            self._external.setdefault(name, {})[id(exchange)] = exchange
+            exchange.names.add(name)
 
     def surplus(self) -> Exchange | None:
         """The oldest, where more engine requests are waited for than `MAX_OPEN`."""
@@ -235,7 +248,7 @@ class Registry:
             for internal_id in exchange.members:
                 self._waiting.pop(internal_id, None)
                 self._internal.pop(internal_id, None)
-            for name in exchange.external_ids():
+            for name in exchange.names:
                 namesakes = self._external.get(name, {})
                 namesakes.pop(id(exchange), None)
                 if not namesakes:

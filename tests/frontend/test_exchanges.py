@@ -84,6 +84,18 @@ def test_equal_external_ids_never_overwrite_each_other() -> None:
     assert registry.find("c") == []
 
 
+def test_an_exchange_is_found_under_the_id_that_a_server_tells_later() -> None:
+    """And under no id once it is forgotten."""
+    registry = Registry()
+    exchange = begun(registry, "a", external_id="a")
+    registry.rename(exchange, "a", "chatcmpl-9")
+    assert registry.find("chatcmpl-9") == registry.find("a") == [exchange]
+    assert exchange.external_ids() == ("chatcmpl-9",)
+    registry.forget(exchange)
+    assert registry.find("chatcmpl-9") == registry.find("a") == []
+    assert registry._external == {}
+
+
 def test_children_are_summed() -> None:
     """With n = 2 the exchange has both children's joules, tokens and steps."""
     registry = Registry()

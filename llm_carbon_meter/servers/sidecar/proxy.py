@@ -22,7 +22,7 @@ from starlette.routing import Route
 from llm_carbon_meter.addresses import shown_url, split_login
 from llm_carbon_meter.exporters.headers import PREFIX
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.frontend.exchanges import Exchange, current_exchange
+from llm_carbon_meter.frontend.exchanges import Exchange, Registry, current_exchange
 from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
 from llm_carbon_meter.predictor.served import Prompt
 from llm_carbon_meter.records import Outcome, TokenCount
@@ -322,7 +322,7 @@ class MeteredForward:
             question = question.plain()
         exchange = current_exchange.get()
         assert exchange is not None
-        metered = _Metered(self._capture, exchange, question)
+        metered = _Metered(self._capture, self._frontend.exchanges, exchange, question)
         prompt = Prompt(question.prompt_tokens)
         self._frontend.begin(exchange, metered.id, metered.id, prompt, question.max_tokens)
         metered.begin()
@@ -404,9 +404,12 @@ class MeteredForward:
 class _Metered:
     """A metered request: what its answer has told so far."""
 
-    def __init__(self, capture: OutsideCapture, exchange: Exchange, question: Asked) -> None:
+    def __init__(
+        self, capture: OutsideCapture, exchanges: Registry, exchange: Exchange, question: Asked
+    ) -> None:
         self.id = f"outside-{os.urandom(8).hex()}"
         self._capture = capture
+        self._exchanges = exchanges
         self._exchange = exchange
         self.asked = question
         self._told = Told()
@@ -431,8 +434,9 @@ class _Metered:
 
     def see(self, found: Told) -> None:
         """Remember what an answer or an event tells."""
-        self._told = together(self._told, found)
-        self._exchange.members[self.id].external_id = self._told.id or self.id
+        before, self._told = self._told, together(self._told, found)
+        if self._told.id != before.id:
+            self._exchanges.rename(self._exchange, self.id, self._told.id)
 
     def end(self, outcome: Outcome) -> None:
         """The answer is over; what comes first counts."""
