@@ -17,7 +17,8 @@ from .watching import Watch
 
 MOST_MEGABYTES: Final = 2.0
 """That a process may grow by in a minute: vLLM's server grows by 1.1 without the meter, too."""
-MOST_DESCRIPTORS: Final = 8
+MOST_DESCRIPTORS: Final = 32
+"""More at the end than after the warm-up: some connections are kept open, a leak is thousands."""
 BROKEN_BY_A_RESTART: Final = 8
 """Requests of each client of the sidecar: the one in flight, and those sent meanwhile."""
 
