@@ -3,10 +3,13 @@
 import logging
 from collections import Counter
 from collections.abc import Callable
+from typing import ParamSpec, TypeVar
 
 from llm_carbon_meter.records import MeterError
 
 logger = logging.getLogger("llm_carbon_meter")
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class Faults:
@@ -39,3 +42,17 @@ class Faults:
                 # Our own errors explain themselves; others need their traceback.
                 exc_info=None if isinstance(error, str | MeterError) else error,
             )
+
+    def attempt(
+        self, where: str, do: Callable[P, T], *given: P.args, **named: P.kwargs
+    ) -> T | None:
+        """Do something that, failing, shall take nothing else with it.
+
+        Returns:
+            What it gives; None where it failed.
+        """
+        try:
+            return do(*given, **named)
+        except Exception as error:  # noqa: BLE001 - boundary: the next of its kind is done all the same
+            self.note(where, error)
+            return None

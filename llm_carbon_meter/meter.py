@@ -8,9 +8,8 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol
 
 import numpy as np
 
@@ -67,7 +66,6 @@ LAST_TICK_S: Final = 1.0
 TEACHING: Final = (Quality.COUNTER, Quality.POWER)
 """Readings from which coefficients are learnt: of whole GPUs that are the engine's own."""
 
-T = TypeVar("T")
 Publish = Callable[[Sequence[RequestEnergy | EngineTotals | EngineLoad]], None]
 
 
@@ -262,15 +260,7 @@ class EngineMeter:
             self._watch.stop()
         saves = [learner.save for learner in self._learners]
         for finish in (self._settle_the_rest, *saves, self._power.close):
-            self._try("stop", finish)
-
-    def _try(self, where: str, do: Callable[[], T]) -> T | None:
-        """What fails takes nothing else with it."""
-        try:
-            return do()
-        except Exception as error:  # noqa: BLE001 - boundary: the next request has its record
-            self._faults.note(where, error)
-            return None
+            self._faults.attempt("stop", finish)
 
     @property
     def _learners(self) -> Sequence[KeptCoefficients | LiveLearner]:
@@ -288,7 +278,7 @@ class EngineMeter:
     def _work_off(self) -> bool:
         """One slice of events; True where more is waiting."""
         batch = self._source.drain(SLICE_ROWS)
-        windows = self._try("ledger", partial(self._ledger.observe_steps, batch.steps)) or []
+        windows = self._faults.attempt("ledger", self._ledger.observe_steps, batch.steps) or []
         if isinstance(self._power, ModelledMeter):
             self._power.add_load(windows, batch.known_until_s)
         self._close(batch.ends)
@@ -298,9 +288,8 @@ class EngineMeter:
 
     def _close(self, ends: Sequence[RequestEnd]) -> None:
         """Publish the provisional figures of requests that ended."""
-        close = self._ledger.close
-        grams_per_joule = self._grams_per_joule
-        told = [self._try("ledger", partial(close, end, grams_per_joule)) for end in ends]
+        close, grams_per_joule = self._ledger.close, self._grams_per_joule
+        told = [self._faults.attempt("ledger", close, end, grams_per_joule) for end in ends]
         self._publish([energy for energy in told if energy is not None])
 
     def _tell_load(self, load: EngineLoad) -> None:

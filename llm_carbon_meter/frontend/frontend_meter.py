@@ -1,8 +1,7 @@
 """Wires everything of one API server together: estimates before, records after, all exporters."""
 
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from typing import Final
@@ -101,7 +100,8 @@ class FrontendMeter:
         watches = first and self._live is not None
         self._drift = DriftWatch(config, model_name, self._metrics, faults) if watches else None
         self._share = share
-        self._sinks: Sequence[Sink] = (self._count, self._judge, self._keep)
+        sinks = self._count, self._judge, self._keep, share
+        self._sinks: Sequence[Sink] = [sink for sink in sinks if sink is not None]
 
     @property
     def provisional_wait_s(self) -> float:
@@ -241,37 +241,30 @@ class FrontendMeter:
         if self.exchanges.close(exchange, answered):
             self._finish([exchange])
         elif self._share is not None and not exchange.finished:
-            with self._each("record"):
-                self._share(self.record(exchange))
+            self._faults.attempt("record", self._tell, self._share, exchange)
+
+    def _tell(self, share: Sink, exchange: Exchange) -> None:
+        """Other API servers know it from now on, whatever is still to come."""
+        share(self.record(exchange))
 
     def _lose(self, exchange: Exchange) -> None:
         """Its final figures will not come: record what is known."""
-        self._faults.note("requests_lost", f"the figures of {exchange.id} are incomplete")
+        self._faults.note("requests_lost", f"the figures of {exchange.id!r} are incomplete")
         self.exchanges.close(exchange, answered=False)
         self.receive_energies(self._losses.figures(exchange))
 
     def _finish(self, exchanges: Sequence[Exchange]) -> None:
-        finished = []
-        for exchange, conditional in zip(exchanges, self._conditionals(exchanges), strict=True):
-            with self._each("record"):
-                finished.append((exchange, self._record(exchange, conditional)))
-        self._write([record for _, record in finished])
-        for exchange, record in finished:
-            for sink in (*self._sinks, *filter(None, [self._share])):
-                with self._each("record"):
-                    sink(record)
-            with self._each("estimator"):
-                self._learn(exchange)
+        attempt, given = self._faults.attempt, self._conditionals(exchanges)
+        pairs = zip(exchanges, given, strict=True)
+        made = [attempt("record", self._record, *pair) for pair in pairs]
+        records = [record for record in made if record is not None]
+        self._write(records)
+        for record in records:
+            for sink in self._sinks:
+                attempt("record", sink, record)
         for exchange in exchanges:
+            attempt("estimator", self._learn, exchange)
             self.exchanges.forget(exchange)
-
-    @contextmanager
-    def _each(self, where: str) -> Iterator[None]:
-        """What one record does to us is no other's business."""
-        try:
-            yield
-        except Exception as error:  # noqa: BLE001 - boundary: the next record is made all the same
-            self._faults.note(where, error)
 
     def _learn(self, exchange: Exchange) -> None:
         for member in exchange.members.values():
@@ -296,10 +289,8 @@ class FrontendMeter:
     def _write(self, records: Sequence[RequestRecord]) -> None:
         if self._log is None:
             return
-        lines = []
-        for record in records:
-            with self._each("request_log"):
-                lines.append(log_line(record))
+        made = [self._faults.attempt("request_log", log_line, record) for record in records]
+        lines = [line for line in made if line is not None]
         try:
             self._log.write("\n".join(lines))
         except OSError as error:
@@ -317,10 +308,10 @@ class FrontendMeter:
         return record_of(exchange, self._surroundings, self._intensity, conditional)
 
     def _conditionals(self, exchanges: Sequence[Exchange]) -> Sequence[EnergyEstimate | None]:
-        if self._live is not None:
-            with self._each("estimate"):
-                return conditionals(exchanges, self._live)
-        return [None] * len(exchanges)
+        unknown = [None] * len(exchanges)
+        if self._live is None:
+            return unknown
+        return self._faults.attempt("estimate", conditionals, exchanges, self._live) or unknown
 
     def find(self, request_id: str) -> Mapping[str, str]:
         """At most `MOST_FOUND` records under an id: internal id to JSON text.
@@ -359,9 +350,9 @@ class FrontendMeter:
         """Finish what the engines have settled, answered or not; then close the files."""
         for exchange in self.exchanges.unfinished():
             if exchange.is_final():
-                self.end(exchange, answered=False)
+                self._faults.attempt("record", self.end, exchange, answered=False)
             else:
-                self._lose(exchange)
+                self._faults.attempt("record", self._lose, exchange)
         if self._log is not None:
             self._log.close()
 

@@ -38,8 +38,9 @@ class Losses:
         self._exchanges = exchanges
         self._sessions: dict[int, str] = {}
         """Of the meters' processes, by engine."""
-        self._replaced_s = float("-inf")
-        self._looked_s = self._replaced_s
+        self._replaced_s: dict[int, float] = {}
+        """When the last one took its place, by engine."""
+        self._looked_s = float("-inf")
         self.source = Source.MODELLED
         """Of what the engines' meters say."""
 
@@ -47,7 +48,8 @@ class Losses:
         """A meter's process lives; those that will not be heard of again."""
         now_s = time.monotonic()
         if self._sessions.setdefault(totals.engine, totals.session) != totals.session:
-            self._sessions[totals.engine], self._replaced_s = totals.session, now_s
+            self._sessions[totals.engine] = totals.session
+            self._replaced_s[totals.engine] = now_s
         self.source = totals.source
         if now_s - self._looked_s < LOOK_S:
             return ()
@@ -57,10 +59,17 @@ class Losses:
     def _is_lost(self, exchange: Exchange, now_s: float) -> bool:
         if exchange.closed_s is None:
             return False
-        if exchange.begun_s < self._replaced_s:
-            return now_s - max(exchange.closed_s, self._replaced_s) > REPLACED_AFTER_S
+        replaced_s = self._replaced_for_s(exchange)
+        if exchange.begun_s < replaced_s:
+            return now_s - max(exchange.closed_s, replaced_s) > REPLACED_AFTER_S
         # Without any figure it may be an answer in the background that is still made.
         return exchange.has_energy() and now_s - exchange.closed_s > LOST_AFTER_S
+
+    def _replaced_for_s(self, exchange: Exchange) -> float:
+        """When the meter of an exchange's engines was replaced; of any, where none was heard."""
+        heard = {member.energy.engine for member in exchange.members.values() if member.energy}
+        engines = heard & self._replaced_s.keys() if heard else self._replaced_s.keys()
+        return max((self._replaced_s[engine] for engine in engines), default=float("-inf"))
 
     def figures(self, exchange: Exchange) -> Sequence[RequestEnergy]:
         """The last of each engine request that has no final one."""

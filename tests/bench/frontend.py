@@ -114,7 +114,7 @@ def _meter(folder: Path) -> FrontendMeter:
         index=0,
         concurrency=Concurrency(0, lambda: TOGETHER, most=256),
         tracing=False,
-        share=lambda _: None,
+        share=None,
         faults=Faults(),
         registry=CollectorRegistry(),
         cache_block_tokens=16,

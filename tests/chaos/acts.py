@@ -7,7 +7,6 @@ import random
 import resource
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable, Mapping
@@ -42,18 +41,10 @@ class Stage:
     def server(self) -> psutil.Process:
         return psutil.Process(self.metered.server.process.pid)
 
-    def child(self, words: str) -> psutil.Process | None:
-        """The process under the server whose command has these words."""
-        for one in self.server.children(recursive=True):
-            with contextlib.suppress(psutil.Error):
-                if words in " ".join(one.cmdline()):
-                    return one
-        return None
-
     @property
     def meter(self) -> psutil.Process | None:
         """The meter's process of the moment."""
-        return self.child(MODULE)
+        return self.metered.child(MODULE)
 
     def script(self, line: str) -> None:
         """Something happens to the stub's GPU."""
@@ -88,7 +79,7 @@ async def stop_meter(stage: Stage) -> None:
 
 async def stop_engine(stage: Stage) -> None:
     """Clients wait."""
-    await _stopped(stage.child("EngineCore"), 2)
+    await _stopped(stage.metered.child("EngineCore"), 2)
 
 
 async def stop_server(stage: Stage) -> None:
@@ -156,13 +147,10 @@ async def malformed_bodies(stage: Stage) -> None:
     Raises:
         RuntimeError: a route failed.
     """
-    command = [sys.executable, "-m", "schemathesis.cli", "run", stage.metered.url + "/openapi.json"]
-    options = ["--include-path-regex", "/v1/carbon", "--checks", "not_a_server_error"]
-    options += ["--max-examples", str(EXAMPLES), "--phases", "coverage,fuzzing"]
-    options += ["--header", f"Authorization: Bearer {stage.metered.key}"]
+    command = stage.metered.fuzz("not_a_server_error", EXAMPLES)
     with tempfile.TemporaryDirectory() as folder, tempfile.TemporaryFile() as told:
         process = await asyncio.create_subprocess_exec(
-            *command, *options, cwd=folder, stdout=told, stderr=told
+            *command, cwd=folder, stdout=told, stderr=told
         )
         if await process.wait():
             told.seek(0)

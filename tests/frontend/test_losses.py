@@ -88,6 +88,20 @@ def test_a_new_session_ends_what_the_old_one_left_open(clock: Clock, tmp_path: P
     ]
 
 
+def test_a_new_session_of_one_engine_ends_nothing_of_another(clock: Clock) -> None:
+    """As far as is known whose a request is."""
+    meter = front_end()
+    meter.receive_totals(TOTALS)
+    for engine, name in enumerate(("ours", "others")):
+        meter.end(begun(meter, name), answered=True)
+        meter.receive_energies([energy_of(name, Status.PROVISIONAL, engine=engine)])
+    clock.now_s += 1
+    meter.receive_totals(replace(TOTALS, session="another"))
+    clock.now_s += REPLACED_AFTER_S + 1
+    meter.receive_totals(replace(TOTALS, session="another"))
+    assert statuses(meter, "ours", "others") == [("final", "reset"), ("provisional", "counter")]
+
+
 def test_a_final_figure_that_was_lost_is_not_waited_for(clock: Clock) -> None:
     """Also while nothing else happened; without any figure an answer may still be made."""
     meter = front_end()

@@ -1,8 +1,8 @@
 """One API server's meter, joined to the engines and to other API servers by the channel."""
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
@@ -22,7 +22,6 @@ from llm_carbon_meter.servers.shared.channel import (
 from llm_carbon_meter.servers.shared.middleware import STATE_NAME
 from llm_carbon_meter.servers.shared.routes import CarbonRoutes, ReadPrompts, ServedNames
 
-T = TypeVar("T")
 RECORD_PATH: Final = "/v1/carbon/requests/{request_id:path}"
 ESTIMATE_PATH: Final = "/v1/carbon/estimate"
 LAST_WORDS_S: Final = 3.0
@@ -104,21 +103,15 @@ class ApiServer:
         """Messages that came together; what one of them does to us is no other's business."""
         energies = [message for message in messages if isinstance(message, RequestEnergy)]
         if energies:
-            self._take(self.meter.receive_energies, energies)
+            self._faults.attempt("channel", self.meter.receive_energies, energies)
         for message in messages:
             match message:
                 case EngineTotals():
-                    self._take(self.meter.receive_totals, message)
+                    self._faults.attempt("channel", self.meter.receive_totals, message)
                 case EngineLoad():
-                    self._take(self.meter.receive_load, message)
+                    self._faults.attempt("channel", self.meter.receive_load, message)
                 case SharedRecord():
-                    self._take(self.meter.receive_record, message.record)
-
-    def _take(self, receive: Callable[[T], None], heard: T) -> None:
-        try:
-            receive(heard)
-        except Exception as error:  # noqa: BLE001 - boundary: the next message is taken all the same
-            self._faults.note("channel", error)
+                    self._faults.attempt("channel", self.meter.receive_record, message.record)
 
     def attach(self, app: Any, read_prompts: ReadPrompts, served_names: ServedNames) -> None:
         """Give a Starlette application the meter, for its middleware, and our routes.

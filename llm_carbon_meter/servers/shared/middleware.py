@@ -183,7 +183,7 @@ class _Answer:
             self._stream = _is_event_stream(message)
             config = self._frontend.config if self._frontend else Config()
             self._shows_headers = config.headers
-            self._shows_comment = config.comment and _takes_comment(message)
+            self._shows_comment = config.comment and self._stream and _may_grow(message)
             if not self._shows_headers:
                 await self._start()
             elif self._stream:
@@ -266,8 +266,7 @@ def _is_event_stream(message: Message) -> bool:
     )
 
 
-def _takes_comment(message: Message) -> bool:
+def _may_grow(message: Message) -> bool:
     """Whether a stream may become longer: no error, not compressed, its length not told."""
     names = {name.lower() for name, _ in message.get("headers", ())}
-    fixed = names & {b"content-encoding", b"content-length"}
-    return _is_event_stream(message) and message["status"] < 400 and not fixed
+    return message["status"] < 400 and not names & {b"content-encoding", b"content-length"}

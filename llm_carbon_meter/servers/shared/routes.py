@@ -25,8 +25,8 @@ MAX_SEQUENCES: Final = 1024
 """Prompts of an estimate's body, and answers to each."""
 MAX_TOKENS: Final = 10_000_000
 """Of a prompt or an answer, where the model's context is not known: no model's is longer."""
-HOLD_S: Final = 0.001
-"""Work of ours after which others have the event loop."""
+HOLD_S: Final = 0.0005
+"""Work of ours after which others have the event loop; the piece under way takes as long again."""
 
 EXPECTED_PROMPT: Final = "expected text, token ids, or a list of them"
 
@@ -55,10 +55,10 @@ class RefusedError(Exception):
 
 
 class Turns:
-    """Lets others have the event loop each time that it was ours for `HOLD_S`."""
+    """Gives others the event loop, first at once, then whenever it was ours for `HOLD_S`."""
 
     def __init__(self) -> None:
-        self._since_s = time.perf_counter()
+        self._since_s = 0.0
 
     async def give(self) -> None:
         """Between two pieces of work."""

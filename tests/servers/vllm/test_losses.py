@@ -8,7 +8,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import openai
-import psutil
 import pytest
 
 from llm_carbon_meter.servers.shared.meter_process import MODULE
@@ -28,11 +27,11 @@ def metered(start_server: StartServer) -> Iterator[Metered]:
         yield metered
 
 
-def child(metered: Metered, words: str) -> psutil.Process:
-    """The process under the server's whose command has these words."""
-    family = psutil.Process(metered.server.process.pid).children(recursive=True)
-    (found,) = (one for one in family if words in " ".join(one.cmdline()))
-    return found
+def kill(metered: Metered, words: str) -> None:
+    """End a process of the server's as the kernel does."""
+    process = metered.child(words)
+    assert process is not None
+    process.kill()
 
 
 class Load:
@@ -80,7 +79,7 @@ def test_a_killed_meter_loses_no_record(metered: Metered) -> None:
     before = json.loads(metered.http("/v1/carbon/estimate", estimate)[2])["estimate"]
     load = Load(metered)
     time.sleep(4)
-    child(metered, MODULE).kill()
+    kill(metered, MODULE)
     time.sleep(10)
     answered = load.stop()
     assert set(load.answers.values()) == {1}
@@ -104,7 +103,7 @@ def test_a_killed_engine_loses_no_record(metered: Metered) -> None:
     """Requests that ran have what was known of them, or say that nothing was."""
     load = Load(metered)
     time.sleep(3)
-    child(metered, "EngineCore").kill()
+    kill(metered, "EngineCore")
     answered = load.stop()
     metered.server.process.wait(60)
     logged = ids_of(metered.logged())

@@ -13,6 +13,7 @@ from typing import Any
 
 import grpc
 import openai
+import psutil
 import pytest
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
@@ -107,6 +108,23 @@ class Metered:
                 return answer.status, dict(answer.headers), answer.read()
         except urllib.error.HTTPError as error:
             return error.code, dict(error.headers), error.read()
+
+    def child(self, words: str) -> psutil.Process | None:
+        """The process under the server's whose command has these words."""
+        for one in psutil.Process(self.server.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if words in " ".join(one.cmdline()):
+                    return one
+        return None
+
+    def fuzz(self, checks: str, examples: int) -> Sequence[str]:
+        """The command by which schemathesis sends whatever our routes describe, and what not."""
+        return [
+            *(sys.executable, "-m", "schemathesis.cli", "run", self.url + "/openapi.json"),
+            *("--include-path-regex", "/v1/carbon", "--phases", "coverage,fuzzing"),
+            *("--checks", checks, "--max-examples", str(examples)),
+            *("--header", f"Authorization: Bearer {self.key}"),
+        ]
 
     def record(self, request_id: str) -> dict[str, Any]:
         """The record of a request, once it is final."""
