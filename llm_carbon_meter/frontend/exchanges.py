@@ -55,6 +55,11 @@ class Member:
     energy: RequestEnergy | None = None
     """The last that was heard: provisional, then final."""
 
+    @property
+    def external_ids(self) -> tuple[str, str]:
+        """By which a client may know it."""
+        return self.external_id, response_id(self.external_id)
+
 
 class Exchange:
     """One HTTP exchange in flight; also the place where its middleware waits."""
@@ -135,7 +140,7 @@ class Exchange:
         """Every id by which a client may know the exchange."""
         ids = list(self.client_ids)
         for member in self.members.values():
-            ids += [member.external_id, response_id(member.external_id)]
+            ids += member.external_ids
         return tuple(dict.fromkeys(ids))
 
     def ended_whole(self, energy: RequestEnergy) -> bool:
@@ -186,19 +191,20 @@ class Registry:
             self._waiting[member.internal_id] = exchange
             self._known[id(exchange)] = exchange
             self._internal[member.internal_id] = exchange
-            self._index(exchange)
+            self._index(exchange, member)
         exchange.notify()
         return exchange
 
     def rename(self, exchange: Exchange, internal_id: str, external_id: str) -> None:
         """The server tells what it calls an engine request."""
         with self._lock:
-            exchange.members[internal_id].external_id = bounded_id(external_id)
+            member = exchange.members[internal_id]
+            member.external_id = bounded_id(external_id)
             if id(exchange) in self._known:
-                self._index(exchange)
+                self._index(exchange, member)
 
-    def _index(self, exchange: Exchange) -> None:
-        for name in exchange.external_ids():
+    def _index(self, exchange: Exchange, member: Member) -> None:
+        for name in (*exchange.client_ids, *member.external_ids):
             self._external.setdefault(name, {})[id(exchange)] = exchange
             exchange.names.add(name)
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from llm_carbon_meter.frontend import exchanges as exchanges_module
 from llm_carbon_meter.frontend.exchanges import (
     Exchange,
     Member,
@@ -94,6 +95,14 @@ def test_an_exchange_is_found_under_the_id_that_a_server_tells_later() -> None:
     registry.forget(exchange)
     assert registry.find("chatcmpl-9") == registry.find("a") == []
     assert registry._external == {}
+
+
+def test_many_prompts_are_entered_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """None looks at those before it: a completion may have thousands."""
+    looked: list[str] = []
+    monkeypatch.setattr(exchanges_module, "response_id", lambda name: looked.append(name) or name)
+    begun(Registry(), *map(str, range(1000)))
+    assert len(looked) == 1000
 
 
 def test_children_are_summed() -> None:
