@@ -152,9 +152,11 @@ current_exchange: ContextVar[Exchange | None] = ContextVar("llm_carbon_exchange"
 
 
 def response_id(external_id: str) -> str:
-    """The id in the response's body: without a beam's own, and completions without their prompt's
-    index."""
-    external_id = _BEAM.sub("", external_id)
+    """The id in the response's body: without a beam's own, or completions without their prompt's
+    index, which beams do not have."""
+    whole, is_beam = _BEAM.subn("", external_id)
+    if is_beam:
+        return whole
     head, _, index = external_id.rpartition("-")
     return head if external_id.startswith("cmpl-") and index.isdigit() and head else external_id
 

@@ -197,7 +197,8 @@ def test_the_figure_that_was_shown_is_kept() -> None:
     [
         ("cmpl-abc-0", "cmpl-abc"),
         ("cmpl-abc-12", "cmpl-abc"),
-        ("cmpl-abc-0-a91449edfd3014e0-beam-1", "cmpl-abc"),
+        ("cmpl-abc-a91449edfd3014e0-beam-1", "cmpl-abc"),
+        ("cmpl-8552584940524998-a91449edfd3014e0-beam-1", "cmpl-8552584940524998"),
         ("chatcmpl-abc-a91449edfd3014e0-beam-0", "chatcmpl-abc"),
         ("cmpl-my-beam-3", "cmpl-my-beam"),
         ("cmpl-my-own-id-3", "cmpl-my-own-id"),
