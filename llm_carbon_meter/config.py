@@ -43,6 +43,11 @@ def _automatic(parse: Callable[[str], float]) -> Callable[[str], float | str]:
     return lambda text: "auto" if text in ("", "auto") else parse(text)
 
 
+def _optional(parse: Callable[[str], float]) -> Callable[[str], float | None]:
+    """A number, or nothing: what is not known is left out."""
+    return lambda text: parse(text) if text else None
+
+
 def _whole(low: int, high: int) -> Callable[[str], int]:
     def parse(text: str) -> int:
         with contextlib.suppress(ValueError):
@@ -160,6 +165,18 @@ class Config:
     pue: float = _setting(
         1.0, _number(1.0, 5.0), "power usage effectiveness; 1.0 counts the GPUs alone"
     )
+    water_litres_per_kwh: float | None = _setting(
+        None,
+        _optional(_number(0.0, 1000.0)),
+        "water usage effectiveness (WUE) of the site, in litres per kWh of its computers; empty: "
+        "not known",
+    )
+    water_grid_litres_per_kwh: float | None = _setting(
+        None,
+        _optional(_number(0.0, 10_000.0)),
+        "water that the grid's power stations consume, in litres per kWh, multiplied by the PUE; "
+        "empty: left out",
+    )
     estimator: str = _setting(
         "gnn",
         _choice("gnn", "flop", "none"),
@@ -209,6 +226,12 @@ class Config:
         64_000_000, _whole(1_000, 10**12), "size at which the request log is rotated"
     )
     request_log_files: int = _setting(5, _whole(1, 1000), "rotated request logs that are kept")
+    receipt_key: str = _setting(
+        "",
+        str,
+        "private Ed25519 key (PEM) that signs final records; needs the extra `receipts`; empty: "
+        "records are not signed",
+    )
     channel_dir: str = _setting(
         "", str, "private directory of the sockets between processes; empty: chosen at start"
     )
@@ -343,7 +366,7 @@ def settings_table() -> str:
     rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
     for setting in fields(Config):
         assert setting.default is not MISSING
-        default = "" if setting.default == "" else f"`{_shown(setting.default)}`"
+        default = "" if setting.default in ("", None) else f"`{_shown(setting.default)}`"
         rows.append(f"| `{PREFIX}{setting.name.upper()}` | {default} | {setting.metadata['doc']} |")
     return "\n".join(rows)
 

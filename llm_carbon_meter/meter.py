@@ -15,6 +15,7 @@ import numpy as np
 
 from llm_carbon_meter.carbon.emissions import embodied_rate, operational_grams
 from llm_carbon_meter.carbon.grid import open_grid
+from llm_carbon_meter.carbon.water import litres_per_joule
 from llm_carbon_meter.config import Config, runtime_folder
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.ledger.kept_coefficients import KeptCoefficients
@@ -38,6 +39,7 @@ from llm_carbon_meter.records import (
     EngineLoad,
     EngineTotals,
     EventBatch,
+    GpuTotals,
     MeterError,
     Outcome,
     PowerError,
@@ -191,6 +193,7 @@ class EngineMeter:
         self._coefficients = _coefficients(config, model, faults) if taught else None
         self._factors = _factors(config, deployment, faults) if taught else None
         self._embodied_rate = embodied_rate(config.embodied, model.gpu, host=config.embodied_host)
+        self._litres_per_joule = litres_per_joule(config)
         self._quality = worst(power.quality, Quality.OUTSIDE) if outside else power.quality
         self._ledger = self._open_ledger(config, model)
         self.sensors = (
@@ -221,6 +224,7 @@ class EngineMeter:
             lag_s=lag_s,
             tick_s=TICK_S,
             embodied_grams_per_gpu_s=self._embodied_rate,
+            litres_per_joule=self._litres_per_joule,
             learner=self._coefficients.learner if self._coefficients else None,
             lags=self._coefficients.lags if self._coefficients and lag_s is None else None,
             watch=self._see if self._factors else None,
@@ -352,4 +356,13 @@ class EngineMeter:
             sampler_read_s=self._sampler.read_s,
             open_requests=self._ledger.num_open,
             factors=self._factors.factors if self._factors else None,
+            account_litres=self._litres(gpus),
         )
+
+    def _litres(self, gpus: Sequence[GpuTotals]) -> tuple[float, ...]:
+        """Water by account; none where the settings name no factor."""
+        factor = self._litres_per_joule
+        if factor is None:
+            return ()
+        accounts = zip(*(gpu.account_joules for gpu in gpus), strict=True)
+        return tuple(factor * sum(of_gpus) for of_gpus in accounts)

@@ -12,6 +12,10 @@ from enum import IntEnum, StrEnum
 from types import MappingProxyType
 from typing import Final, NamedTuple
 
+METHOD: Final = 1
+"""Version of the rules by which joules are divided, and of what they are of: receipts carry it. It
+rises with every change of these that the changelog calls breaking."""
+
 
 class MeterError(Exception):
     """What was tried, what was found, and what to do."""
@@ -262,6 +266,8 @@ class RequestEnergy:
     """Half of an interval, relative to the joules, in which nine of ten true figures lie; None
     where nothing was measured, joules are not the engine's own or are missing, or another policy
     than `shapley` divides them."""
+    water_litres: float | None = None
+    """Consumed for the joules; None where the settings name no factor."""
 
     @property
     def joules(self) -> float:
@@ -364,6 +370,8 @@ class EngineTotals:
     open_requests: int = 0
     factors: DeploymentFactors | None = None
     """Learnt so far; None where the estimates learn nothing here."""
+    account_litres: tuple[float, ...] = ()
+    """Water for the joules, indexed by Account; empty where the settings name no factor."""
 
     @property
     def accounted_ratio(self) -> float | None:

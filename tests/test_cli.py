@@ -25,18 +25,19 @@ CONFIG = "config addresses private_folder"
 ROOMS = {
     "demo": f"{CONFIG} data demo exporters extras physics power service testing units",
     "campaign": f"campaign {CONFIG} progress exporters extras physics power training units",
-    "check": f"carbon check {CONFIG} data exporters faults formats ledger physics power "
+    "check": f"carbon check {CONFIG} data exporters extras faults formats ledger physics power "
     "predictor servers service units",
-    "serve-transformers": f"carbon {CONFIG} data exporters faults formats frontend physics power "
-    "predictor servers service units",
+    "serve-transformers": f"carbon {CONFIG} data exporters extras faults formats frontend physics "
+    "power predictor servers service units",
     "sidecar": "servers",
     "estimate": f"carbon {CONFIG} estimate exporters faults physics predictor progress service "
     "units",
     "plan": f"carbon {CONFIG} data estimate exporters faults physics predictor service units",
     "models": "estimate exporters physics",
     "gpus": "estimate exporters physics predictor",
-    "replay": f"{CONFIG} exporters faults formats frontend report units",
-    "report": f"{CONFIG} exporters faults formats frontend report units",
+    "replay": f"{CONFIG} exporters extras faults formats frontend report units",
+    "report": f"{CONFIG} exporters extras faults formats frontend report units",
+    "verify": f"{CONFIG} exporters extras faults formats verify",
     "train": f"{CONFIG} extras training",
     "evaluate": f"{CONFIG} extras training",
 }

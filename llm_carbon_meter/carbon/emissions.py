@@ -9,6 +9,7 @@ from functools import cache
 from importlib import resources
 from typing import Any, Final
 
+from llm_carbon_meter.carbon.water import water_coverage
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.physics.gpu_specs import GpuSpec
 from llm_carbon_meter.records import CarbonIntensity
@@ -58,8 +59,11 @@ def _per_cm2(entry: dict[str, Any], process_nm: float) -> float:
 def coverage(config: Config) -> str:
     """What the figures of these settings are of, in words."""
     operational = f"energy of the GPUs alone, grams times PUE {config.pue:g}"
+    return "; ".join(filter(None, (operational, _embodied(config), water_coverage(config))))
+
+
+def _embodied(config: Config) -> str:
     if config.embodied == "none":
-        return operational
-    entry = _sources()[config.embodied]
+        return ""
     host = ", and its share of a server" if config.embodied_host else ""
-    return f"{operational}; embodied: {entry['covers']}{host} ({config.embodied})"
+    return f"embodied: {_sources()[config.embodied]['covers']}{host} ({config.embodied})"

@@ -7,6 +7,7 @@ from typing import Any
 
 from llm_carbon_meter.check.findings import Finding, Verdict
 from llm_carbon_meter.config import Config
+from llm_carbon_meter.exporters.receipts import key_id, private_key
 from llm_carbon_meter.formats.kept_state import load
 from llm_carbon_meter.ledger.kept_coefficients import FileForm
 from llm_carbon_meter.predictor.live import FactorState
@@ -14,9 +15,11 @@ from llm_carbon_meter.records import MeterError
 
 
 def check_files(config: Config) -> Iterator[Finding]:
-    """The request log, and what was learnt; nothing is left behind."""
+    """The request log, its key, and what was learnt; nothing is left behind."""
     if config.request_log:
         yield _log(Path(config.request_log))
+    if config.receipt_key:
+        yield _key(Path(config.receipt_key))
     if config.calibration_file:
         yield _kept("calibration", Path(config.calibration_file), FactorState)
     if config.prices_file:
@@ -30,6 +33,15 @@ def _log(path: Path) -> Finding:
         text = f"{path}: {problem}; records would be in the metrics only"
         return Finding("request log", Verdict.NOTE, text)
     return Finding("request log", Verdict.OK, f"{path} can be written")
+
+
+def _key(path: Path) -> Finding:
+    """The key that signs records."""
+    try:
+        key = key_id(private_key(path).public_key())
+    except MeterError as error:
+        return Finding("receipts", Verdict.NOTE, f"{error}; records would not be signed")
+    return Finding("receipts", Verdict.OK, f"{path} signs final records, key {key}", {"key": key})
 
 
 def _kept(topic: str, path: Path, kind: type[Any]) -> Finding:

@@ -6,6 +6,7 @@ from typing import Any, Final
 
 import msgspec
 
+from llm_carbon_meter.exporters.receipts import Sign, unsigned
 from llm_carbon_meter.records import EnergyEstimate, RequestEnergy, RequestRecord, Source
 from llm_carbon_meter.units import watt_hours
 
@@ -77,9 +78,10 @@ def record_json(record: RequestRecord) -> dict[str, Any]:
     }
 
 
-def record_text(record: RequestRecord) -> str:
-    """The record's JSON as text, on one line."""
-    return msgspec.json.encode(record_json(record)).decode()
+def record_text(record: RequestRecord, sign: Sign = unsigned) -> str:
+    """The record's JSON as text, on one line, signed once its figures are final."""
+    body = record_json(record)
+    return msgspec.json.encode(sign(body) if record.is_final else body).decode()
 
 
 def _features(record: RequestRecord) -> dict[str, Any]:
@@ -98,7 +100,9 @@ def _features(record: RequestRecord) -> dict[str, Any]:
 
 def _figures(energy: RequestEnergy) -> dict[str, Any]:
     joules = {"energy": energy.joules, **energy.accounts.by_name}
+    water = {} if energy.water_litres is None else {"water_litres": energy.water_litres}
     return with_watt_hours(joules) | {
+        **water,
         "operational_grams": energy.operational_grams,
         "embodied_grams": energy.embodied_grams,
         "gpu_seconds": energy.gpu_seconds,

@@ -143,6 +143,9 @@ class PrometheusExporter:
         self._grams = self._counter(
             "emissions_grams_total", "gCO2eq by account", "scope", "account", "source"
         )
+        self._litres = self._counter(
+            "water_litres_total", "Water consumed for the energy, by account", "account", "source"
+        )
         self._watts = self._gauge("gpu_power_watts", "Power of a GPU now", "gpu", "source")
         self._lag = self._gauge(
             "gpu_energy_lag_seconds",
@@ -296,6 +299,9 @@ class PrometheusExporter:
             for account, amount in zip(Account, grams, strict=False):  # none where it is left out
                 labels = (*common, scope, account.label, totals.source)
                 self._raise(self._grams, session, labels, amount)
+        for account, litres in zip(Account, totals.account_litres, strict=False):
+            series = (*common, account.label, totals.source)
+            self._raise(self._litres, session, series, litres)
         for counter, values in (
             (self._steps, totals.steps),
             (self._tokens, totals.tokens),

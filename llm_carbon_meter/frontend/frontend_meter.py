@@ -14,6 +14,7 @@ from llm_carbon_meter.config import Config
 from llm_carbon_meter.exporters.headers import record_text
 from llm_carbon_meter.exporters.otel import SpanExporter
 from llm_carbon_meter.exporters.prometheus import PrometheusExporter
+from llm_carbon_meter.exporters.receipts import open_signer
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend.concurrency import SILENT_S, Concurrency
 from llm_carbon_meter.frontend.drift_watch import DriftWatch
@@ -94,6 +95,7 @@ class FrontendMeter:
         faults.listen(self._metrics.error)
         self._metrics.intensity(self._intensity, 0.0)
         self._log: RequestLog | None = open_log(config, index, faults)
+        self._sign = open_signer(config, faults)
         self._live: LiveEstimator | None = open_estimator(
             config, deployment, model, self._intensity, faults, cache_block_tokens
         )
@@ -289,7 +291,7 @@ class FrontendMeter:
     def _write(self, records: Sequence[RequestRecord]) -> None:
         if self._log is None:
             return
-        made = [self._faults.attempt("request_log", log_line, record) for record in records]
+        made = [self._faults.attempt("request_log", log_line, one, self._sign) for one in records]
         lines = [line for line in made if line is not None]
         try:
             self._log.write("\n".join(lines))
@@ -327,7 +329,8 @@ class FrontendMeter:
         return {key: self._text(one) for key, one in islice((own or found).items(), MOST_FOUND)}
 
     def _text(self, found: Exchange | RequestRecord) -> str:
-        return record_text(self.record(found) if isinstance(found, Exchange) else found)
+        record = self.record(found) if isinstance(found, Exchange) else found
+        return record_text(record, self._sign)
 
     def knows(self, request_id: str) -> bool:
         """Whether an engine request of this id is in flight or on record."""

@@ -15,6 +15,7 @@ import msgspec
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.exporters.columns import aligned, figure, percent
 from llm_carbon_meter.exporters.headers import record_json
+from llm_carbon_meter.exporters.receipts import Sign, unsigned
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.formats import versioned
 from llm_carbon_meter.records import ACCOUNT_NAMES, MeterError, RequestRecord
@@ -108,16 +109,18 @@ _Line: Final = msgspec.defstruct(
         *((name, dict[str, Any], {}) for name in ("deployment", "features")),
         *((name, dict[str, Any] | None, None) for name in ("estimate", "conditional")),
         ("provisional", dict[str, Any] | None, None),
+        ("receipt", dict[str, Any] | None, None),
         *((name, float | None, None) for name in ("embodied_grams", "uncertainty")),
+        *((name, float | None, None) for name in ("water_litres",)),
         ("intensity_g_per_kwh", float, 0.0),
     ],
 )
 """What `exporters.headers.record_json` makes of a finished request."""
 
 
-def log_line(record: RequestRecord) -> str:
-    """The line of a record, its version first."""
-    return msgspec.json.encode({"version": VERSION, **record_json(record)}).decode()
+def log_line(record: RequestRecord, sign: Sign = unsigned) -> str:
+    """The line of a record, its version first, signed where there is a key."""
+    return msgspec.json.encode(sign({"version": VERSION, **record_json(record)})).decode()
 
 
 def read(path: Path) -> Iterable[Mapping[str, Any]]:

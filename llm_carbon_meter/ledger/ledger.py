@@ -81,6 +81,7 @@ class EnergyLedger:
             times already account for; None where nothing is known of it.
         tick_s: ticks are at least this long; a counter's own may be as short as its errors of time.
         embodied_grams_per_gpu_s: of the hardware's making; None to leave it out.
+        litres_per_joule: of water; None to leave it out.
         learner: learns what steps cost from the readings; without one the data sheet holds.
         lags: learns how late the counters are; without one ``lag_s`` holds.
         watch: is shown every tick of which everything is known.
@@ -99,6 +100,7 @@ class EnergyLedger:
         lag_s: float | None = None,
         tick_s: float = 0.0,
         embodied_grams_per_gpu_s: float | None = None,
+        litres_per_joule: float | None = None,
         learner: CoefficientLearner | None = None,
         lags: LagLearner | None = None,
         watch: Callable[[SeenTick], None] | None = None,
@@ -106,7 +108,7 @@ class EnergyLedger:
         self._gpus = {name: GpuBook(name, GpuCounter(tick_s, lag_s)) for name in gpus}
         self._model = model
         self._quality = quality
-        self._origin = (engine, source, quality, embodied_grams_per_gpu_s)
+        self._origin = (engine, source, quality, embodied_grams_per_gpu_s, litres_per_joule)
         self._idle_by_time = idle_by_time
         self._learner = learner
         self._lags, self._watch = lags, watch

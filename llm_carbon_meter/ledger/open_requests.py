@@ -55,6 +55,7 @@ class Provenance(NamedTuple):
     quality: Quality
     """Of the source at its opening."""
     embodied_grams_per_gpu_s: float | None
+    litres_per_joule: float | None
     window_error: float | None
     """Usual error of the expectation; None where nothing learns it."""
 
@@ -74,6 +75,10 @@ class Provenance(NamedTuple):
         """gCO2eq of the hardware's making in some time; None where it is left out."""
         rate = self.embodied_grams_per_gpu_s
         return None if rate is None else gpu_seconds * rate
+
+    def water_litres(self, joules: float) -> float | None:
+        """Water for some joules; None where nobody knows a factor."""
+        return None if self.litres_per_joule is None else joules * self.litres_per_joule
 
 
 class OpenRequests:
@@ -207,6 +212,7 @@ class OpenRequests:
             decode_steps=int(self.decode_steps[slot]),
             decode_tokens=int(self.decode_tokens[slot]),
             uncertainty=provenance.uncertainty(quality, status, steps),
+            water_litres=provenance.water_litres(float(figures.joules.sum())),
         )
 
     def free(self, slot: int) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from llm_carbon_meter.testing.tiny_model import make_tiny_model
 
-from . import batching, book, estimate, frontend, hook, latency, throughput
+from . import batching, book, estimate, frontend, hook, latency, receipts, throughput
 
 
 class Goal(NamedTuple):
@@ -42,6 +42,7 @@ GOALS: Mapping[str, Goal] = {
     "estimate_us": Goal("estimate of a request before it runs, median µs", 60, True),
     "estimate_p99_us": Goal("the same, p99 µs", 500, True),
     "request_ms": Goal("a request, on the API server's processor, ms", 0.25, True),
+    "sign_us": Goal("signing a record, median µs", 500, True),
     "route_ms": Goal("the estimate route, 400 prompts of 100 token ids, ms", 20, True),
     "route_hold_ms": Goal("longest hold of the event loop by it, ms", 1, True),
     "first_estimate_ms": Goal("first estimate for a new model, ms", 200, True),
@@ -57,6 +58,7 @@ BENCHMARKS: Mapping[str, Callable[[Path], Mapping[str, float]]] = {
     "hook": hook.measure,
     "estimate": estimate.measure,
     "frontend": frontend.measure,
+    "receipts": receipts.measure,
     "latency": latency.measure,
     "book": book.measure,
     "memory": book.measure_memory,

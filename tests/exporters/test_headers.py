@@ -104,6 +104,7 @@ def test_a_record_in_full() -> None:
     assert (body["id"], body["model"], body["boundary"]) == ("a", "llama", "gpu")
     assert body["covers"] == "energy of the GPUs alone"
     assert (body["gpu_seconds"], body["embodied_grams"]) == (2.5, 0.004)
+    assert body["water_litres"] == 0.002
     assert body["external_ids"] == ["mine", "chatcmpl-1"]
     assert body["internal_ids"] == ["a", "b"]
     assert (body["status"], body["source"], body["quality"]) == ("final", "measured", "counter")
@@ -131,13 +132,16 @@ def test_a_record_in_full() -> None:
 
 
 def test_what_is_not_known_is_absent() -> None:
-    """Before any figure there is no energy, not an energy of 0."""
+    """Before any figure there is no energy, not an energy of 0; nor water without a factor."""
     body = record_json(
         replace(RECORD, energy=None, provisional=None, estimate=None, conditional=None)
     )
     assert body["status"] == "provisional"
     assert not [name for name in body if name.endswith(("_joules", "_wh"))]
     assert [body[name] for name in ("provisional", "estimate", "conditional")] == [None] * 3
+    assert "water_litres" not in record_json(
+        replace(RECORD, energy=replace(ENERGY, water_litres=None), provisional=None)
+    )
 
 
 def test_an_estimate_says_that_it_is_a_facility_figure() -> None:

@@ -37,6 +37,7 @@ SPINE = {
     "request_emissions_grams",
     "emissions_grams",
     "gpu_power_watts",
+    "water_litres",
     "carbon_intensity_grams_per_kwh",
     "carbon_intensity_age_seconds",
     "steps",
@@ -139,6 +140,8 @@ def test_golden_exposition_of_the_totals() -> None:
         f'llm_carbon_meter_errors_total{{engine="0",{MODEL},where="power"}} 1.0',
         f'llm_carbon_meter_accounted_ratio{{engine="0",{MODEL}}} 1.0',
         f'llm_carbon_meter_sampler_gap_seconds{{engine="0",{MODEL}}} 0.04',
+        f'llm_carbon_meter_water_litres_total{{account="decode",engine="0",{MODEL},'
+        f"{MEASURED}}} 0.2",
         f'llm_carbon_meter_emissions_grams_total{{account="decode",engine="0",{MODEL},'
         f'scope="operational",{MEASURED}}} 20.0',
     ):

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from llm_carbon_meter.exporters.headers import record_text
+from llm_carbon_meter.exporters.receipts import Sign
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend import exchanges as registry_module
 from llm_carbon_meter.frontend import losses
@@ -136,7 +137,7 @@ def test_one_bad_record_takes_no_other_with_it(
 ) -> None:
     """Its fault is counted; the others are logged, and the log is closed."""
 
-    def choosy(record: RequestRecord) -> str:
+    def choosy(record: RequestRecord, _sign: Sign) -> str:
         if record.id == "b":
             raise KeyError("b")
         return record_text(record)
@@ -188,7 +189,7 @@ def test_a_request_is_found_at_every_moment(
     """While its record is made and goes from one place to the other, too."""
     seen: list[tuple[str, str]] = []
 
-    def looking(record: RequestRecord) -> str:
+    def looking(record: RequestRecord, _sign: Sign) -> str:
         seen.extend(statuses(meter, "a"))
         return log_line(record)
 

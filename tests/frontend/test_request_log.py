@@ -61,8 +61,8 @@ def test_a_record_s_line_begins_with_its_version_and_is_read_back(tmp_path: Path
 def test_within_one_version_an_unknown_field_is_refused(tmp_path: Path) -> None:
     """Somebody made the line who does not know the form."""
     path = tmp_path / "requests.jsonl"
-    path.write_text(json.dumps(record_of(0, version=1, water_litres=2.0)) + "\n", "utf-8")
-    with pytest.raises(MeterError, match=r"line 1.*version 1 has no fields water_litres"):
+    path.write_text(json.dumps(record_of(0, version=1, noise_decibels=2.0)) + "\n", "utf-8")
+    with pytest.raises(MeterError, match=r"line 1.*version 1 has no fields noise_decibels"):
         list(read(path))
 
 
@@ -71,7 +71,7 @@ def test_another_version_is_read_as_far_as_it_is_known(
 ) -> None:
     """One warning for all lines of a file."""
     path = tmp_path / "requests.jsonl"
-    lines = [json.dumps(record_of(number, version=2, water_litres=2.0)) for number in range(3)]
+    lines = [json.dumps(record_of(number, version=2, noise_decibels=2.0)) for number in range(3)]
     path.write_text("\n".join(lines) + "\n", "utf-8")
     assert [record["id"] for record in read(path)] == ["engine-0", "engine-1", "engine-2"]
     (warning,) = caplog.messages

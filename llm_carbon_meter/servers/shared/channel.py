@@ -99,7 +99,8 @@ def _check_accounts(totals: EngineTotals) -> None:
         for gpu in totals.gpus
         for accounts_of in (gpu.account_joules, gpu.account_seconds)
     )
-    for accounts in (totals.account_grams, totals.embodied_grams or totals.account_grams, *of_gpus):
+    optional = filter(None, (totals.embodied_grams, totals.account_litres))
+    for accounts in (totals.account_grams, *optional, *of_gpus):
         if len(accounts) != len(Account):
             raise MeterError(f"{len(accounts)} accounts, expected {len(Account)}")
 

@@ -268,7 +268,7 @@ def test_refusals_say_why(place: int, value: object, reason: str) -> None:
 def test_another_version_is_read_as_far_as_it_is_known() -> None:
     """And that is said."""
     said: list[str] = []
-    body = {**msgspec.msgpack.decode(encode(ENERGY))[2], "water_litres": 0.1}
+    body = {**msgspec.msgpack.decode(encode(ENERGY))[2], "noise_decibels": 0.1}
     assert decode(packed([VERSION + 1, "request", body]), said.append) == ENERGY
     assert said == ["it has version 2, expected 1; what is known of it is read"]
 

@@ -25,6 +25,7 @@ ENERGY = energy_of(
     mean_running=1.5,
     decode_steps=4,
     decode_tokens=12,
+    water_litres=0.002,
 )
 ESTIMATE = EnergyEstimate("flop", 49.75443148800, 125.3671526400, 100.0, 200.0, 500.0, True, 0.02)
 CONDITIONAL = replace(ESTIMATE, decode_joules=100.0, calibration=0.5, out_of_domain="old GPU")
@@ -60,6 +61,7 @@ TOTALS = EngineTotals(
     errors={"power": 1},
     sampler_gap_s=0.04,
     sampler_read_s=0.0007,
+    account_litres=tuple(joules / 1000 for joules in ACCOUNT_JOULES),
 )
 
 
