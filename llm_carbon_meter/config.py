@@ -71,7 +71,27 @@ def _choice(*allowed: str) -> Callable[[str], str]:
 def _power(text: str) -> str:
     if text in ("auto", "nvml", "modelled") or text.removeprefix("replay:") not in (text, ""):
         return text
-    raise ValueError("expected auto, nvml, modelled or replay:FILE")
+    if _is_rapl(text):
+        return text
+    raise ValueError("expected auto, nvml, rapl, rapl:FOLDER, modelled or replay:FILE")
+
+
+def _is_rapl(text: str) -> bool:
+    return text == "rapl" or text.removeprefix("rapl:") not in (text, "")
+
+
+def _host_energy(text: str) -> str:
+    kind, _, url = text.partition(":")
+    if text == "none" or _is_rapl(text):
+        return text
+    if kind == "redfish":
+        return f"{kind}:{check_url(url, query=False)}"
+    try:
+        return f"{_number(0.0, 100_000.0)(text):g}"
+    except ValueError:
+        raise ValueError(
+            "expected none, rapl, rapl:FOLDER, redfish:URL, or watts from 0 to 100000"
+        ) from None
 
 
 def _url(text: str) -> str:
@@ -95,8 +115,23 @@ class Config:
     power: str = _setting(
         "auto",
         _power,
-        "`nvml`, `modelled` (load x data sheet), `replay:FILE`, or `auto`: NVML if it answers, "
+        "`nvml`, `rapl` (CPU packages and memory, or `rapl:FOLDER`), `modelled` (load x data "
+        "sheet), `replay:FILE`, or `auto`: NVML if it answers, else RAPL for an engine on the CPU, "
         "else modelled",
+    )
+    host_energy: str = _setting(
+        "none",
+        _host_energy,
+        "energy of the host beside its GPUs, in figures of its own: `rapl` (CPU packages and "
+        "memory; `rapl:FOLDER` where a container has the kernel's class powercap), `redfish:URL` "
+        "(the server less its GPUs), or a constant in watts",
+        secret=True,
+    )
+    host_share: float | str = _setting(
+        "auto",
+        _automatic(_number(0.0, 1.0)),
+        "part of the host's energy that is this engine's: `auto` is its GPUs of those that NVML "
+        "shows, else one of the server's engines here",
     )
     assume_gpu: str = _setting(
         "H100",
@@ -269,9 +304,19 @@ class Config:
 def shown_value(name: str, value: object) -> object:
     """A setting's value as it may be logged and printed."""
     setting = Config.__dataclass_fields__[name]
+    if setting.metadata["parse"] is _host_energy:
+        return _shown_host_energy(str(value))
     if setting.metadata["parse"] in (_url, _url_of_service):
         return shown_url(str(value))
     return value if setting.repr else NOT_SHOWN
+
+
+def _shown_host_energy(text: str) -> str:
+    """Whatever has an address in it may have a password."""
+    if "://" not in text:
+        return text
+    kind, _, url = text.partition(":")
+    return f"{kind}:{shown_url(url)}" if kind == "redfish" else NOT_SHOWN
 
 
 # Read by the demo, the tests or training, not by the serving process.

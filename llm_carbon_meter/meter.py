@@ -3,17 +3,19 @@
 The joule's way: sampler thread -> readings -> ledger (this thread) -> publish.
 """
 
+import contextlib
 import threading
 import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Final, Protocol
 
 import numpy as np
 
-from llm_carbon_meter.carbon.emissions import embodied_rate, operational_grams
+from llm_carbon_meter.carbon.emissions import coverage, embodied_rate, operational_grams
 from llm_carbon_meter.carbon.grid import open_grid
 from llm_carbon_meter.carbon.water import litres_per_joule
 from llm_carbon_meter.config import Config, runtime_folder
@@ -25,15 +27,19 @@ from llm_carbon_meter.physics.kernels import step_costs
 from llm_carbon_meter.physics.model_specs import ModelSpec
 from llm_carbon_meter.physics.step_work import CostModel
 from llm_carbon_meter.power.contention import OtherProcesses, Watch
+from llm_carbon_meter.power.host_energy import HostEnergy, open_host_energy, rapl_folder
 from llm_carbon_meter.power.modelled import ModelledMeter
 from llm_carbon_meter.power.nvml.nvml_meter import NvmlMeter, open_nvml, worst
 from llm_carbon_meter.power.power_meter import PowerMeter
+from llm_carbon_meter.power.rapl import open_rapl
 from llm_carbon_meter.power.replay import ReplayMeter
 from llm_carbon_meter.power.sampler import PowerSampler
 from llm_carbon_meter.predictor.energy_model import Deployment
 from llm_carbon_meter.predictor.gnn import shipped_weights
 from llm_carbon_meter.predictor.live import LiveLearner
 from llm_carbon_meter.records import (
+    CPU,
+    GPU,
     HEARTBEAT_S,
     EnergyReading,
     EngineLoad,
@@ -90,6 +96,8 @@ def open_power(
     gpu: GpuSpec,
     start_s: float,
     faults: Faults,
+    *,
+    on_cpu: bool = False,
 ) -> PowerMeter:
     """Open the power source of the settings.
 
@@ -99,20 +107,50 @@ def open_power(
         gpu: whose data sheet is taken where there is no sensor.
         start_s: monotonic time from which modelled joules count.
         faults: where a sensor is noted that ``auto`` looked for and did not find.
+        on_cpu: the engine computes on the host's CPU, so that its joules are in RAPL's.
 
     Raises:
         PowerError: it cannot be opened; with ``auto`` the modelled one is taken instead.
     """
     if config.power.startswith("replay:"):
         return ReplayMeter(Path(config.power.removeprefix("replay:")), count)
+    if config.power.startswith("rapl"):
+        return open_rapl(rapl_folder(config.power), together=True)
     if config.power in ("auto", "nvml"):
         try:
             return open_nvml(devices(), mig_parent=config.mig_parent)
         except PowerError as error:
             if config.power == "nvml":
                 raise
+            if on_cpu:
+                with contextlib.suppress(PowerError):  # `check` says why
+                    return open_rapl(together=True)
             faults.note("power", error, f"Power is modelled instead: data sheet of {gpu.name}.")
     return ModelledMeter(gpu, count, start_s)
+
+
+def open_host(
+    config: Config, power: PowerMeter, num_gpus: int, engines: int, faults: Faults
+) -> HostEnergy | None:
+    """Open the host's energy; None where the settings want none, or it cannot be opened.
+
+    Args:
+        config: settings.
+        power: of the engine's GPUs.
+        num_gpus: of the engine.
+        engines: of this server on this host.
+        faults: where it is noted that it cannot be opened.
+
+    Raises:
+        PowerError: it cannot be opened, and the settings are strict.
+    """
+    try:
+        return open_host_energy(config, power, num_gpus, engines)
+    except PowerError as error:
+        if config.strict:
+            raise
+        faults.note("host_energy", error, "The host's energy is not told.")
+        return None
 
 
 def cost_model(gpu: GpuSpec, model: ModelSpec | None, tensor_parallel: int) -> CostModel:
@@ -166,6 +204,7 @@ class EngineMeter:
         engine_pid: the engine's process, to tell others on its GPUs from its own.
         outside: the events are made up by somebody who does not see the engine's steps.
         deployment: of which estimates are made that its steps correct; None where none are.
+        host: energy of the host beside its GPUs; None where nobody counts it. Closed by `stop`.
     """
 
     def __init__(
@@ -181,8 +220,11 @@ class EngineMeter:
         *,
         outside: bool = False,
         deployment: Deployment | None = None,
+        host: HostEnergy | None = None,
     ) -> None:
-        self._power = power
+        self._power, self._host = power, host
+        self._boundary = CPU if power.quality is Quality.PACKAGE else GPU
+        self._covers = coverage(config, self._boundary, host.covers if host else "")
         self._source = source
         self._engine = engine
         self._publish = publish
@@ -192,27 +234,39 @@ class EngineMeter:
         taught = teaches(power, model) and not outside
         self._coefficients = _coefficients(config, model, faults) if taught else None
         self._factors = _factors(config, deployment, faults) if taught else None
-        self._embodied_rate = embodied_rate(config.embodied, model.gpu, host=config.embodied_host)
+        self._embodied_rate = self._rate_of_making(config, model)
         self._litres_per_joule = litres_per_joule(config)
         self._quality = worst(power.quality, Quality.OUTSIDE) if outside else power.quality
         self._ledger = self._open_ledger(config, model)
         self.sensors = (
             f"GPU {', '.join(power.gpus)} ({model.gpu.name}), "
             f"{power.source}, quality {self._quality}"
+            f"{f', {host.covers}' if host else ''}"
         )
         """The GPUs, and how far their figures can be trusted, in words."""
         self._grid, self._pue = open_grid(config, faults), config.pue
         self._readings: deque[EnergyReading] = deque()
         self._sampler = PowerSampler(power, 1 / config.sample_hz, self._readings.extend, faults)
+        self._host_readings = deque(host.first if host else ())
+        self._observe_host()
+        self._host_sampler = host and PowerSampler(
+            host.meter, host.period_s, self._host_readings.extend, faults, "host_energy"
+        )
         self._watch = _watch(power, engine_pid, faults)
         self._published_s = time.monotonic()
         self._load = EngineLoad(engine, {})
         self._load_s = self._published_s
         self._service = Service("llm-carbon-meter", self._turn, self._failed, source.wake)
 
+    def _rate_of_making(self, config: Config, model: CostModel) -> float | None:
+        """Embodied grams of a GPU second; nobody knows those of a CPU."""
+        if self._boundary == CPU:
+            return None
+        return embodied_rate(config.embodied, model.gpu, host=config.embodied_host)
+
     def _open_ledger(self, config: Config, model: CostModel) -> EnergyLedger:
         lag_s = config.counter_lag_s if isinstance(config.counter_lag_s, float) else None
-        power = self._power
+        power, host = self._power, self._host
         return EnergyLedger(
             power.gpus,
             model,
@@ -228,6 +282,8 @@ class EngineMeter:
             learner=self._coefficients.learner if self._coefficients else None,
             lags=self._coefficients.lags if self._coefficients and lag_s is None else None,
             watch=self._see if self._factors else None,
+            host=host.meter.gpus if host else (),
+            host_source=host.meter.source if host else None,
         )
 
     def _see(self, tick: SeenTick) -> None:
@@ -249,6 +305,8 @@ class EngineMeter:
         if silent:
             raise PowerError(f"no first reading from {', '.join(sorted(silent))}")
         self._readings.extend(first)
+        if self._host_sampler is not None:
+            self._host_sampler.start()
         if self._watch is not None:
             self._watch.start()
         self._sampler.start()
@@ -258,12 +316,15 @@ class EngineMeter:
     def stop(self) -> None:
         """Settle the last tick, close what is open, publish it, and end both threads."""
         self._sampler.stop()
+        if self._host_sampler is not None:
+            self._host_sampler.stop()
         self._grid.stop()
         self._service.stop(STOP_S)
         if self._watch is not None:
             self._watch.stop()
         saves = [learner.save for learner in self._learners]
-        for finish in (self._settle_the_rest, *saves, self._power.close):
+        closes = [self._power.close, *([self._host.meter.close] if self._host else [])]
+        for finish in (self._settle_the_rest, *saves, *closes):
             self._faults.attempt("stop", finish)
 
     @property
@@ -311,6 +372,7 @@ class EngineMeter:
     def _settle(self, known_until_s: float) -> None:
         while self._readings:
             self._ledger.observe_reading(self._readings.popleft())
+        self._observe_host()
         finals = self._ledger.settle(known_until_s, self._grams_per_joule)
         if finals or time.monotonic() - self._published_s > TOTALS_S:
             self._published_s = time.monotonic()
@@ -318,6 +380,13 @@ class EngineMeter:
             self._publish([self._load, self._totals(), *finals])
         for learner in self._learners:
             learner.save_at_times()
+
+    def _observe_host(self) -> None:
+        """Enter what the host has counted: this engine's share of it."""
+        while self._host is not None and self._host_readings:
+            reading = self._host_readings.popleft()
+            joules = reading.joules * self._host.share
+            self._ledger.observe_host(replace(reading, joules=joules))
 
     def _settle_the_rest(self) -> None:
         while self._work_off():
@@ -331,6 +400,9 @@ class EngineMeter:
         self._ledger.allow_short_ticks()
         while self._ledger.num_closed and time.monotonic() < now_s + LAST_TICK_S:
             self._readings.extend(self._power.read())
+            if self._host is not None:
+                last = self._faults.attempt("host_energy", self._host.meter.read)
+                self._host_readings.extend(last or ())
             self._work_off()
             time.sleep(0.02)
         finals = self._ledger.give_up(time.monotonic(), self._grams_per_joule)
@@ -357,6 +429,9 @@ class EngineMeter:
             open_requests=self._ledger.num_open,
             factors=self._factors.factors if self._factors else None,
             account_litres=self._litres(gpus),
+            host=self._ledger.host_totals(),
+            boundary=self._boundary,
+            covers=self._covers,
         )
 
     def _litres(self, gpus: Sequence[GpuTotals]) -> tuple[float, ...]:

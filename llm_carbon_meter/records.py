@@ -75,6 +75,8 @@ class Quality(StrEnum):
     POWER = "power"
     CONTENDED = "contended"
     MODULE_SCOPE = "module_scope"
+    PACKAGE = "package"
+    """The host's CPU packages and memory: whatever else runs on the host is in it."""
     MIG_PARENT = "mig_parent"
     RESET = "reset"
     """A counter jumped back or a GPU stopped answering: some of its joules are missing."""
@@ -266,6 +268,10 @@ class RequestEnergy:
     """Half of an interval, relative to the joules, in which nine of ten true figures lie; None
     where nothing was measured, joules are not the engine's own or are missing, or another policy
     than `shapley` divides them."""
+    host_joules: float | None = None
+    """Of the host beside its GPUs, shared by GPU seconds; None where nobody counts them, and before
+    the last of them are known."""
+    host_source: Source | None = None
     water_litres: float | None = None
     """Consumed for the joules; None where the settings name no factor."""
 
@@ -305,6 +311,19 @@ class GpuTotals:
 
 
 @dataclass(frozen=True, slots=True)
+class HostTotals:
+    """A domain's accounts of the host beside its GPUs, cumulative: this engine's share of it."""
+
+    domain: str
+    """package, dram or server."""
+    source: Source
+    counter_joules: float
+    """Sum of the counter's own increments."""
+    account_joules: tuple[float, ...]
+    """Indexed by Account; they add up to counter_joules."""
+
+
+@dataclass(frozen=True, slots=True)
 class CarbonIntensity:
     """What a kilowatt-hour of a grid emits."""
 
@@ -328,6 +347,8 @@ class CarbonIntensity:
         return 0.0 if self.valid_since_s is None else max(now_s - self.valid_since_s, 0.0)
 
 
+GPU, CPU = "gpu", "cpu"
+"""What a request's joules are of."""
 HEARTBEAT_S: Final = 1.0
 """Engines tell their totals at least this often, so that a stalled sampler shows."""
 
@@ -372,6 +393,11 @@ class EngineTotals:
     """Learnt so far; None where the estimates learn nothing here."""
     account_litres: tuple[float, ...] = ()
     """Water for the joules, indexed by Account; empty where the settings name no factor."""
+    host: tuple[HostTotals, ...] = ()
+    """Of each domain; empty where the settings want none, or it cannot be read."""
+    boundary: str = GPU
+    covers: str = ""
+    """What the figures are of: in a word, and in words as records have it."""
 
     @property
     def accounted_ratio(self) -> float | None:
@@ -498,6 +524,8 @@ class RequestRecord:
     covers: str
     """What the figures are of, in words."""
     tokens_from: TokenCount = TokenCount.ENGINE
+    boundary: str = GPU
+    """What its joules are of, in a word."""
 
     @property
     def is_final(self) -> bool:

@@ -12,10 +12,14 @@ from typing import Any, Final
 from llm_carbon_meter.carbon.water import water_coverage
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.physics.gpu_specs import GpuSpec
-from llm_carbon_meter.records import CarbonIntensity
+from llm_carbon_meter.records import CPU, GPU, CarbonIntensity
 from llm_carbon_meter.units import JOULES_PER_KILOWATT_HOUR
 
 GRAMS_PER_KILOGRAM: Final = 1000.0
+OF: Final = {
+    GPU: "the GPUs alone",
+    CPU: "the host's CPU packages and memory, with all that runs there",
+}
 SECONDS_PER_YEAR: Final = 365 * 86_400.0
 
 
@@ -56,10 +60,17 @@ def _per_cm2(entry: dict[str, Any], process_nm: float) -> float:
     return float(nodes[nearest])
 
 
-def coverage(config: Config) -> str:
-    """What the figures of these settings are of, in words."""
-    operational = f"energy of the GPUs alone, grams times PUE {config.pue:g}"
-    return "; ".join(filter(None, (operational, _embodied(config), water_coverage(config))))
+def coverage(config: Config, boundary: str = GPU, host: str = "") -> str:
+    """What the figures of these settings are of, in words.
+
+    Args:
+        config: settings.
+        boundary: what the joules are of.
+        host: what the host's joules are of; empty where there are none.
+    """
+    operational = f"energy of {OF[boundary]}, grams times PUE {config.pue:g}"
+    embodied = _embodied(config) if boundary == GPU else ""
+    return "; ".join(filter(None, (operational, embodied, water_coverage(config), host)))
 
 
 def _embodied(config: Config) -> str:

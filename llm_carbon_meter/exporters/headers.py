@@ -11,7 +11,6 @@ from llm_carbon_meter.records import EnergyEstimate, RequestEnergy, RequestRecor
 from llm_carbon_meter.units import watt_hours
 
 PREFIX: Final = "LLM-Carbon-"
-BOUNDARY: Final = "gpu"
 
 
 def decimal(value: float) -> str:
@@ -50,7 +49,7 @@ def record_json(record: RequestRecord) -> dict[str, Any]:
         "internal_ids": list(record.internal_ids),
         "model": record.model,
         "deployment": dict(record.deployment),
-        "boundary": BOUNDARY,
+        "boundary": record.boundary,
         "status": energy.status if energy else "provisional",
     }
     if energy is not None:
@@ -100,15 +99,22 @@ def _features(record: RequestRecord) -> dict[str, Any]:
 
 def _figures(energy: RequestEnergy) -> dict[str, Any]:
     joules = {"energy": energy.joules, **energy.accounts.by_name}
-    water = {} if energy.water_litres is None else {"water_litres": energy.water_litres}
     return with_watt_hours(joules) | {
-        **water,
+        **_host(energy),
+        **({} if energy.water_litres is None else {"water_litres": energy.water_litres}),
         "operational_grams": energy.operational_grams,
         "embodied_grams": energy.embodied_grams,
         "gpu_seconds": energy.gpu_seconds,
         "uncertainty": energy.uncertainty,
         "status": energy.status,
     }
+
+
+def _host(energy: RequestEnergy) -> dict[str, Any]:
+    """The host's joules beside the GPUs': absent where they are not known."""
+    if energy.host_joules is None:
+        return {}
+    return {**with_watt_hours({"host": energy.host_joules}), "host_source": energy.host_source}
 
 
 def with_watt_hours(joules: Mapping[str, float]) -> dict[str, Any]:

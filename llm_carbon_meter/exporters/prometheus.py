@@ -134,6 +134,13 @@ class PrometheusExporter:
         self._watt_hours = self._counter(
             "energy_watt_hours_total", "The same in watt-hours", "gpu", "source", "account"
         )
+        self._host_joules = self._counter(
+            "host_energy_joules_total",
+            "This engine's share of the host's energy beside its GPUs; in no other metric",
+            "domain",
+            "source",
+            "account",
+        )
         self._allreduce = self._counter(
             "allreduce_modelled_joules_total",
             "Part of the accounts' energy that went by while GPUs exchanged results, as modelled; "
@@ -297,11 +304,15 @@ class PrometheusExporter:
         scopes = {"operational": totals.account_grams, "embodied": totals.embodied_grams}
         for scope, grams in scopes.items():
             for account, amount in zip(Account, grams, strict=False):  # none where it is left out
-                labels = (*common, scope, account.label, totals.source)
-                self._raise(self._grams, session, labels, amount)
+                series = (*common, scope, account.label, totals.source.value)
+                self._raise(self._grams, session, series, amount)
+        for domain in totals.host:
+            for account in Account:
+                series = (*common, domain.domain, domain.source.value, account.label)
+                self._raise(self._host_joules, session, series, domain.account_joules[account])
         for account, litres in zip(Account, totals.account_litres, strict=False):
-            series = (*common, account.label, totals.source)
-            self._raise(self._litres, session, series, litres)
+            labels = (*common, account.label, totals.source.value)
+            self._raise(self._litres, session, labels, litres)
         for counter, values in (
             (self._steps, totals.steps),
             (self._tokens, totals.tokens),

@@ -208,6 +208,10 @@ class FrontendMeter:
         """An engine says what its GPUs have used so far; at least once per heartbeat."""
         self._heard_s = time.monotonic()
         self._metrics.totals(totals)
+        if totals.covers:  # the meter knows which sensors answer
+            self._surroundings = self._surroundings._replace(
+                covers=totals.covers, boundary=totals.boundary
+            )
         self._use(totals.intensity)
         if self._drift is not None:
             self._drift.look()

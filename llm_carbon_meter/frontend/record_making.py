@@ -7,7 +7,7 @@ from typing import NamedTuple
 from llm_carbon_meter.frontend.exchanges import Exchange
 from llm_carbon_meter.frontend.sums import stopped, sum_estimates
 from llm_carbon_meter.predictor.live import LiveEstimator, Served
-from llm_carbon_meter.records import CarbonIntensity, EnergyEstimate, RequestRecord
+from llm_carbon_meter.records import GPU, CarbonIntensity, EnergyEstimate, RequestRecord
 
 
 class Surroundings(NamedTuple):
@@ -17,6 +17,7 @@ class Surroundings(NamedTuple):
     deployment: Mapping[str, str | float]
     pue: float
     covers: str
+    boundary: str = GPU
 
 
 def record_of(
@@ -53,6 +54,7 @@ def record_of(
         zone=intensity.zone,
         pue=surroundings.pue,
         covers=surroundings.covers,
+        boundary=surroundings.boundary,
         tokens_from=exchange.tokens_from,
     )
 

@@ -60,6 +60,7 @@ def sum_energies(energies: Sequence[RequestEnergy]) -> RequestEnergy:
         accounts=reduce(add, (energy.accounts for energy in energies)),
         **{name: sum(getattr(energy, name) for energy in energies) for name in fields},
         embodied_grams=_sum_known(energy.embodied_grams for energy in energies),
+        host_joules=_sum_known(energy.host_joules for energy in energies),
         water_litres=_sum_known(energy.water_litres for energy in energies),
         status=Status.FINAL if final else Status.PROVISIONAL,
         quality=max(

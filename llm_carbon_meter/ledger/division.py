@@ -52,14 +52,25 @@ class _Pieces(NamedTuple):
 
 
 def divide(tick: Tick, steps: OpenSteps, coefficients: StepCoefficients) -> Division:
-    """Divide a tick that lost nothing."""
+    """Divide a GPU's tick that lost nothing, by the watts expected of it."""
+    return _divide(tick, steps, steps.watts, coefficients.idle_watts, coefficients.gap_watts)
+
+
+def divide_by_time(tick: Tick, steps: OpenSteps) -> Division:
+    """Divide a tick that lost nothing by time alone: the host's, whose power follows no step."""
+    return _divide(tick, steps, np.ones(len(steps.watts)), 1.0, 1.0)
+
+
+def _divide(
+    tick: Tick, steps: OpenSteps, watts: Floats, idle_watts: float, gap_watts: float
+) -> Division:
     part = steps.within(tick.start_s, tick.end_s)
     pieces = _Pieces.of(tick, part, steps)
     busy_s = pieces.end_s - pieces.start_s
-    expected = steps.watts[part] * busy_s
+    expected = watts[part] * busy_s
     idle_s, awake_s = float(pieces.gaps_s.sum()), float(pieces.gaps_s[pieces.awake].sum())
-    idle_expected = coefficients.idle_watts * (idle_s - awake_s)
-    idle_expected += coefficients.gap_watts * awake_s
+    idle_expected = idle_watts * (idle_s - awake_s)
+    idle_expected += gap_watts * awake_s
     busy_expected = float(expected.sum())
     total = busy_expected + idle_expected
     return Division(

@@ -18,7 +18,13 @@ from llm_carbon_meter.ledger.coefficient_learner import (
     CoefficientLearner,
 )
 from llm_carbon_meter.ledger.counters import GpuCounter, Tick
-from llm_carbon_meter.ledger.division import Division, divide, expected_course, over_rows
+from llm_carbon_meter.ledger.division import (
+    Division,
+    divide,
+    divide_by_time,
+    expected_course,
+    over_rows,
+)
 from llm_carbon_meter.ledger.gpu_book import GpuBook, unsettled
 from llm_carbon_meter.ledger.lag_learner import LagLearner
 from llm_carbon_meter.ledger.open_requests import OpenRequests, Provenance
@@ -30,6 +36,7 @@ from llm_carbon_meter.records import (
     Account,
     EnergyReading,
     GpuTotals,
+    HostTotals,
     Quality,
     RequestEnd,
     RequestEnergy,
@@ -84,6 +91,8 @@ class EnergyLedger:
         litres_per_joule: of water; None to leave it out.
         learner: learns what steps cost from the readings; without one the data sheet holds.
         lags: learns how late the counters are; without one ``lag_s`` holds.
+        host: domains of the host beside its GPUs, as in their readings.
+        host_source: of these readings; None where there are none.
         watch: is shown every tick of which everything is known.
     """
 
@@ -103,12 +112,17 @@ class EnergyLedger:
         litres_per_joule: float | None = None,
         learner: CoefficientLearner | None = None,
         lags: LagLearner | None = None,
+        host: Sequence[str] = (),
+        host_source: Source | None = None,
         watch: Callable[[SeenTick], None] | None = None,
     ) -> None:
         self._gpus = {name: GpuBook(name, GpuCounter(tick_s, lag_s)) for name in gpus}
         self._model = model
         self._quality = quality
-        self._origin = (engine, source, quality, embodied_grams_per_gpu_s, litres_per_joule)
+        self._host = {name: GpuBook(name, GpuCounter(0.0, 0.0)) for name in host}
+        self._host_source = host_source
+        rates = (embodied_grams_per_gpu_s, litres_per_joule)
+        self._origin = (engine, source, quality, *rates, host_source)
         self._idle_by_time = idle_by_time
         self._learner = learner
         self._lags, self._watch = lags, watch
@@ -185,6 +199,11 @@ class EnergyLedger:
             gpu.counter.lag_s = self._lags.beyond_s(gpu.name, reading.lag_s)
         gpu.observe(reading)
 
+    def observe_host(self, reading: EnergyReading) -> None:
+        """Enter what a domain of the host has counted, likewise; one reading of each comes before
+        any step ends."""
+        self._host[reading.gpu].observe(reading)
+
     def allow_short_ticks(self) -> None:
         """The engine ends: from now on a tick may be as short as the counter's own."""
         for gpu in self._gpus.values():
@@ -211,7 +230,10 @@ class EnergyLedger:
             gpu.counter.silent_s += passed_s
             if gpu.counter.begun and not ticks and gpu.counter.silent_s > LOST_AFTER_S:
                 self._lose(gpu, known_until_s)
-        settled_s = min(gpu.settled_until_s for gpu in self._gpus.values())
+        for domain in self._host.values():
+            self._settle_host(domain, known_until_s, passed_s)
+        books = (*self._gpus.values(), *self._host.values())
+        settled_s = min(book.settled_until_s for book in books)
         if len(self._steps.end) and self._steps.end[0] <= settled_s:
             self._steps = self._steps.after(settled_s)
         return self._finals(settled_s)
@@ -231,6 +253,39 @@ class EnergyLedger:
         self.account_grams += (gpu.joules - before) * grams_per_joule
         gpu.counter.settle(tick)
         gpu.pass_until(tick.end_s)
+
+    def _settle_host(self, domain: GpuBook, known_until_s: float, passed_s: float) -> None:
+        """Settle a domain's ticks; one that is silent keeps nobody waiting."""
+        ticks = domain.counter.ticks
+        while ticks and ticks[0].end_s <= known_until_s:
+            self._settle_host_tick(domain, ticks.popleft())
+        domain.counter.silent_s += passed_s
+        if not ticks and domain.counter.silent_s > LOST_AFTER_S:
+            self._lose_host(domain, known_until_s)
+
+    def _settle_host_tick(self, domain: GpuBook, tick: Tick) -> None:
+        late = tick.start_s < domain.settled_until_s  # it had been given up for lost
+        if tick.lost or tick.quality is Quality.RESET or late:
+            domain.joules[Account.UNATTRIBUTED] += tick.joules
+            self._forget_host(tick.start_s, tick.end_s)
+        else:
+            division = divide_by_time(tick, self._steps)
+            rows = over_rows(division, self._steps)
+            domain.book(division, rows, self._steps, tick.joules)
+            self._requests.book_host(rows)
+            domain.settled_until_s = tick.end_s
+        domain.counter.settle(tick)
+        domain.pass_until(tick.end_s)
+
+    def _lose_host(self, domain: GpuBook, until_s: float) -> None:
+        """Wait no longer for what a domain counted up to a time."""
+        self._forget_host(domain.settled_until_s, until_s)
+        domain.pass_until(until_s)
+
+    def _forget_host(self, start_s: float, end_s: float) -> None:
+        """Nobody knows what the host drew in this span: requests that ran in it have no figure."""
+        steps = self._steps
+        self._requests.forget_host(steps.row_key[steps.rows(steps.within(start_s, end_s))])
 
     def _divide(self, gpu: GpuBook, tick: Tick, grams_per_joule: float) -> None:
         steps = self._steps
@@ -289,11 +344,13 @@ class EnergyLedger:
 
     def give_up(self, at_s: float, grams_per_joule: float = 0.0) -> list[RequestEnergy]:
         """No tick will come any more: what is still unsettled stays unknown, and is labelled so."""
-        for gpu in self._gpus.values():
-            gpu.counter.close()
+        for book in (*self._gpus.values(), *self._host.values()):
+            book.counter.close()
         finals = self.settle(at_s, grams_per_joule)
         for gpu in self._gpus.values():
             self._lose(gpu, at_s)
+        for domain in self._host.values():
+            self._lose_host(domain, at_s)
         return finals + self.settle(at_s, grams_per_joule)
 
     def _lose(self, gpu: GpuBook, until_s: float) -> None:
@@ -304,3 +361,13 @@ class EnergyLedger:
     def totals(self) -> list[GpuTotals]:
         """Each GPU's accounts up to its last settled tick."""
         return [gpu.totals(exchanges=self._model.exchanges) for gpu in self._gpus.values()]
+
+    def host_totals(self) -> tuple[HostTotals, ...]:
+        """Each domain's accounts up to its last settled tick."""
+        source = self._host_source
+        if source is None:
+            return ()
+        return tuple(
+            HostTotals(book.name, source, book.counter.joules, tuple(book.joules.tolist()))
+            for book in self._host.values()
+        )

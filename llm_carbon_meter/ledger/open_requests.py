@@ -56,6 +56,8 @@ class Provenance(NamedTuple):
     """Of the source at its opening."""
     embodied_grams_per_gpu_s: float | None
     litres_per_joule: float | None
+    host_source: Source | None
+    """Of the host's joules; None where nobody counts them."""
     window_error: float | None
     """Usual error of the expectation; None where nothing learns it."""
 
@@ -91,6 +93,8 @@ class OpenRequests:
         """gCO2eq."""
         self.gpu_s = np.zeros(0)
         """Its shares of the steps' seconds."""
+        self.host_joules = np.zeros(0)
+        """Of the host beside its GPUs; NaN where some of them are not known."""
         self.num_steps = np.zeros(0)
         self.decode_steps = np.zeros(0)
         self.decode_tokens = np.zeros(0)
@@ -125,7 +129,7 @@ class OpenRequests:
             self.joules[slot * COLUMNS : (slot + 1) * COLUMNS] = 0.0
             self.num_steps[slot] = self.running[slot] = 0.0
             self.decode_steps[slot] = self.decode_tokens[slot] = 0.0
-            self.grams[slot] = self.gpu_s[slot] = 0.0
+            self.grams[slot] = self.gpu_s[slot] = self.host_joules[slot] = 0.0
             self.opened_s[slot], self.closed_s[slot] = at_s, np.inf
             self.last_step_s[slot] = -np.inf
             self.worst[slot] = 0
@@ -135,8 +139,8 @@ class OpenRequests:
         old, new = len(self.num_steps), max(2 * len(self.num_steps), 64)
         self._free.extend(range(new - 1, old - 1, -1))
         self.joules = np.resize(self.joules, new * COLUMNS)
-        sums = ("grams", "gpu_s", "num_steps", "decode_steps", "decode_tokens", "running")
-        for name in (*sums, "last_step_s", "worst"):
+        sums = ("grams", "gpu_s", "host_joules", "num_steps", "decode_steps", "decode_tokens")
+        for name in (*sums, "running", "last_step_s", "worst"):
             setattr(self, name, np.resize(getattr(self, name), new))
         # A free slot was opened at the end of time: it takes no part in anything.
         grown = np.full(new - old, np.inf)
@@ -212,8 +216,15 @@ class OpenRequests:
             decode_steps=int(self.decode_steps[slot]),
             decode_tokens=int(self.decode_tokens[slot]),
             uncertainty=provenance.uncertainty(quality, status, steps),
+            host_joules=self._host_joules(slot, status, provenance),
+            host_source=provenance.host_source,
             water_litres=provenance.water_litres(float(figures.joules.sum())),
         )
+
+    def _host_joules(self, slot: int, status: Status, provenance: Provenance) -> float | None:
+        joules = float(self.host_joules[slot])
+        known = provenance.host_source is not None and status is Status.FINAL
+        return joules if known and not np.isnan(joules) else None
 
     def free(self, slot: int) -> None:
         """A closed request's final figure is out."""
@@ -232,6 +243,14 @@ class OpenRequests:
         self.joules += booked
         self.grams += booked.reshape(-1, COLUMNS).sum(axis=1) * grams_per_joule
         self.gpu_s += np.bincount(rows.keys // COLUMNS, rows.seconds, len(self.gpu_s))
+
+    def book_host(self, rows: RowShares) -> None:
+        """Add the host's joules of rows."""
+        self.host_joules += np.bincount(rows.keys // COLUMNS, rows.joules, len(self.host_joules))
+
+    def forget_host(self, keys: Ints) -> None:
+        """What the host drew for these rows is not known."""
+        self.host_joules[keys // COLUMNS] = np.nan
 
     def spread_idle(self, tick: Tick, division: Division, grams_per_joule: float) -> None:
         """Share a tick's idle joules and seconds by the time that each was in the server."""

@@ -7,9 +7,14 @@ MAX_POWER_GAP_S: Final = 1.0
 
 
 class PowerIntegral:
-    """Cumulative joules from samples of power: trapezoids between samples that follow closely."""
+    """Cumulative joules from samples of power: trapezoids between samples that follow closely.
 
-    def __init__(self) -> None:
+    Args:
+        max_gap_s: longer gaps are not bridged.
+    """
+
+    def __init__(self, max_gap_s: float = MAX_POWER_GAP_S) -> None:
+        self._max_gap_s = max_gap_s
         self._joules = 0.0
         self._last: tuple[float, float] | None = None
         self.bridged = False
@@ -18,7 +23,7 @@ class PowerIntegral:
     def add(self, monotonic_s: float, watts: float) -> float:
         """Take one sample and return the joules so far."""
         before_s, before_watts = self._last or (float("-inf"), 0.0)
-        self.bridged = monotonic_s - before_s <= MAX_POWER_GAP_S
+        self.bridged = monotonic_s - before_s <= self._max_gap_s
         if self.bridged:
             self._joules += (monotonic_s - before_s) * (before_watts + watts) / 2
         self._last = monotonic_s, watts

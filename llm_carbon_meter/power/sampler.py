@@ -34,6 +34,7 @@ class PowerSampler:
         period_s: seconds between the starts of two readings; more where they take long.
         sink: receives the readings; must be quick.
         faults: where failing readings are counted.
+        where: under which name.
     """
 
     def __init__(
@@ -42,8 +43,10 @@ class PowerSampler:
         period_s: float,
         sink: Callable[[Sequence[EnergyReading]], None],
         faults: Faults,
+        where: str = "sampler",
     ) -> None:
         self._meter = meter
+        self._where = where
         self._period_s = period_s
         self._sink = sink
         self._faults = faults
@@ -79,7 +82,7 @@ class PowerSampler:
         return self._pause_s()
 
     def _failed(self, error: Exception) -> float:
-        self._faults.note("sampler", error, "Readings are tried again.")
+        self._faults.note(self._where, error, "Readings are tried again.")
         return self._pause_s()
 
     def _pause_s(self) -> float:

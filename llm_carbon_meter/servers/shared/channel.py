@@ -100,7 +100,8 @@ def _check_accounts(totals: EngineTotals) -> None:
         for accounts_of in (gpu.account_joules, gpu.account_seconds)
     )
     optional = filter(None, (totals.embodied_grams, totals.account_litres))
-    for accounts in (totals.account_grams, *optional, *of_gpus):
+    of_host = (domain.account_joules for domain in totals.host)
+    for accounts in (totals.account_grams, *optional, *of_gpus, *of_host):
         if len(accounts) != len(Account):
             raise MeterError(f"{len(accounts)} accounts, expected {len(Account)}")
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from llm_carbon_meter.config import cuda_visible_devices
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.meter import EngineMeter, cost_model, open_power
+from llm_carbon_meter.meter import EngineMeter, cost_model, open_host, open_power
 from llm_carbon_meter.physics.deployed_gpu import gpu_of
 from llm_carbon_meter.power.nvml.devices import visible_devices
 from llm_carbon_meter.predictor.models import placed
@@ -67,7 +67,9 @@ def _meter(setup: Setup, decoder: StepDecoder, publisher: Publisher, faults: Fau
             cuda_visible_devices(), setup.first_gpu, setup.num_gpus
         )
 
-    power = open_power(config, devices, setup.num_gpus, gpu, setup.start_s, faults)
+    power = open_power(
+        config, devices, setup.num_gpus, gpu, setup.start_s, faults, on_cpu=setup.on_cpu
+    )
     physics = cost_model(gpu, setup.model, setup.tensor_parallel)
     return EngineMeter(
         config,
@@ -80,6 +82,7 @@ def _meter(setup: Setup, decoder: StepDecoder, publisher: Publisher, faults: Fau
         os.getppid(),
         outside=setup.outside,
         deployment=placed(setup.model, gpu, setup.deployment) if setup.model else None,
+        host=open_host(config, power, setup.num_gpus, setup.engines_here, faults),
     )
 
 

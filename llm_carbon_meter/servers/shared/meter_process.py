@@ -58,6 +58,10 @@ class Setup:
     """Engine, version, GPU and its power limit, and parallelism, as records have them."""
     outside: bool = False
     """The engine's steps are made up by a proxy that does not see them."""
+    on_cpu: bool = False
+    """The engine computes on the host's CPU."""
+    engines_here: int = 1
+    """Of this server on this host."""
 
 
 class MeterProcess:

@@ -15,7 +15,7 @@ from typing import Any, Final
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend.sums import sum_energies
-from llm_carbon_meter.meter import EngineMeter, cost_model, open_power
+from llm_carbon_meter.meter import EngineMeter, cost_model, open_host, open_power
 from llm_carbon_meter.physics.deployed_gpu import gpu_of
 from llm_carbon_meter.records import (
     Account,
@@ -67,22 +67,20 @@ class GenerateMeter:
         seen = gpu_fields(config, lambda: visible_gpus(gpus), gpu_name(gpus))
         gpu = gpu_of(config, seen, faults).spec
         spec = spec_of(model, type(model).__name__, faults)
+        count, begun_s = max(len(gpus), 1), time.monotonic()
+        power = open_power(
+            config, lambda: visible_gpus(gpus), count, gpu, begun_s, faults, on_cpu=not gpus
+        )
         self._meter = EngineMeter(
             config,
-            open_power(
-                config,
-                lambda: visible_gpus(gpus),
-                max(len(gpus), 1),
-                gpu,
-                time.monotonic(),
-                faults,
-            ),
+            power,
             self._steps,
             cost_model(gpu, spec, 1),
             0,
             self._receive,
             faults,
             os.getpid(),
+            host=open_host(config, power, count, 1, faults),
         )
         self.totals: EngineTotals | None = None
         """The accounts of all GPUs so far; None before the first tick."""

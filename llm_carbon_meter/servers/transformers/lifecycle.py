@@ -111,6 +111,7 @@ class ServedModel:
             tensor_parallel=1,
             start_s=begun_s,
             deployment=deployment(model, gpus, self.config),
+            on_cpu=not gpus,
         )
         self.meter = LocalMeter(
             setup,

@@ -108,6 +108,8 @@ class EngineHooks:
             tensor_parallel=int(parallel.tensor_parallel_size),
             start_s=begun_s,
             deployment=deployment(vllm_config, self._config),
+            on_cpu=on_cpu(),
+            engines_here=int(getattr(parallel, "data_parallel_size_local", 1) or 1),
         )
         return _Early(MeterProcess(setup, self.faults), begun_s)
 
@@ -196,6 +198,13 @@ def deployment(vllm_config: Any, config: Config) -> dict[str, str | float]:
         "pipeline_parallel_size": int(parallel.pipeline_parallel_size),
         "max_num_batched_tokens": int(vllm_config.scheduler_config.max_num_batched_tokens),
     }
+
+
+def on_cpu() -> bool:
+    """Whether vLLM computes on the host's CPU."""
+    from vllm.platforms import current_platform as platform
+
+    return bool(platform.is_cpu())
 
 
 def gpu_name() -> str:
