@@ -80,8 +80,8 @@ def test_settings_are_read(name: str, text: str, value: object) -> None:
     [
         ("enabled", "maybe", "expected 1 or 0"),
         ("strict", "", "expected 1 or 0"),
-        ("power", "stub", "expected auto, nvml, modelled or replay:FILE"),
-        ("power", "replay:", "expected auto, nvml, modelled or replay:FILE"),
+        ("power", "stub", "expected auto, nvml, rapl, rapl:FOLDER, modelled or replay:FILE"),
+        ("power", "replay:", "expected auto, nvml, rapl, rapl:FOLDER, modelled or replay:FILE"),
         ("sample_hz", "0", "expected a number from 0.1 to 20"),
         ("sample_hz", "20.1", "expected a number from 0.1 to 20"),
         ("sample_hz", "fast", "expected a number from 0.1 to 20"),

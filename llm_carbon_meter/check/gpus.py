@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from llm_carbon_meter.check.findings import Finding, Verdict
+from llm_carbon_meter.check.host_energy import check_rapl, rapl_remark
 from llm_carbon_meter.config import Config, cuda_device_order, cuda_visible_devices
 from llm_carbon_meter.exporters.columns import figure, percent
 from llm_carbon_meter.faults import Faults
@@ -37,6 +38,8 @@ def check_power(config: Config, poll_s: float) -> Iterator[Finding]:
     """Look at the power source of the settings, and at the GPUs where it is NVML."""
     if config.power.startswith("replay:"):
         yield _replay(Path(config.power.removeprefix("replay:")))
+    elif config.power.startswith("rapl"):
+        yield check_rapl(config)
     elif config.power == "modelled":
         yield _modelled(config, _seen(), "as the settings say")
     else:
@@ -71,7 +74,7 @@ def _survey() -> Survey:
 def _without_sensor(config: Config, gpus: Sequence[GpuFacts], error: PowerError) -> Finding:
     if config.power == "nvml":
         return Finding("power", Verdict.FAILS, str(error))
-    return _modelled(config, gpus, str(error))
+    return _modelled(config, gpus, f"{error}; an engine on the CPU: {rapl_remark()}")
 
 
 def _modelled(config: Config, gpus: Sequence[GpuFacts], why: str) -> Finding:

@@ -9,6 +9,7 @@ from llm_carbon_meter.carbon.grid import constant, open_grid
 from llm_carbon_meter.check.files import check_files
 from llm_carbon_meter.check.findings import Finding, Verdict
 from llm_carbon_meter.check.gpus import check_power
+from llm_carbon_meter.check.host_energy import check_host_energy
 from llm_carbon_meter.config import PREFIX, Config, metrics_folder, shown_value, vllm_plugins
 from llm_carbon_meter.exporters.columns import figure
 from llm_carbon_meter.exporters.prometheus import check_metrics_folder
@@ -36,6 +37,7 @@ def check_host(poll_s: float, model: str = "") -> Iterator[Finding]:
     yield from _engines()
     yield from _model(model)
     yield from check_power(config, poll_s)
+    yield from check_host_energy(config)
     yield _channel(config)
     yield from _metrics()
     yield from check_files(config)

@@ -88,13 +88,17 @@ def open_host_energy(
         )
     of_host = count_gpus()
     share = _share(config, num_gpus, of_host, engines)
-    meter, period_s, covers = _open(config.host_energy, of_host)
+    meter, period_s, covers = open_source(config.host_energy, of_host)
     covers += "" if share == 1.0 else f", {share:.3g} of it this engine's"
     return HostEnergy(meter, period_s, share, covers, meter.read())
 
 
-def _open(setting: str, of_host: int) -> tuple[PowerMeter, float, str]:
+def open_source(setting: str, of_host: int) -> tuple[PowerMeter, float, str]:
     """The source, the seconds between two readings, and what it covers.
+
+    Args:
+        setting: other than ``none``.
+        of_host: GPUs of this host.
 
     Raises:
         PowerError: it cannot be opened.

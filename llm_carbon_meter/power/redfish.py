@@ -5,9 +5,11 @@ DMTF's DSP0266 and its schemas Power (PowerControl[].PowerConsumedWatts) and Env
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import msgspec
 
 from llm_carbon_meter.addresses import is_loopback, shown_url, split_login
 from llm_carbon_meter.power.integral import PowerIntegral
@@ -22,6 +24,45 @@ CHASSIS: Final = "/redfish/v1/Chassis"
 TIMEOUT_S: Final = 5.0
 MAX_GAP_S: Final = 10.0
 """A controller that is slower than this leaves joules unknown."""
+
+
+T = TypeVar("T")
+
+
+class _Link(msgspec.Struct, rename={"path": "@odata.id"}):
+    path: str
+
+
+class _Collection(msgspec.Struct, rename="pascal"):
+    members: list[_Link]
+
+
+class _Chassis(msgspec.Struct, rename="pascal"):
+    environment_metrics: _Link | None = None
+    power: _Link | None = None
+
+
+class _Reading(msgspec.Struct, rename="pascal"):
+    reading: float | None = None
+
+
+class _Control(msgspec.Struct, rename="pascal"):
+    power_consumed_watts: float | None = None
+
+
+class _Power(msgspec.Struct, rename="pascal"):
+    """What either schema has."""
+
+    power_watts: _Reading | None = None
+    power_control: list[_Control] = []
+
+    @property
+    def watts(self) -> float | None:
+        """What a chassis draws; None where it is not told."""
+        if self.power_watts is not None and self.power_watts.reading is not None:
+            return self.power_watts.reading
+        # Of several controls the first is the whole chassis.
+        return self.power_control[0].power_consumed_watts if self.power_control else None
 
 
 class RedfishMeter:
@@ -60,7 +101,7 @@ class RedfishMeter:
         Raises:
             PowerError: the controller or a GPU does not answer.
         """
-        watts = _watts(_get(self._client, self._resource))
+        watts = _get(self._client, self._resource, _Power).watts
         if watts is None:
             raise PowerError(f"{self._resource} of the controller no longer tells any power")
         now_s = self._clock()
@@ -116,7 +157,8 @@ def open_redfish(
                 trust_env=not is_loopback(address),
             )
         )
-        chassis = [path] if path else list(_members(_get(client, CHASSIS)))
+        members = [] if path else _get(client, CHASSIS, _Collection).members
+        chassis = [path] if path else [member.path.rstrip("/") for member in members]
         found = {one: resource for one in chassis for resource in _resources(client, one)}
         if len(found) != 1:
             raise PowerError(_choose(shown_url(url), chassis, list(found)))
@@ -137,30 +179,17 @@ def _choose(shown: str, chassis: Sequence[str], found: Sequence[str]) -> str:
     )
 
 
-def _members(collection: Mapping[str, Any]) -> Iterator[str]:
-    for member in collection.get("Members", ()):
-        yield str(member["@odata.id"]).rstrip("/")
-
-
 def _resources(client: "httpx.Client", chassis: str) -> Iterator[str]:
     """The first resource of a chassis that tells its power."""
-    body = _get(client, chassis)
-    for name in ("EnvironmentMetrics", "Power"):
-        link = body.get(name)
-        if isinstance(link, Mapping) and _watts(_get(client, str(link["@odata.id"]))) is not None:
-            yield str(link["@odata.id"])
+    body = _get(client, chassis, _Chassis)
+    for link in (body.environment_metrics, body.power):
+        if link is not None and _get(client, link.path, _Power).watts is not None:
+            yield link.path
             return
 
 
-def _watts(body: Mapping[str, Any]) -> float | None:
-    """What a chassis draws; None where the resource does not say."""
-    controls = body.get("PowerControl") or [{}]
-    told = [(body.get("PowerWatts") or {}).get("Reading"), controls[0].get("PowerConsumedWatts")]
-    return next((float(watts) for watts in told if isinstance(watts, int | float)), None)
-
-
-def _get(client: "httpx.Client", path: str) -> Mapping[str, Any]:
-    """The JSON of a resource.
+def _get(client: "httpx.Client", path: str, kind: type[T]) -> T:
+    """A resource.
 
     Raises:
         PowerError: there is none.
@@ -169,9 +198,8 @@ def _get(client: "httpx.Client", path: str) -> Mapping[str, Any]:
 
     tried = f"{shown_url(str(client.base_url))} was asked for {path}"
     try:
-        answer = client.get(path)
-        answer.raise_for_status()
-        body = answer.json()
+        answer = client.get(path).raise_for_status()
+        return msgspec.json.decode(answer.content, type=kind)
     except httpx.HTTPStatusError as error:
         code = error.response.status_code
         advice = "check user and password" if code in (401, 403) else "is it a BMC with Redfish?"
@@ -181,8 +209,7 @@ def _get(client: "httpx.Client", path: str) -> Mapping[str, Any]:
             f"{tried}: {type(error).__name__} ({error}); check the address, and name the "
             "controller's certificate in SSL_CERT_FILE where it is its own"
         ) from None
-    except ValueError:
-        raise PowerError(f"{tried}, and did not answer with JSON; is it a BMC?") from None
-    if not isinstance(body, dict):
-        raise PowerError(f"{tried}, and did not answer with an object; is it a BMC?")
-    return body
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise PowerError(
+            f"{tried}, and did not answer as Redfish does ({error}); is it a BMC?"
+        ) from None

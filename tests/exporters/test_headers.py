@@ -95,7 +95,7 @@ def test_every_joule_has_its_watt_hours_beside_it() -> None:
         for name in [name for name in inner if name.endswith("_joules")]:
             found += 1
             assert inner[name.removesuffix("_joules") + "_wh"] == inner[name] / 3600
-    assert found == 6 + 6 + 2 * (5 + 5)
+    assert found == 7 + 7 + 2 * (5 + 5)
 
 
 def test_a_record_in_full() -> None:
@@ -105,6 +105,7 @@ def test_a_record_in_full() -> None:
     assert body["covers"] == "energy of the GPUs alone"
     assert (body["gpu_seconds"], body["embodied_grams"]) == (2.5, 0.004)
     assert body["water_litres"] == 0.002
+    assert (body["host_joules"], body["host_wh"], body["host_source"]) == (7.2, 0.002, "measured")
     assert body["external_ids"] == ["mine", "chatcmpl-1"]
     assert body["internal_ids"] == ["a", "b"]
     assert (body["status"], body["source"], body["quality"]) == ("final", "measured", "counter")
@@ -132,16 +133,17 @@ def test_a_record_in_full() -> None:
 
 
 def test_what_is_not_known_is_absent() -> None:
-    """Before any figure there is no energy, not an energy of 0; nor water without a factor."""
+    """Before any figure there is no energy, not an energy of 0; nor water without a factor,
+    nor the host without a sensor."""
     body = record_json(
         replace(RECORD, energy=None, provisional=None, estimate=None, conditional=None)
     )
     assert body["status"] == "provisional"
     assert not [name for name in body if name.endswith(("_joules", "_wh"))]
     assert [body[name] for name in ("provisional", "estimate", "conditional")] == [None] * 3
-    assert "water_litres" not in record_json(
-        replace(RECORD, energy=replace(ENERGY, water_litres=None), provisional=None)
-    )
+    alone = replace(ENERGY, water_litres=None, host_joules=None)
+    body = record_json(replace(RECORD, energy=alone, provisional=None))
+    assert not [name for name in body if name.startswith(("water", "host"))]
 
 
 def test_an_estimate_says_that_it_is_a_facility_figure() -> None:

@@ -38,6 +38,7 @@ SPINE = {
     "emissions_grams",
     "gpu_power_watts",
     "water_litres",
+    "host_energy_joules",
     "carbon_intensity_grams_per_kwh",
     "carbon_intensity_age_seconds",
     "steps",
@@ -124,7 +125,7 @@ def test_golden_exposition_of_the_totals() -> None:
         if not line.startswith("# HELP") and "_created" not in line
     ]
     names = ["prefill", "decode", "recompute", "waste", "overhead", "idle", "unattributed"]
-    assert [line for line in lines if "energy_joules" in line] == [
+    assert [line for line in lines if "meter_energy_joules" in line] == [
         "# TYPE llm_carbon_meter_energy_joules_total counter",
         *(
             "llm_carbon_meter_energy_joules_total"
@@ -140,6 +141,8 @@ def test_golden_exposition_of_the_totals() -> None:
         f'llm_carbon_meter_errors_total{{engine="0",{MODEL},where="power"}} 1.0',
         f'llm_carbon_meter_accounted_ratio{{engine="0",{MODEL}}} 1.0',
         f'llm_carbon_meter_sampler_gap_seconds{{engine="0",{MODEL}}} 0.04',
+        f'llm_carbon_meter_host_energy_joules_total{{account="decode",domain="package",engine="0",'
+        f"{MODEL},{MEASURED}}} 2000.0",
         f'llm_carbon_meter_water_litres_total{{account="decode",engine="0",{MODEL},'
         f"{MEASURED}}} 0.2",
         f'llm_carbon_meter_emissions_grams_total{{account="decode",engine="0",{MODEL},'
@@ -309,8 +312,8 @@ def test_no_label_names_a_request() -> None:
         exporter.record(replace(RECORD, id=f"r{number}", external_ids=(f"x{number}",)))
     samples = [sample for family in families(registry).values() for sample in family.samples]
     labels = {name for sample in samples for name in sample.labels}
-    allowed = {"model_name", "engine", "gpu", "source", "account", "scope", "phase", "quality"}
-    assert labels == allowed | {"outcome", "where", "le"}
+    allowed = {"model_name", "engine", "gpu", "domain", "source", "account", "scope", "phase"}
+    assert labels == allowed | {"quality", "outcome", "where", "le"}
 
 
 @pytest.mark.parametrize(

@@ -39,7 +39,7 @@ MEANINGS = {
     "Estimated-Low-Wh": "one in ten costs less: answer lengths and the model's own error",
     "Estimated-High-Wh": "one in ten costs more",
     "Estimated-gCO2eq": "operational emissions of the estimate",
-    "Measured-Wh": "energy measured by NVML, this request's share (not in streams' headers)",
+    "Measured-Wh": "energy measured by a sensor, this request's share (not in streams' headers)",
     "Measured-gCO2eq": "its operational emissions",
     "Modelled-Wh": "instead of Measured where no sensor was read",
     "Modelled-gCO2eq": "instead of Measured where no sensor was read",

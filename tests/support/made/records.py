@@ -10,6 +10,7 @@ from llm_carbon_meter.records import (
     EngineTotals,
     Features,
     GpuTotals,
+    HostTotals,
     RequestRecord,
     Source,
     Status,
@@ -26,6 +27,8 @@ ENERGY = energy_of(
     decode_steps=4,
     decode_tokens=12,
     water_litres=0.002,
+    host_joules=7.2,
+    host_source=Source.MEASURED,
 )
 ESTIMATE = EnergyEstimate("flop", 49.75443148800, 125.3671526400, 100.0, 200.0, 500.0, True, 0.02)
 CONDITIONAL = replace(ESTIMATE, decode_joules=100.0, calibration=0.5, out_of_domain="old GPU")
@@ -62,6 +65,11 @@ TOTALS = EngineTotals(
     sampler_gap_s=0.04,
     sampler_read_s=0.0007,
     account_litres=tuple(joules / 1000 for joules in ACCOUNT_JOULES),
+    host=(
+        HostTotals(
+            "package", Source.MEASURED, 4000.0, tuple(10 * joules for joules in ACCOUNT_JOULES)
+        ),
+    ),
 )
 
 

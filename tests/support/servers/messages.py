@@ -6,6 +6,7 @@ from llm_carbon_meter.records import (
     EngineLoad,
     EngineTotals,
     GpuTotals,
+    HostTotals,
     Outcome,
     Quality,
     Source,
@@ -37,6 +38,9 @@ TOTALS = EngineTotals(
     errors={"power": 1},
     sampler_gap_s=0.04,
     open_requests=2,
+    account_litres=(0.01,) * len(Account),
+    host=(HostTotals("dram", Source.MEASURED, 14.0, (2.0,) * 7),),
+    covers="energy of the GPUs alone",
 )
 
 

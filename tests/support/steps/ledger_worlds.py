@@ -60,6 +60,7 @@ def played(
     world: World,
     settle_at: Sequence[bool],
     grams_per_joule: float = 0.0,
+    host_readings: Sequence[EnergyReading] = (),
     **options: Any,
 ) -> Play:
     """Enter everything at its time; settle after the events that are marked, and at the end."""
@@ -67,13 +68,16 @@ def played(
     events: list[tuple[float, int, Any]] = [(step.done_s, 0, step) for step in world.steps]
     events += [(end.monotonic_s, 1, end) for end in world.ends]
     events += [(reading.monotonic_s, 2, reading) for reading in world.readings]
+    events += [(reading.monotonic_s, 3, reading) for reading in host_readings]
     events.sort(key=lambda event: event[:2])
-    for number, (now_s, _, event) in enumerate(events):
+    for number, (now_s, kind, event) in enumerate(events):
         match event:
             case StepEvent():
                 play.ledger.observe_steps([event])
             case RequestEnd():
                 play.provisional.append(play.ledger.close(event, grams_per_joule))
+            case EnergyReading() if kind == 3:
+                play.ledger.observe_host(event)
             case EnergyReading():
                 play.ledger.observe_reading(event)
         if settle_at[number % len(settle_at)]:
