@@ -82,7 +82,9 @@ def _is_rapl(text: str) -> bool:
 
 def _host_energy(text: str) -> str:
     kind, _, url = text.partition(":")
-    if text == "none" or _is_rapl(text):
+    if text in ("", "none"):
+        return "none"
+    if _is_rapl(text):
         return text
     if kind == "redfish":
         return f"{kind}:{check_url(url, query=False)}"
@@ -130,8 +132,8 @@ class Config:
     host_share: float | str = _setting(
         "auto",
         _automatic(_number(0.0, 1.0)),
-        "part of the host's energy that is this engine's: `auto` is its GPUs of those that NVML "
-        "shows, else one of the server's engines here",
+        "part of the host's energy, and of RAPL's, that is this engine's: `auto` is its GPUs of "
+        "those that NVML shows, else its part of the server's engines here",
     )
     assume_gpu: str = _setting(
         "H100",
@@ -312,11 +314,11 @@ def shown_value(name: str, value: object) -> object:
 
 
 def _shown_host_energy(text: str) -> str:
-    """Whatever has an address in it may have a password."""
-    if "://" not in text:
-        return text
+    """What may be an address may have a password."""
     kind, _, url = text.partition(":")
-    return f"{kind}:{shown_url(url)}" if kind == "redfish" else NOT_SHOWN
+    if kind == "redfish":
+        return f"{kind}:{shown_url(url)}"
+    return NOT_SHOWN if "@" in text or "//" in text else text
 
 
 # Read by the demo, the tests or training, not by the serving process.

@@ -9,7 +9,6 @@ import time
 import uuid
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Final, Protocol
 
@@ -34,6 +33,7 @@ from llm_carbon_meter.power.power_meter import PowerMeter
 from llm_carbon_meter.power.rapl import open_rapl
 from llm_carbon_meter.power.replay import ReplayMeter
 from llm_carbon_meter.power.sampler import PowerSampler
+from llm_carbon_meter.power.shared import SharedMeter, host_share
 from llm_carbon_meter.predictor.energy_model import Deployment
 from llm_carbon_meter.predictor.gnn import shipped_weights
 from llm_carbon_meter.predictor.live import LiveLearner
@@ -98,6 +98,7 @@ def open_power(
     faults: Faults,
     *,
     on_cpu: bool = False,
+    engines: int = 1,
 ) -> PowerMeter:
     """Open the power source of the settings.
 
@@ -108,6 +109,7 @@ def open_power(
         start_s: monotonic time from which modelled joules count.
         faults: where a sensor is noted that ``auto`` looked for and did not find.
         on_cpu: the engine computes on the host's CPU, so that its joules are in RAPL's.
+        engines: of its server on this host: they share RAPL's joules.
 
     Raises:
         PowerError: it cannot be opened; with ``auto`` the modelled one is taken instead.
@@ -115,7 +117,7 @@ def open_power(
     if config.power.startswith("replay:"):
         return ReplayMeter(Path(config.power.removeprefix("replay:")), count)
     if config.power.startswith("rapl"):
-        return open_rapl(rapl_folder(config.power), together=True)
+        return _open_cpu(config, engines)
     if config.power in ("auto", "nvml"):
         try:
             return open_nvml(devices(), mig_parent=config.mig_parent)
@@ -124,9 +126,15 @@ def open_power(
                 raise
             if on_cpu:
                 with contextlib.suppress(PowerError):  # `check` says why
-                    return open_rapl(together=True)
+                    return _open_cpu(config, engines)
             faults.note("power", error, f"Power is modelled instead: data sheet of {gpu.name}.")
     return ModelledMeter(gpu, count, start_s)
+
+
+def _open_cpu(config: Config, engines: int) -> SharedMeter:
+    """Raises PowerError where RAPL cannot be read."""
+    whole = open_rapl(rapl_folder(config.power), together=True)
+    return SharedMeter(whole, host_share(config, 0, 0, engines))
 
 
 def open_host(
@@ -224,7 +232,8 @@ class EngineMeter:
     ) -> None:
         self._power, self._host = power, host
         self._boundary = CPU if power.quality is Quality.PACKAGE else GPU
-        self._covers = coverage(config, self._boundary, host.covers if host else "")
+        part = power.remark if isinstance(power, SharedMeter) else ""
+        self._covers = coverage(config, self._boundary, part, host.covers if host else "")
         self._source = source
         self._engine = engine
         self._publish = publish
@@ -382,11 +391,8 @@ class EngineMeter:
             learner.save_at_times()
 
     def _observe_host(self) -> None:
-        """Enter what the host has counted: this engine's share of it."""
-        while self._host is not None and self._host_readings:
-            reading = self._host_readings.popleft()
-            joules = reading.joules * self._host.share
-            self._ledger.observe_host(replace(reading, joules=joules))
+        while self._host_readings:
+            self._ledger.observe_host(self._host_readings.popleft())
 
     def _settle_the_rest(self) -> None:
         while self._work_off():

@@ -59,6 +59,15 @@ def test_foreign_variables_are_left_alone() -> None:
         ("carbon_intensity", "0", 0.0),
         ("pue", "1.58", 1.58),
         ("zone", "DE", "DE"),
+        ("power", "rapl", "rapl"),
+        ("power", "rapl:/host/sys", "rapl:/host/sys"),
+        ("host_energy", "rapl", "rapl"),
+        ("host_energy", "rapl:/host/sys", "rapl:/host/sys"),
+        ("host_energy", "redfish:https://u:p@bmc", "redfish:https://u:p@bmc"),
+        ("host_energy", "250.50", "250.5"),
+        ("host_share", "0.25", 0.25),
+        ("water_litres_per_kwh", "1.8", 1.8),
+        ("receipt_key", "/keys/key.pem", "/keys/key.pem"),
         ("estimator", "none", "none"),
         ("drift_threshold", "0.1", 0.1),
         ("records", "1", 1),
@@ -91,6 +100,11 @@ def test_settings_are_read(name: str, text: str, value: object) -> None:
         ("pue", "nan", "expected a number from 1 to 5"),
         ("carbon_intensity", "inf", "expected a number from 0 to 5000"),
         ("policy", "fair", "expected one of shapley, tokens, flops, equal"),
+        ("host_energy", "ipmi", "expected none, rapl, rapl:FOLDER, redfish:URL, or watts from 0"),
+        ("host_energy", "rapl:", "expected none, rapl, rapl:FOLDER, redfish:URL, or watts from 0"),
+        ("host_energy", "-1", "expected none, rapl, rapl:FOLDER, redfish:URL, or watts from 0"),
+        ("host_share", "1.1", "expected a number from 0 to 1"),
+        ("water_litres_per_kwh", "wet", "expected a number from 0 to 1000"),
         ("idle", "spread", "expected one of separate, by_time"),
         ("estimator", "oracle", "expected one of gnn, flop, none"),
         ("drift_threshold", "0", "expected a number from 0.01 to 100"),
@@ -132,6 +146,30 @@ def test_a_secret_is_not_in_any_message() -> None:
     assert "T0" not in repr(config)
 
 
+@pytest.mark.parametrize("name", ["HOST_ENERGY", "WATER_LITRES_PER_KWH", "RECEIPT_KEY"])
+def test_an_empty_variable_asks_for_nothing(name: str) -> None:
+    """As files of settings for containers have it."""
+    assert Config.from_environment({PREFIX + name: ""}) == (Config(), [])
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "redfish:user:SECRET@bmc",
+        "redfish:https://user:SECRET",
+        "redfsh:https://user:SECRET@bmc",
+        "https://user:SECRET@bmc",
+        "redfish:https://user:SECRET@bmc?x",
+    ],
+)
+def test_a_controller_that_is_refused_is_not_shown(text: str) -> None:
+    """Its address has a password, however it is written."""
+    config, (problem,) = Config.from_environment({PREFIX + "HOST_ENERGY": text})
+    assert config == Config()
+    assert f"{PREFIX}HOST_ENERGY=(not shown): expected" in str(problem)
+    assert "SECRET" not in str(problem)
+
+
 @pytest.mark.parametrize("name", ["CARBON_URL", "DRIFT_WEBHOOK"])
 @pytest.mark.parametrize(
     "url",
@@ -166,6 +204,10 @@ def test_a_setting_is_shown_without_its_secrets() -> None:
     assert shown_value("carbon_url", config.carbon_url) == "http://host:1"
     assert shown_value("electricitymaps_token", "SECRET") == "(not shown)"
     assert shown_value("pue", 1.5) == 1.5
+    controller = Config(host_energy="redfish:https://user:SECRET@bmc/redfish/v1/Chassis/1")
+    assert "SECRET" not in repr(controller)
+    assert shown_value("host_energy", controller.host_energy) == "redfish:https://bmc"
+    assert shown_value("host_energy", "rapl:/host/sys") == "rapl:/host/sys"
 
 
 def test_an_unknown_variable_is_named() -> None:

@@ -16,6 +16,7 @@ from llm_carbon_meter.physics.gpu_specs import gpu_spec
 from llm_carbon_meter.physics.kernels import step_costs
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.physics.step_work import CostModel
+from llm_carbon_meter.power.host_energy import HostEnergy
 from llm_carbon_meter.power.modelled import ModelledMeter
 from llm_carbon_meter.power.power_meter import PowerMeter
 from llm_carbon_meter.predictor.energy_model import Deployment
@@ -27,6 +28,7 @@ from llm_carbon_meter.records import (
     EngineTotals,
     EventBatch,
     Outcome,
+    PowerError,
     Quality,
     RequestEnd,
     RequestEnergy,
@@ -298,3 +300,82 @@ def test_a_fault_of_the_learner_takes_nothing_from_the_book(
     assert faults.counts["estimator"] >= 3
     assert totals.accounted_ratio == pytest.approx(1.0)
     assert totals.gpus[0].account_joules[Account.DECODE] > 800
+
+
+class Package(Counter):
+    """Another counter of 300 W, of the host; it may stop answering."""
+
+    quality = Quality.PACKAGE
+    answers = True
+
+    def read(self) -> Sequence[EnergyReading]:
+        if not self.answers:
+            raise PowerError("gone")
+        return self.at(9.0)
+
+
+def test_the_host_s_joules_come_with_the_totals_and_with_final_figures() -> None:
+    """A third of its tick was the request's; the record's boundary is told in words."""
+    published: Published = []
+    package = Package(["package"])
+    host = HostEnergy(package, 1.0, "host: CPU package (RAPL)", package.at(0.0))
+    turns = Engine(EventBatch([STEP], [END], 1.0, False), EventBatch([], [], 3.0, False))
+    model, faults = CostModel(gpu_spec("H100"), None), Faults()
+    meter = EngineMeter(
+        Config(water_litres_per_kwh=1.8),
+        counter := Counter(["gpu"]),
+        turns,
+        model,
+        0,
+        published.extend,
+        faults,
+        os.getpid(),
+        host=host,
+    )
+    meter._readings.extend(counter.at(0.0))
+    meter._turn()
+    provisional = next(one for one in published if isinstance(one, RequestEnergy))
+    assert provisional.host_joules is None
+    meter._readings.extend(counter.at(1.0))
+    meter._host_readings.extend(package.at(3.0))
+    meter._turn()
+    *_, totals, final = published
+    assert isinstance(totals, EngineTotals)
+    assert isinstance(final, RequestEnergy)
+    assert (final.host_joules, final.host_source) == (pytest.approx(300), Source.MEASURED)
+    assert final.joules == pytest.approx(300)
+    assert final.water_litres == pytest.approx(1.8 * 300 / 3.6e6)
+    (domain,) = totals.host
+    assert (domain.domain, domain.counter_joules) == ("package", pytest.approx(900))
+    assert sum(totals.account_litres) == pytest.approx(final.water_litres)
+    assert totals.covers.endswith("; water: on the site, 1.8 l/kWh (WUE); host: CPU package (RAPL)")
+    assert totals.boundary == "gpu"
+    assert not faults.counts
+
+
+def test_a_host_that_is_silent_at_the_end_takes_no_gpu_s_joules_with_it() -> None:
+    """The last figures come without it, and the fault is counted."""
+    published: Published = []
+    package = Package(["package"])
+    host = HostEnergy(package, 1.0, "", package.at(0.0))
+    turns = Engine(EventBatch([STEP], [END], 1.0, False), *[EventBatch([], [], 9.0, False)] * 1000)
+    counter, faults = Counter(["gpu"]), Faults()
+    meter = EngineMeter(
+        Config(),
+        counter,
+        turns,
+        CostModel(gpu_spec("H100"), None),
+        0,
+        published.extend,
+        faults,
+        os.getpid(),
+        host=host,
+    )
+    meter._readings.extend([*counter.at(0.0), *counter.at(1.0)])
+    package.answers = False
+    meter._settle_the_rest()
+    final = published[-1]
+    assert isinstance(final, RequestEnergy)
+    assert (final.status, final.joules) == (Status.FINAL, pytest.approx(300))
+    assert final.host_joules is None
+    assert set(faults.counts) == {"host_energy"}

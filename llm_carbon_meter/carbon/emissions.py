@@ -60,15 +60,16 @@ def _per_cm2(entry: dict[str, Any], process_nm: float) -> float:
     return float(nodes[nearest])
 
 
-def coverage(config: Config, boundary: str = GPU, host: str = "") -> str:
+def coverage(config: Config, boundary: str = GPU, part: str = "", host: str = "") -> str:
     """What the figures of these settings are of, in words.
 
     Args:
         config: settings.
         boundary: what the joules are of.
+        part: of these, that is this engine's; empty for all.
         host: what the host's joules are of; empty where there are none.
     """
-    operational = f"energy of {OF[boundary]}, grams times PUE {config.pue:g}"
+    operational = f"energy of {OF[boundary]}{part}, grams times PUE {config.pue:g}"
     embodied = _embodied(config) if boundary == GPU else ""
     return "; ".join(filter(None, (operational, embodied, water_coverage(config), host)))
 

@@ -15,6 +15,7 @@ from llm_carbon_meter.power.nvml.survey import survey
 from llm_carbon_meter.power.power_meter import PowerMeter
 from llm_carbon_meter.power.rapl import POWERCAP, open_rapl
 from llm_carbon_meter.power.redfish import SERVER, open_redfish
+from llm_carbon_meter.power.shared import SharedMeter, host_share
 from llm_carbon_meter.records import EnergyReading, PowerError, Quality, Source
 
 LOCAL_PERIOD_S: Final = 0.25
@@ -23,12 +24,10 @@ REMOTE_PERIOD_S: Final = 1.0
 
 
 class HostEnergy(NamedTuple):
-    """An opened source, and what part of it is an engine's."""
+    """An engine's share of an opened source."""
 
     meter: PowerMeter
     period_s: float
-    share: float
-    """Of the host: 0 to 1."""
     covers: str
     """What its joules are of, in words."""
     first: Sequence[EnergyReading]
@@ -87,10 +86,9 @@ def open_host_energy(
             "(power source rapl); set LLM_CARBON_METER_HOST_ENERGY=none"
         )
     of_host = count_gpus()
-    share = _share(config, num_gpus, of_host, engines)
-    meter, period_s, covers = open_source(config.host_energy, of_host)
-    covers += "" if share == 1.0 else f", {share:.3g} of it this engine's"
-    return HostEnergy(meter, period_s, share, covers, meter.read())
+    whole, period_s, covers = open_source(config.host_energy, of_host)
+    meter = SharedMeter(whole, host_share(config, num_gpus, of_host, engines))
+    return HostEnergy(meter, period_s, covers + meter.remark, meter.read())
 
 
 def open_source(setting: str, of_host: int) -> tuple[PowerMeter, float, str]:
@@ -131,10 +129,3 @@ def count_gpus() -> int:
         return len(survey([]).names)
     except PowerError:
         return 0
-
-
-def _share(config: Config, num_gpus: int, of_host: int, engines: int) -> float:
-    """What part of the host is an engine's: its GPUs of the host's, else one of the engines."""
-    if isinstance(config.host_share, float):
-        return config.host_share
-    return min(num_gpus / of_host, 1.0) if of_host else 1.0 / engines

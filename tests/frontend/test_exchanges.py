@@ -26,9 +26,10 @@ from llm_carbon_meter.records import (
     Outcome,
     Quality,
     RequestEnergy,
+    Source,
     Status,
 )
-from tests.support.made.energies import energy_in_every_account
+from tests.support.made.energies import energy_in_every_account, energy_of
 
 FEATURES = Features(arrived_unix_s=0.0, max_tokens=10, num_sequences=1, concurrency=1)
 
@@ -130,6 +131,15 @@ def test_children_are_summed() -> None:
     assert exchange.id == "0_x"
     assert exchange.estimate is not None
     assert (exchange.estimate.joules, exchange.estimate.output_tokens) == (2.0, 14.0)
+
+
+def test_what_one_child_lacks_of_host_and_water_the_exchange_lacks() -> None:
+    """Half of it would look like all."""
+    known = energy_of("0_x", host_joules=2.0, host_source=Source.MODELLED, water_litres=0.5)
+    both = sum_energies([known, known])
+    assert (both.host_joules, both.host_source, both.water_litres) == (4.0, Source.MODELLED, 1.0)
+    half = sum_energies([known, replace(known, host_joules=None, water_litres=None)])
+    assert (half.host_joules, half.water_litres) == (None, None)
 
 
 def test_of_children_the_worst_counts() -> None:

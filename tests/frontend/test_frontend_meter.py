@@ -11,8 +11,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from llm_carbon_meter.exporters.headers import estimate_headers
+from llm_carbon_meter.exporters.receipts import public_key, verify
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend.exchanges import Exchange
+from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
 from llm_carbon_meter.physics.phases import PLAIN, Serving
 from llm_carbon_meter.predictor import models as energy_models
 from llm_carbon_meter.predictor.energy_model import Deployment, Numbers, PhaseEnergy
@@ -30,6 +32,7 @@ from llm_carbon_meter.records import (
 from tests.support.made.energies import energy_of
 from tests.support.made.records import TOTALS
 from tests.support.servers.front_ends import front_end
+from tests.support.signing_keys import make_keys
 
 DEPLOYED = {
     "engine": "vllm",
@@ -213,6 +216,37 @@ def test_figures_that_come_together_are_finished_together(tmp_path: Path) -> Non
     labels = {"model_name": "llama", "engine": "0", "quality": "counter", "outcome": "finished"}
     counted = frontend.registry.get_sample_value("llm_carbon_meter_requests_total", labels)
     assert counted == len(names)
+
+
+def finished(meter: FrontendMeter, name: str) -> dict[str, Any]:
+    """The record of a request that an engine has settled."""
+    exchange = Exchange()
+    meter.begin(exchange, name, "mine", Prompt(10), 5)
+    meter.end(exchange, answered=True)
+    meter.receive_energies([energy_of(name)])
+    (text,) = meter.find(name).values()
+    found: dict[str, Any] = json.loads(text)
+    return found
+
+
+def test_records_say_what_the_engine_s_meter_could_open() -> None:
+    """Before it is heard, what the settings say."""
+    meter = front_end()
+    assert finished(meter, "first")["covers"].startswith("energy of the GPUs alone")
+    meter.receive_totals(replace(TOTALS, covers="energy of a CPU", boundary="cpu"))
+    record = finished(meter, "second")
+    assert (record["covers"], record["boundary"]) == ("energy of a CPU", "cpu")
+
+
+def test_look_ups_and_lines_are_signed(tmp_path: Path) -> None:
+    """Each verifies by itself; without a key there is no receipt."""
+    keys, log = make_keys(tmp_path), tmp_path / "log"
+    meter = front_end(request_log=str(log), receipt_key=str(keys.private))
+    looked_up = finished(meter, "a")
+    meter.stop()
+    for record in (looked_up, json.loads(log.read_text())):
+        verify(record, public_key(keys.public))
+    assert "receipt" not in finished(front_end(), "a")
 
 
 def learnt(factor: float) -> EngineTotals:

@@ -68,7 +68,14 @@ def _meter(setup: Setup, decoder: StepDecoder, publisher: Publisher, faults: Fau
         )
 
     power = open_power(
-        config, devices, setup.num_gpus, gpu, setup.start_s, faults, on_cpu=setup.on_cpu
+        config,
+        devices,
+        setup.num_gpus,
+        gpu,
+        setup.start_s,
+        faults,
+        on_cpu=setup.on_cpu,
+        engines=setup.engines_here,
     )
     physics = cost_model(gpu, setup.model, setup.tensor_parallel)
     return EngineMeter(
