@@ -379,3 +379,14 @@ def test_a_host_that_is_silent_at_the_end_takes_no_gpu_s_joules_with_it() -> Non
     assert (final.status, final.joules) == (Status.FINAL, pytest.approx(300))
     assert final.host_joules is None
     assert set(faults.counts) == {"host_energy"}
+
+
+def test_of_a_cpu_the_boundary_is_told_and_nothing_of_its_making() -> None:
+    """Nobody knows what the making of a CPU emitted; a GPU's figure would be made up."""
+    cpu = Counter(["cpu"])
+    cpu.quality = Quality.PACKAGE
+    totals, _ = seconds_of(cpu, 3)
+    assert (totals.boundary, totals.embodied_grams, totals.factors) == ("cpu", (), None)
+    assert totals.covers == (
+        "energy of the host's CPU packages and memory, with all that runs there, grams times PUE 1"
+    )
