@@ -53,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--power",
         default="auto",
-        help="auto, nvml, modelled, replay:FILE, or stub: NVML through our own stub library "
-        "(default: auto, which is modelled where there is no GPU)",
+        help="auto, nvml, rapl, modelled, replay:FILE, or stub: NVML through our own stub library "
+        "(default: auto, which is rapl or modelled where there is no GPU)",
     )
     parser.add_argument(
         "--requests",

@@ -129,6 +129,14 @@ def test_a_key_that_others_can_read_is_refused(keys: Keys, tmp_path: Path) -> No
     assert open_signer(Config(), faults) is unsigned
 
 
+def test_without_the_extra_it_is_named(keys: Keys, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Serving needs neither package."""
+    monkeypatch.setattr("llm_carbon_meter.extras.find_spec", lambda _: None)
+    told = r"cryptography, rfc8785, not installed here: pip install 'llm-carbon-meter\[receipts\]'"
+    with pytest.raises(MeterError, match=told):
+        private_key(keys.private)
+
+
 def test_files_that_hold_no_key_of_ours_say_what_they_hold(keys: Keys, tmp_path: Path) -> None:
     """Missing, of another algorithm, public for private, private for public, with a passphrase."""
     of_other = make_keys(tmp_path, algorithm="x25519")

@@ -1,8 +1,10 @@
 """RAPL on recorded trees: what is added, what is not, counters that come round, what is refused."""
 
-import multiprocessing
 import os
+import subprocess
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -118,14 +120,14 @@ def test_a_counter_that_is_no_number_is_told(tmp_path: Path) -> None:
         meter.read()
 
 
-def _open_as_nobody(folder: Path, said: "multiprocessing.Queue[str]") -> None:
-    os.setuid(65534)
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Another user's rights inside the block."""
+    os.seteuid(65534)
     try:
-        open_rapl(folder)
-    except PowerError as error:
-        said.put(str(error))
-    else:
-        said.put("opened")
+        yield
+    finally:
+        os.seteuid(0)
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
@@ -134,18 +136,11 @@ def test_what_only_root_may_read_is_told_with_the_command_that_opens_it() -> Non
     with tempfile.TemporaryDirectory() as folder:
         Path(folder).chmod(0o755)
         tree = Powercap(Path(folder, "sys"), SERVER)
-        said: multiprocessing.Queue[str] = multiprocessing.Queue()
-        for _ in range(2):
-            process = multiprocessing.get_context("fork").Process(
-                target=_open_as_nobody, args=(tree.folder, said)
-            )
-            process.start()
-            text = said.get(timeout=20)
-            process.join()
-            if text == "opened":
-                return
-            assert "only root may, since CVE-2020-8694" in text
-            command = text.partition("run as root: ")[2].partition(" (until")[0]
-            assert command == f"chmod a+r {tree.folder}/*/energy_uj"
-            os.system(command)
-        pytest.fail(text)
+        told = "only root may, since CVE-2020-8694"
+        with as_nobody(), pytest.raises(PowerError, match=told) as refused:
+            open_rapl(tree.folder)
+        command = str(refused.value).partition("run as root: ")[2].partition(" (until")[0]
+        assert command == f"chmod a+r {tree.folder}/*/energy_uj"
+        subprocess.run(command, shell=True, check=True)
+        with as_nobody():
+            assert joules_of(open_rapl(tree.folder)) == {"package": 0.0, "dram": 0.0}
