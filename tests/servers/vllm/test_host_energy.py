@@ -3,12 +3,14 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from time import monotonic
 from typing import Any, NamedTuple
 
 import pytest
 
 from llm_carbon_meter.records import REQUEST_ACCOUNTS
 from tests.support.powercap import Advancing, Powercap
+from tests.support.redfish_server import LOGIN, PASSWORD, answering, chassis
 from tests.support.servers.completions import complete_together
 from tests.support.servers.metered import Metered, StartServer, assert_balanced
 from tests.support.waiting import eventually
@@ -126,7 +128,7 @@ class TestCpu:
         )
 
 
-def test_a_constant_is_modelled_and_a_key_signs(start_server: StartServer) -> None:
+def test_a_constant_is_modelled(start_server: StartServer) -> None:
     """Watts of the settings over the server's time; nothing of it is called measured."""
     with start_server(environment={"LLM_CARBON_METER_HOST_ENERGY": "200"}) as metered:
         (record,) = complete_together(metered, 1, [5, 6, 7], 60)
@@ -136,3 +138,24 @@ def test_a_constant_is_modelled_and_a_key_signs(start_server: StartServer) -> No
         assert record["host_joules"] == pytest.approx(200 * seconds, rel=1e-6)
         assert metered.metric(HOST, source="modelled", domain="server") > record["host_joules"]
         assert metered.metric(HOST, source="measured") == 0
+
+
+def test_a_controller_s_power_less_the_gpu_s(start_server: StartServer) -> None:
+    """A kilowatt over HTTP, of which NVML has 300 W; its password is in no log."""
+    with answering(chassis("1")) as controller:
+        controller.draw(1000)
+        setting = {"LLM_CARBON_METER_HOST_ENERGY": f"redfish:{controller.url}"}
+        with start_server(environment=setting) as metered:
+            records = complete_together(metered, 2, [5, 6, 7], 60)
+            eventually(lambda: metered.metric(HOST) > 5_000, "some seconds of the host")
+            before_joules, before_s = metered.metric(HOST), monotonic()
+            eventually(lambda: metered.metric(HOST) > before_joules + 5_000, "some more")
+            watts = (metered.metric(HOST) - before_joules) / (monotonic() - before_s)
+            assert watts == pytest.approx(700, rel=0.3)  # totals come in steps of a second
+            for record in records:
+                assert record["host_source"] == "measured"
+                assert record["covers"].endswith("; host: the server (Redfish), less its 1 GPUs")
+                assert record["host_joules"] == pytest.approx(700 * record["gpu_seconds"], rel=0.1)
+            log = metered.server.log.read_text(errors="replace")
+            assert PASSWORD not in log
+            assert LOGIN not in log
