@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from llm_carbon_meter.check.findings import Finding, Verdict
-from llm_carbon_meter.check.host_energy import check_rapl, rapl_remark
+from llm_carbon_meter.check.host_energy import check_rapl, rapl_problem
 from llm_carbon_meter.config import Config, cuda_device_order, cuda_visible_devices
 from llm_carbon_meter.exporters.columns import figure, percent
 from llm_carbon_meter.faults import Faults
@@ -74,7 +74,8 @@ def _survey() -> Survey:
 def _without_sensor(config: Config, gpus: Sequence[GpuFacts], error: PowerError) -> Finding:
     if config.power == "nvml":
         return Finding("power", Verdict.FAILS, str(error))
-    return _modelled(config, gpus, f"{error}; an engine on the CPU: {rapl_remark()}")
+    rapl = "" if rapl_problem() else "; an engine on the CPU would be measured by RAPL"
+    return _modelled(config, gpus, f"{error}{rapl}")
 
 
 def _modelled(config: Config, gpus: Sequence[GpuFacts], why: str) -> Finding:

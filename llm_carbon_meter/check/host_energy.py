@@ -47,17 +47,19 @@ def check_rapl(config: Config) -> Finding:
     return Finding("power", Verdict.OK, text, {"watts": watts}, Quality.PACKAGE)
 
 
-def rapl_remark(folder: Path = POWERCAP) -> str:
-    """Whether RAPL can be read here, and else why not, in words."""
+def rapl_problem(folder: Path = POWERCAP) -> str:
+    """Why RAPL cannot be read here; empty where it can."""
     try:
         open_rapl(folder)
     except PowerError as error:
-        return f"RAPL cannot be read: {error}"
-    return "RAPL can be read"
+        return str(error)
+    return ""
 
 
 def _off() -> Finding:
-    return Finding(TOPIC, Verdict.OK, f"not asked for ({PREFIX}HOST_ENERGY); {rapl_remark()}")
+    problem = rapl_problem()
+    rapl = f"RAPL cannot be read: {problem}" if problem else "RAPL can be read"
+    return Finding(TOPIC, Verdict.OK, f"not asked for ({PREFIX}HOST_ENERGY); {rapl}")
 
 
 def _watts(meter: PowerMeter) -> dict[str, float]:

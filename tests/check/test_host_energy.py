@@ -8,7 +8,7 @@ import pytest
 from llm_carbon_meter.check import host_energy
 from llm_carbon_meter.check.findings import Finding, Verdict
 from llm_carbon_meter.check.gpus import check_power
-from llm_carbon_meter.check.host_energy import check_host_energy
+from llm_carbon_meter.check.host_energy import check_host_energy, rapl_problem
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.records import Quality
 from tests.support.powercap import Advancing, Powercap
@@ -57,14 +57,11 @@ def test_where_nobody_asks_it_is_said_whether_rapl_can_be_read(
     """With the reason where it cannot."""
     tree = Powercap(tmp_path)
     folder = tree.folder if there else tmp_path
-    monkeypatch.setattr(host_energy, "rapl_remark", lambda: REMARK(folder))
+    monkeypatch.setattr(host_energy, "rapl_problem", lambda: rapl_problem(folder))
     finding = found()
     assert finding.verdict is Verdict.OK
     assert ("RAPL can be read" in finding.text) is there
     assert ("there are none" in finding.text) is not there
-
-
-REMARK = host_energy.rapl_remark
 
 
 def test_rapl_as_the_power_source(tmp_path: Path) -> None:
