@@ -118,6 +118,30 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
+class Whose(NamedTuple):
+    """Who asked for a request, and by which adapter it was answered."""
+
+    tenant: str | None = None
+    """None where nothing says so."""
+    adapter: str = ""
+    """Of LoRA; empty for the model itself."""
+
+
+NOBODYS: Final = Whose()
+"""What nobody says anything of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Money for a request, or for an account."""
+
+    energy: float | None
+    """Of the electricity, overhead of the site included; None where no price is known."""
+    gpu: float | None
+    """Of the GPUs' time, likewise; prices of GPUs often have the electricity in them."""
+    currency: str
+
+
 class EventBatch(NamedTuple):
     """What a serving engine reported since it was last asked, in order."""
 
@@ -403,6 +427,8 @@ class EstimateQuery:
     """Tokens of the answer that a decode step adds."""
     remark: str = ""
     """What of the request the estimate leaves out; joins its ``out_of_domain``."""
+    adapter: str = ""
+    """Of LoRA, whose answers have lengths of their own; empty for the model itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -490,6 +516,9 @@ class RequestRecord:
     covers: str
     """What the figures are of, in words."""
     tokens_from: TokenCount = TokenCount.ENGINE
+    whose: Whose = NOBODYS
+    cost: Cost | None = None
+    """None while nothing is known yet, and where no price is."""
 
     @property
     def is_final(self) -> bool:

@@ -5,18 +5,21 @@ One process exports the engine-wide totals; each exports the exchanges that it a
 """
 
 import threading
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from tempfile import TemporaryFile
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.registry import Collector
 
+from llm_carbon_meter.carbon.money import Prices
 from llm_carbon_meter.config import metrics_folder
 from llm_carbon_meter.records import (
     Account,
     CarbonIntensity,
     ConfigError,
+    Cost,
     EnergyEstimate,
     EngineTotals,
     GpuTotals,
@@ -46,6 +49,15 @@ ERROR_BUCKETS: Final = (
 """Signed: (estimated - measured) / measured, -1 at the least."""
 
 
+SHARES: Final = {
+    "energy_joules_total": "Energy of finished exchanges by {}",
+    "emissions_grams_total": "Operational gCO2eq of finished exchanges by {}",
+    "tokens_total": "Tokens of finished exchanges by {}, of prompts and answers",
+    "requests_total": "Finished exchanges by {}",
+}
+"""What is counted of each owner; idle and overhead have none."""
+
+
 def check_metrics_folder() -> None:
     """Try the folder in which prometheus_client keeps the metrics of several processes, if any.
 
@@ -72,6 +84,8 @@ class PrometheusExporter:
         model_name: label of every metric, as vLLM's own.
         owns_totals: whether this process exports the engine-wide metrics.
         registry: where they are registered.
+        prices: of energy and GPUs; None where none is known.
+        tenants: that are shown from the start; None where requests have none.
 
     Raises:
         ConfigError: metrics cannot be written to the folder that the environment names.
@@ -88,7 +102,13 @@ class PrometheusExporter:
     """
 
     def __init__(
-        self, model_name: str, *, owns_totals: bool, registry: CollectorRegistry = REGISTRY
+        self,
+        model_name: str,
+        *,
+        owns_totals: bool,
+        registry: CollectorRegistry = REGISTRY,
+        prices: Prices | None = None,
+        tenants: Sequence[str] | None = None,
     ) -> None:
         check_metrics_folder()
         self._model_name = model_name
@@ -99,10 +119,15 @@ class PrometheusExporter:
         self._seen: dict[tuple[Any, ...], float] = {}
         """Last cumulative value of each series, by engine session."""
         self._request_metrics()
+        self._prices = prices
+        self._by_adapter = self._shares("adapter")
+        self._by_tenant = None if tenants is None else self._shares("tenant")
+        self._tenants = tenants or ()
         self._grid: tuple[str, ...] | None = None
         """Labels of the intensity that is shown."""
         self._errors = self._counter("errors_total", "Errors of the meter by place", "where")
         self._owns_totals = owns_totals
+        self._cost: Counter | None = None
         if owns_totals:
             self._total_metrics()
         registry.register(_Together(self._metrics, self._updating))
@@ -143,6 +168,15 @@ class PrometheusExporter:
         self._grams = self._counter(
             "emissions_grams_total", "gCO2eq by account", "scope", "account", "source"
         )
+        if self._prices is not None:
+            self._cost = self._counter(
+                "cost_total",
+                "Money for the energy (PUE included) and for the time of the GPUs by account",
+                "kind",
+                "account",
+                "currency",
+                "source",
+            )
         self._watts = self._gauge("gpu_power_watts", "Power of a GPU now", "gpu", "source")
         self._lag = self._gauge(
             "gpu_energy_lag_seconds",
@@ -183,6 +217,17 @@ class PrometheusExporter:
             "zone",
             "provider",
         )
+
+    def _shares(self, whose: str) -> "_Shares":
+        counters = {
+            name: self._counter(f"{whose}_{name}", text.format(whose), whose, "source")
+            for name, text in SHARES.items()
+        }
+        cost = None
+        if self._prices is not None:
+            text = f"Money for finished exchanges by {whose}"
+            cost = self._counter(f"{whose}_cost_total", text, whose, "source", "kind", "currency")
+        return _Shares(counters, cost)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         metric = Counter(PREFIX + name, text, (*COMMON, *labels), registry=None)
@@ -252,6 +297,26 @@ class PrometheusExporter:
             self._observe(common, _estimated_phases(shown), Source.ESTIMATED)
             self._observe_grams(common, shown, Source.ESTIMATED)
 
+    def tenant(self, record: RequestRecord, label: str) -> None:
+        """Count a finished exchange for its tenant, where requests have one."""
+        if self._by_tenant is not None:
+            self._count_share(self._by_tenant, record, label)
+
+    def adapter(self, record: RequestRecord, label: str) -> None:
+        """Count a finished exchange for its adapter."""
+        self._count_share(self._by_adapter, record, label)
+
+    def _count_share(self, shares: "_Shares", record: RequestRecord, label: str) -> None:
+        energy, cost = record.energy, record.cost
+        if energy is None:
+            return
+        labels = (self._model_name, str(energy.engine), label, energy.source)
+        for name, value in _share_figures(energy).items():
+            self._series(shares.counters[name], *labels).inc(value)
+        if cost is not None and shares.cost is not None:
+            for kind, money in _kinds(cost).items():
+                self._series(shares.cost, *labels, kind, cost.currency).inc(money)
+
     def estimate_errors(
         self, record: RequestRecord, ratios: Mapping[tuple[str, str], float]
     ) -> None:
@@ -289,6 +354,10 @@ class PrometheusExporter:
 
     def _count_totals(self, totals: EngineTotals) -> None:
         common, session = (self._model_name, str(totals.engine)), totals.session
+        if self._by_tenant is not None:
+            for tenant in self._tenants:  # an increase from nothing is none to Prometheus
+                for counter in self._by_tenant.counters.values():
+                    self._series(counter, *common, tenant, totals.source)
         for gpu in totals.gpus:
             self._count_gpu(session, (*common, gpu.gpu, totals.source), gpu)
         scopes = {"operational": totals.account_grams, "embodied": totals.embodied_grams}
@@ -311,6 +380,8 @@ class PrometheusExporter:
     def _count_gpu(self, session: str, labels: tuple[str, ...], gpu: GpuTotals) -> None:
         for account in Account:
             joules, series = gpu.account_joules[account], (*labels, account.label)
+            if self._cost is not None:
+                self._count_cost(session, series, joules, gpu.account_seconds[account])
             self._raise(self._joules, session, series, joules)
             self._raise(self._watt_hours, session, series, watt_hours(joules))
         model_name, engine, name, _source = labels
@@ -322,16 +393,60 @@ class PrometheusExporter:
         if gpu.counter_lag_s is not None:
             self._series(self._lag, model_name, engine, name).set(gpu.counter_lag_s)
 
-    def _raise(self, counter: Counter, session: str, labels: tuple[str, ...], value: float) -> None:
-        """Bring a counter up to a cumulative value; an engine's new session begins at 0 again.
+    def _count_cost(
+        self, session: str, series: tuple[str, ...], joules: float, seconds: float
+    ) -> None:
+        """At the prices of now."""
+        assert self._prices is not None
+        assert self._cost is not None
+        cost = self._prices.cost(
+            self._growth((session, "cost of joules", *series), joules) or 0.0,
+            self._growth((session, "cost of seconds", *series), seconds) or 0.0,
+            time.time(),
+        )
+        model_name, engine, _gpu, source, account = series
+        for kind, money in _kinds(cost).items():
+            labels = (model_name, engine, kind, account, cost.currency, source)
+            self._series(self._cost, *labels).inc(money)
 
-        A message that comes late is older than what has been counted, and changes nothing.
+    def _raise(self, counter: Counter, session: str, labels: tuple[str, ...], value: float) -> None:
+        """Bring a counter up to a cumulative value; an engine's new session begins at 0 again."""
+        grown = self._growth((session, id(counter), *labels), value)
+        if grown is not None:
+            self._series(counter, *labels).inc(grown)
+
+    def _growth(self, series: tuple[Any, ...], value: float) -> float | None:
+        """By how much a cumulative value is more than what was counted of it.
+
+        A message that comes late is older than that, and gives None.
         """
-        series = (session, id(counter), *labels)
         before = self._seen.get(series)
-        if before is None or value > before:
-            self._series(counter, *labels).inc(value - (before or 0.0))
-            self._seen[series] = value
+        if before is not None and value <= before:
+            return None
+        self._seen[series] = value
+        return value - (before or 0.0)
+
+
+class _Shares(NamedTuple):
+    """Counters of finished exchanges by whose they are."""
+
+    counters: Mapping[str, Counter]
+    """By the names of `SHARES`."""
+    cost: Counter | None
+
+
+def _share_figures(energy: RequestEnergy) -> Mapping[str, float]:
+    return {
+        "energy_joules_total": energy.joules,
+        "emissions_grams_total": energy.operational_grams,
+        "tokens_total": energy.prompt_tokens + energy.output_tokens,
+        "requests_total": 1,
+    }
+
+
+def _kinds(cost: Cost) -> Mapping[str, float]:
+    kinds = {"energy": cost.energy, "gpu": cost.gpu}
+    return {kind: money for kind, money in kinds.items() if money is not None}
 
 
 class _Together(Collector):

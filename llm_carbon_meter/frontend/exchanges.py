@@ -17,14 +17,17 @@ from dataclasses import dataclass
 from typing import Final
 
 from llm_carbon_meter.frontend.sums import sum_energies, sum_estimates
+from llm_carbon_meter.frontend.tenants import RawHeaders
 from llm_carbon_meter.predictor.live import Asked
 from llm_carbon_meter.records import (
+    NOBODYS,
     EnergyEstimate,
     Features,
     Outcome,
     RequestEnergy,
     Status,
     TokenCount,
+    Whose,
 )
 
 _BEAM: Final = re.compile(r"-[0-9a-f]+-beam-[0-9]+$")
@@ -52,6 +55,7 @@ class Member:
     estimate: EnergyEstimate | None
     asked: Asked | None = None
     """What it was estimated for."""
+    whose: Whose = NOBODYS
     energy: RequestEnergy | None = None
     """The last that was heard: provisional, then final."""
 
@@ -64,9 +68,13 @@ class Member:
 class Exchange:
     """One HTTP exchange in flight; also the place where its middleware waits."""
 
-    def __init__(self, client_ids: Iterable[str] = ()) -> None:
+    def __init__(self, client_ids: Iterable[str] = (), headers: RawHeaders = ()) -> None:
         self.client_ids = tuple(map(bounded_id, client_ids))
         """Ids that the client sent, such as X-Request-Id."""
+        self.headers = headers
+        """Of the request, while they may say whose it is."""
+        self.claim = ""
+        """Who the client says that it is asking for."""
         self.begun_s = time.monotonic()
         self.names: set[str] = set()
         """Under which a `Registry` finds it."""
@@ -135,6 +143,11 @@ class Exchange:
     def id(self) -> str:
         """The internal id of the first engine request."""
         return next(iter(self.members))
+
+    @property
+    def whose(self) -> Whose:
+        """Of its first engine request: all have one tenant."""
+        return next((member.whose for member in self.members.values()), NOBODYS)
 
     def external_ids(self) -> tuple[str, ...]:
         """Every id by which a client may know the exchange."""
@@ -277,6 +290,7 @@ class Registry:
 
 def _successor(exchange: Exchange) -> Exchange:
     """For an engine request that begins after the answer to the client was over."""
-    successor = Exchange(exchange.client_ids)
+    successor = Exchange(exchange.client_ids, exchange.headers)
+    successor.claim = exchange.claim
     successor.closed_s, successor.answered = time.monotonic(), exchange.answered
     return successor

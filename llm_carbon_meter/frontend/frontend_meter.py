@@ -10,6 +10,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from llm_carbon_meter.carbon.emissions import coverage
 from llm_carbon_meter.carbon.grid import constant
+from llm_carbon_meter.carbon.money import open_prices
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.exporters.headers import record_text
 from llm_carbon_meter.exporters.otel import SpanExporter
@@ -23,6 +24,7 @@ from llm_carbon_meter.frontend.losses import Losses
 from llm_carbon_meter.frontend.record_making import Surroundings, conditionals, record_of
 from llm_carbon_meter.frontend.record_store import RecordStore
 from llm_carbon_meter.frontend.request_log import RequestLog, log_line, open_log
+from llm_carbon_meter.frontend.tenants import Labels, RawHeaders, Tenants
 from llm_carbon_meter.physics.model_specs import ModelSpec
 from llm_carbon_meter.predictor.drift import error_ratios
 from llm_carbon_meter.predictor.live import LiveEstimator
@@ -38,6 +40,7 @@ from llm_carbon_meter.records import (
     RequestEnergy,
     RequestRecord,
     Status,
+    Whose,
 )
 
 Sink = Callable[[RequestRecord], None]
@@ -82,15 +85,26 @@ class FrontendMeter:
         self.config = config
         self.model_name = model_name
         self.concurrency = concurrency
+        self.tenants = Tenants(config, faults)
+        self._adapters = Labels((), config.tenant_limit)
         self.exchanges = Registry()
         self.records: RecordStore[RequestRecord] = RecordStore(config.records)
-        self._surroundings = Surroundings(model_name, deployment, config.pue, coverage(config))
+        prices = open_prices(config, faults)
+        self._surroundings = Surroundings(
+            model_name, deployment, config.pue, coverage(config), prices
+        )
         self._intensity = constant(config, faults)
         self.spans = SpanExporter(self._intensity) if tracing else None
         self._heard_s = time.monotonic()
         self._losses = Losses(self.exchanges)
         self._faults = faults
-        self._metrics = PrometheusExporter(model_name, owns_totals=first, registry=registry)
+        self._metrics = PrometheusExporter(
+            model_name,
+            owns_totals=first,
+            registry=registry,
+            prices=prices,
+            tenants=self.tenants.named if self.tenants.are_told else None,
+        )
         faults.listen(self._metrics.error)
         self._metrics.intensity(self._intensity, 0.0)
         self._log: RequestLog | None = open_log(config, index, faults)
@@ -172,7 +186,9 @@ class FrontendMeter:
         """An engine request is about to be sent to an engine."""
         concurrency = self.concurrency.with_more(1)
         features = Features(time.time(), max_tokens, 1, concurrency)
-        member = Member(bounded_id(internal_id), bounded_id(external_id), None)
+        tenant = self.tenants.of(exchange.headers, prompt.adapter, exchange.claim)
+        whose = Whose(tenant, prompt.adapter)
+        member = Member(bounded_id(internal_id), bounded_id(external_id), None, whose=whose)
         if prompt.num_tokens and self._live is not None:
             try:
                 member.asked = self._live.ask(prompt, max_tokens, concurrency, comes=True)
@@ -196,7 +212,8 @@ class FrontendMeter:
             if exchange is None:
                 continue
             if energy.status is Status.FINAL and self.spans is not None:
-                self.spans.final(energy, exchange.members[name].estimate)
+                member = exchange.members[name]
+                self.spans.final(energy, member.estimate, member.whose)
             if is_finished:
                 finished.append(exchange)
         if finished:
@@ -277,6 +294,10 @@ class FrontendMeter:
     def _count(self, record: RequestRecord) -> None:
         self._metrics.record(record)
         self._metrics.estimate_errors(record, error_ratios(record))
+        if self.tenants.are_told:
+            self._metrics.tenant(record, self.tenants.label(record.whose.tenant))
+        if record.whose.adapter:
+            self._metrics.adapter(record, self._adapters.of(record.whose.adapter))
 
     def _judge(self, record: RequestRecord) -> None:
         if self._drift is not None:
@@ -313,16 +334,23 @@ class FrontendMeter:
             return unknown
         return self._faults.attempt("estimate", conditionals, exchanges, self._live) or unknown
 
-    def find(self, request_id: str) -> Mapping[str, str]:
+    def find(self, request_id: str, headers: RawHeaders = ()) -> Mapping[str, str]:
         """At most `MOST_FOUND` records under an id: internal id to JSON text.
 
-        An engine's own id leads to its record alone, whatever ids clients have chosen.
+        An engine's own id leads to its record alone, whatever ids clients have chosen. Where
+        requests say whose they are, who asks finds none but those of the same tenant.
+
+        Args:
+            request_id: of any kind.
+            headers: of who asks.
         """
         name = bounded_id(request_id)
         found: dict[str, Exchange | RequestRecord] = {
             **self.records.find(name),
             **{exchange.id: exchange for exchange in self.exchanges.find(name)},
         }
+        readable = self.tenants.may_read
+        found = {key: one for key, one in found.items() if readable(headers, one.whose.tenant)}
         own = {key: one for key, one in found.items() if name in _internal_ids(one)}
         return {key: self._text(one) for key, one in islice((own or found).items(), MOST_FOUND)}
 

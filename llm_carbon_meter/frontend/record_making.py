@@ -4,10 +4,18 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from llm_carbon_meter.carbon.money import Prices
 from llm_carbon_meter.frontend.exchanges import Exchange
 from llm_carbon_meter.frontend.sums import stopped, sum_estimates
 from llm_carbon_meter.predictor.live import LiveEstimator, Served
-from llm_carbon_meter.records import CarbonIntensity, EnergyEstimate, RequestRecord
+from llm_carbon_meter.records import (
+    CarbonIntensity,
+    Cost,
+    EnergyEstimate,
+    Features,
+    RequestEnergy,
+    RequestRecord,
+)
 
 
 class Surroundings(NamedTuple):
@@ -17,6 +25,7 @@ class Surroundings(NamedTuple):
     deployment: Mapping[str, str | float]
     pue: float
     covers: str
+    prices: Prices | None
 
 
 def record_of(
@@ -54,7 +63,16 @@ def record_of(
         pue=surroundings.pue,
         covers=surroundings.covers,
         tokens_from=exchange.tokens_from,
+        whose=exchange.whose,
+        cost=_cost(surroundings.prices, energy, exchange.features),
     )
+
+
+def _cost(prices: Prices | None, energy: RequestEnergy | None, features: Features) -> Cost | None:
+    """At the price of the time when the request came."""
+    if prices is None or energy is None:
+        return None
+    return prices.cost(energy.joules, energy.gpu_seconds, features.arrived_unix_s)
 
 
 def conditionals(

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry
 
 from grafana.boards.runbooks import DEFAULT_URL, UID, runbook_url, runbooks
 from grafana.dashboards import FOLDER, files
-from llm_carbon_meter.exporters.prometheus import PREFIX, PrometheusExporter
+from llm_carbon_meter.exporters.prometheus import PREFIX
+from tests.support.made.exporters import whole_exporter
 
 from .tools import Tools
 from .tools import dashboards as read_dashboards
@@ -31,7 +31,7 @@ def rules(name: str) -> Iterator[dict[str, Any]]:
 
 def exported() -> set[str]:
     """Names of all series that the exporter can have."""
-    exporter = PrometheusExporter("model", owns_totals=True, registry=CollectorRegistry())
+    exporter = whole_exporter()
     suffixes = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
     return {
         metric._name + suffix for metric in exporter._metrics for suffix in suffixes[metric._type]

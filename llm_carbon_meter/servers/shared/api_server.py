@@ -20,7 +20,7 @@ from llm_carbon_meter.servers.shared.channel import (
     sweep,
 )
 from llm_carbon_meter.servers.shared.middleware import STATE_NAME
-from llm_carbon_meter.servers.shared.routes import CarbonRoutes, ReadPrompts, ServedNames
+from llm_carbon_meter.servers.shared.routes import CarbonRoutes, ReadPrompts, Served
 
 RECORD_PATH: Final = "/v1/carbon/requests/{request_id:path}"
 ESTIMATE_PATH: Final = "/v1/carbon/estimate"
@@ -113,16 +113,16 @@ class ApiServer:
                 case SharedRecord():
                     self._faults.attempt("channel", self.meter.receive_record, message.record)
 
-    def attach(self, app: Any, read_prompts: ReadPrompts, served_names: ServedNames) -> None:
+    def attach(self, app: Any, read_prompts: ReadPrompts, served: Served) -> None:
         """Give a Starlette application the meter, for its middleware, and our routes.
 
         Args:
             app: of the server.
             read_prompts: tokenises a body as the server would.
-            served_names: of the models that may be asked for.
+            served: the models that may be asked for.
         """
         setattr(app.state, STATE_NAME, self.meter)
-        routes = CarbonRoutes(self.meter, read_prompts, served_names)
+        routes = CarbonRoutes(self.meter, read_prompts, served)
         if hasattr(app, "add_api_route"):  # FastAPI describes its routes
             from llm_carbon_meter.servers.shared import openapi
 

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.exporters.headers import energy_headers, estimate_headers, sse_comment
 from llm_carbon_meter.frontend.exchanges import Exchange, current_exchange
+from llm_carbon_meter.frontend.tenants import MOST_BODY, Tenants, claim_of
 from llm_carbon_meter.records import RequestRecord
 
 Scope = MutableMapping[str, Any]
@@ -35,6 +36,11 @@ class Frontend(Protocol):
     @property
     def config(self) -> Config:
         """Settings: which figures answers carry."""
+        ...
+
+    @property
+    def tenants(self) -> Tenants:
+        """Whether bodies say whose requests are."""
         ...
 
     def end(self, exchange: Exchange, answered: bool) -> None:
@@ -141,7 +147,7 @@ class _Answer:
     """The response of one exchange on its way out."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.exchange = Exchange(_client_ids(scope))
+        self.exchange = Exchange(_client_ids(scope), scope["headers"])
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -154,6 +160,8 @@ class _Answer:
         self._good = False
         self._complete = False
         """The last byte of a good answer was sent."""
+        self._body = bytearray()
+        """Of the request, as far as it is read."""
         self._left = False
         """The client went before that; an application may still end its answer in order."""
 
@@ -165,8 +173,18 @@ class _Answer:
     async def listen(self) -> Message:
         """Pass on what comes from the client, watching whether it leaves."""
         message = await self._receive()
+        if message["type"] == "http.request":
+            self._read_claim(message)
         self._left = self._left or message["type"] == "http.disconnect"
         return message
+
+    def _read_claim(self, message: Message) -> None:
+        """Of the body, where the settings believe it."""
+        if self._frontend is None or not self._frontend.tenants.are_claimed:
+            return
+        self._body += message.get("body", b"")[: MOST_BODY + 1 - len(self._body)]
+        if not message.get("more_body") and len(self._body) <= MOST_BODY:
+            self.exchange.claim = claim_of(bytes(self._body))
 
     async def follow(self, message: Message) -> None:
         """Pass a message on, watching for the end."""

@@ -34,7 +34,7 @@ from llm_carbon_meter.servers.shared.middleware import (
     Scope,
     Send,
 )
-from llm_carbon_meter.servers.shared.routes import RefusedError, metrics, prompts_of
+from llm_carbon_meter.servers.shared.routes import RefusedError, ServedModels, metrics, prompts_of
 from llm_carbon_meter.servers.sidecar.answers import (
     DONE,
     METERED,
@@ -498,7 +498,9 @@ def meter(
 ) -> None:
     """Meter what an `application` passes on from now on, and answer at our own routes."""
     passed = list(app.router.routes)
-    server.attach(app, read_prompts, lambda _request: ())  # it may have more than its first model
+    server.attach(
+        app, read_prompts, lambda _request: ServedModels()
+    )  # it may have more than its first model
     ours = app.router.routes[len(passed) :]
     forward = MeteredForward(upstream, capture, server.meter, faults)
     headers = [Middleware(CarbonHeadersMiddleware)]
