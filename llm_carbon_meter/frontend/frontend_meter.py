@@ -252,6 +252,10 @@ class FrontendMeter:
         if record.is_final:
             self._judge(record)
 
+    def answer(self, exchange: Exchange, answer_id: str) -> None:
+        """The client is told an id of its answer."""
+        self.exchanges.answer(exchange, answer_id)
+
     def end(self, exchange: Exchange, answered: bool) -> None:
         """The HTTP side of an exchange is over."""
         exchange.show()

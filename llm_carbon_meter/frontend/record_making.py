@@ -49,7 +49,7 @@ def record_of(
     return RequestRecord(
         id=exchange.id,
         external_ids=exchange.external_ids(),
-        internal_ids=tuple(exchange.members),
+        internal_ids=exchange.internal_ids,
         model=surroundings.model_name,
         deployment=surroundings.deployment,
         energy=energy,

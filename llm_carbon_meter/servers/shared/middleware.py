@@ -26,6 +26,9 @@ STATE_NAME: Final = "llm_carbon_meter"
 """Of the meter in the state of the server's application."""
 _DONE: Final = re.compile(rb"^data: ?\[DONE\]", re.MULTILINE)
 """The end of a stream; the space is the server's choice (WHATWG HTML, server-sent events)."""
+_ID: Final = re.compile(rb'"id" ?: ?"([^"\\]+)"')
+MOST_BEFORE_ID: Final = 2048
+"""Bytes; the id of an answer is its first field, or that of what it holds first."""
 REQUEST_ID_HEADER: Final = b"x-request-id"
 EXPOSE_HEADER: Final = "Access-Control-Expose-Headers"
 
@@ -42,6 +45,9 @@ class Frontend(Protocol):
     def tenants(self) -> Tenants:
         """Whether bodies say whose requests are."""
         ...
+
+    def answer(self, exchange: Exchange, answer_id: str) -> None:
+        """The client is told an id."""
 
     def end(self, exchange: Exchange, answered: bool) -> None:
         """The HTTP side is over."""
@@ -160,6 +166,8 @@ class _Answer:
         self._good = False
         self._complete = False
         """The last byte of a good answer was sent."""
+        self._unread = MOST_BEFORE_ID
+        """Bytes of the answer that may still tell its id."""
         self._body = bytearray()
         """Of the request, as far as it is read."""
         self._left = False
@@ -190,9 +198,20 @@ class _Answer:
         """Pass a message on, watching for the end."""
         if message["type"] == "http.response.start":
             self._good = message["status"] < 400
+        if message["type"] == "http.response.body" and self._good:
+            self._read_id(message.get("body", b""))
         await self._send(message)
         if message["type"] == "http.response.body" and not message.get("more_body"):
             self._complete = self._good and not self._left
+
+    def _read_id(self, body: bytes) -> None:
+        """Of the answer, near its beginning: each route makes its own out of the engine's."""
+        if self._unread <= 0 or self._frontend is None:
+            return
+        found = _ID.search(body[: self._unread])
+        self._unread = 0 if found else self._unread - len(body)
+        if found:
+            self._frontend.answer(self.exchange, found[1].decode("utf-8", "replace"))
 
     async def decorate(self, message: Message) -> None:
         """Hold the start until its headers are known; put the comment before the end."""
