@@ -6,7 +6,7 @@ One process exports the engine-wide totals; each exports the exchanges that it a
 
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from tempfile import TemporaryFile
 from typing import Any, Final, NamedTuple
 
@@ -86,6 +86,7 @@ class PrometheusExporter:
         registry: where they are registered.
         prices: of energy and GPUs; None where none is known.
         tenants: that are shown from the start; None where requests have none.
+        models: of a server that has several: their requests have their names.
 
     Raises:
         ConfigError: metrics cannot be written to the folder that the environment names.
@@ -109,6 +110,7 @@ class PrometheusExporter:
         registry: CollectorRegistry = REGISTRY,
         prices: Prices | None = None,
         tenants: Sequence[str] | None = None,
+        models: Collection[str] = (),
     ) -> None:
         check_metrics_folder()
         self._model_name = model_name
@@ -120,6 +122,7 @@ class PrometheusExporter:
         """Last cumulative value of each series, by engine session."""
         self._request_metrics()
         self._prices = prices
+        self._models = models
         self._by_adapter = self._shares("adapter")
         self._by_tenant = None if tenants is None else self._shares("tenant")
         self._tenants = tenants or ()
@@ -144,6 +147,9 @@ class PrometheusExporter:
             "request_emissions_grams", "gCO2eq of an exchange", GRAM_BUCKETS, "scope", "source"
         )
         self._requests = self._counter("requests_total", "Finished exchanges", "quality", "outcome")
+        self._unmetered = self._counter(
+            "unmetered_requests_total", "Requests that a proxy passed on without metering", "path"
+        )
         self._errors_of_estimates = self._histogram(
             "estimate_error_ratio",
             "(estimated - measured) / measured; `conditional`: given length and company",
@@ -288,7 +294,7 @@ class PrometheusExporter:
         energy = record.energy
         if energy is None:
             return
-        common = (self._model_name, str(energy.engine))
+        common = (self._model_of(record), str(energy.engine))
         self._series(self._requests, *common, energy.quality, energy.outcome).inc()
         self._observe(common, _phases(energy), energy.source)
         self._observe_grams(common, energy, energy.source)
@@ -296,6 +302,14 @@ class PrometheusExporter:
             shown = record.estimate.calibrated
             self._observe(common, _estimated_phases(shown), Source.ESTIMATED)
             self._observe_grams(common, shown, Source.ESTIMATED)
+
+    def _model_of(self, record: RequestRecord) -> str:
+        """One that the server told; clients may ask for any."""
+        return record.model if record.model in self._models else self._model_name
+
+    def unmetered(self, path: str) -> None:
+        """Count a request that nobody meters."""
+        self._series(self._unmetered, self._model_name, "", path).inc()
 
     def tenant(self, record: RequestRecord, label: str) -> None:
         """Count a finished exchange for its tenant, where requests have one."""
@@ -310,7 +324,7 @@ class PrometheusExporter:
         energy, cost = record.energy, record.cost
         if energy is None:
             return
-        labels = (self._model_name, str(energy.engine), label, energy.source)
+        labels = (self._model_of(record), str(energy.engine), label, energy.source)
         for name, value in _share_figures(energy).items():
             self._series(shares.counters[name], *labels).inc(value)
         if cost is not None and shares.cost is not None:
@@ -324,7 +338,7 @@ class PrometheusExporter:
         if record.energy is None:
             return
         for (stage, basis), ratio in ratios.items():
-            labels = (self._model_name, str(record.energy.engine), stage, basis)
+            labels = (self._model_of(record), str(record.energy.engine), stage, basis)
             self._series(self._errors_of_estimates, *labels).observe(ratio)
 
     def drift(

@@ -76,6 +76,8 @@ class Exchange:
         """Ids that the client sent, such as X-Request-Id."""
         self.headers = headers
         """Of the request, while they may say whose it is."""
+        self.model = ""
+        """Of several that a server has; empty for its only one."""
         self.claim = ""
         """Who the client says that it is asking for."""
         self.answer_id = ""
@@ -316,6 +318,7 @@ class Registry:
 def _successor(exchange: Exchange) -> Exchange:
     """For an engine request that begins after the answer to the client was over."""
     successor = Exchange(exchange.client_ids, exchange.headers)
-    successor.claim, successor.answer_id = exchange.claim, exchange.answer_id
+    successor.model, successor.claim = exchange.model, exchange.claim
+    successor.answer_id = exchange.answer_id
     successor.closed_s, successor.answered = time.monotonic(), exchange.answered
     return successor

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
+from types import MappingProxyType
 from typing import Final
 
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -45,6 +46,8 @@ from llm_carbon_meter.records import (
 
 Sink = Callable[[RequestRecord], None]
 """Takes the record of a finished exchange."""
+MOST_UNMETERED: Final = 50
+"""Paths of requests that nobody meters are told by name."""
 MOST_FOUND: Final = 10
 """Records of one id that are told; clients repeat theirs."""
 
@@ -65,6 +68,7 @@ class FrontendMeter:
         faults: counts of what went wrong in this process.
         registry: of Prometheus.
         cache_block_tokens: of the engines' prefix cache; 0 where they have none.
+        models: all that the server has, by name, where it has several; shapes as of `model`.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class FrontendMeter:
         faults: Faults,
         registry: CollectorRegistry = REGISTRY,
         cache_block_tokens: int = 0,
+        models: Mapping[str, ModelSpec | None] = MappingProxyType({}),
     ) -> None:
         first = index == 0
         self.config = config
@@ -104,6 +109,7 @@ class FrontendMeter:
             registry=registry,
             prices=prices,
             tenants=self.tenants.named if self.tenants.are_told else None,
+            models=models,
         )
         faults.listen(self._metrics.error)
         self._metrics.intensity(self._intensity, 0.0)
@@ -111,6 +117,11 @@ class FrontendMeter:
         self._live: LiveEstimator | None = open_estimator(
             config, deployment, model, self._intensity, faults, cache_block_tokens
         )
+        self._lives = {
+            name: open_estimator(config, deployment, other, self._intensity, faults)
+            for name, other in models.items()
+        }
+        self._unmetered = Labels((), MOST_UNMETERED)
         watches = first and self._live is not None
         self._drift = DriftWatch(config, model_name, self._metrics, faults) if watches else None
         self._share = share
@@ -189,16 +200,25 @@ class FrontendMeter:
         tenant = self.tenants.of(exchange.headers, prompt.adapter, exchange.claim)
         whose = Whose(tenant, prompt.adapter)
         member = Member(bounded_id(internal_id), bounded_id(external_id), None, whose=whose)
-        if prompt.num_tokens and self._live is not None:
+        live = self._live_of(exchange)
+        if prompt.num_tokens and live is not None:
             try:
-                member.asked = self._live.ask(prompt, max_tokens, concurrency, comes=True)
-                (member.estimate,) = self._live.estimates([member.asked.query])
+                member.asked = live.ask(prompt, max_tokens, concurrency, comes=True)
+                (member.estimate,) = live.estimates([member.asked.query])
             except Exception as error:  # noqa: BLE001 - boundary: an energy model may be anybody's
                 # What it will use is measured all the same.
                 self._faults.note("estimate", error, "Requests have no estimate.")
         self.exchanges.begin(exchange, member, features)
         if surplus := self.exchanges.surplus():
             self._lose(surplus)
+
+    def _live_of(self, exchange: Exchange) -> LiveEstimator | None:
+        """Of the model that is asked for; None where there is no estimate of it."""
+        return self._lives.get(exchange.model) if exchange.model else self._live
+
+    def unmetered(self, path: str) -> None:
+        """A request passes that nobody meters."""
+        self._metrics.unmetered(self._unmetered.of(bounded_id(path)))
 
     # After
 
@@ -241,8 +261,8 @@ class FrontendMeter:
         self._intensity = intensity
         if self.spans is not None:
             self.spans.intensity = intensity
-        if self._live is not None:
-            self._live.intensity = intensity
+        for live in filter(None, (self._live, *self._lives.values())):
+            live.intensity = intensity
 
     def receive_record(self, record: RequestRecord) -> None:
         """Another API server answered an exchange, or has its final figures."""
@@ -288,10 +308,11 @@ class FrontendMeter:
             self.exchanges.forget(exchange)
 
     def _learn(self, exchange: Exchange) -> None:
+        live = self._live_of(exchange)
         for member in exchange.members.values():
-            if self._live and member.asked is not None and member.energy is not None:
+            if live and member.asked is not None and member.energy is not None:
                 whole = exchange.ended_whole(member.energy)
-                self._live.learn(member.asked, member.energy, whole=whole)
+                live.learn(member.asked, member.energy, whole=whole)
 
     # Sinks of finished records
 
@@ -333,10 +354,15 @@ class FrontendMeter:
         return record_of(exchange, self._surroundings, self._intensity, conditional)
 
     def _conditionals(self, exchanges: Sequence[Exchange]) -> Sequence[EnergyEstimate | None]:
-        unknown = [None] * len(exchanges)
-        if self._live is None:
-            return unknown
-        return self._faults.attempt("estimate", conditionals, exchanges, self._live) or unknown
+        """Exchanges of one model together."""
+        made: dict[int, EnergyEstimate | None] = {}
+        for name in {exchange.model for exchange in exchanges}:
+            same = [exchange for exchange in exchanges if exchange.model == name]
+            live = self._live_of(same[0])
+            if live is not None:
+                given = self._faults.attempt("estimate", conditionals, same, live) or ()
+                made.update(zip(map(id, same), given, strict=False))
+        return [made.get(id(exchange)) for exchange in exchanges]
 
     def find(self, request_id: str, headers: RawHeaders = ()) -> Mapping[str, str]:
         """At most `MOST_FOUND` records under an id: internal id to JSON text.

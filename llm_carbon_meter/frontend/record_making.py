@@ -50,7 +50,7 @@ def record_of(
         id=exchange.id,
         external_ids=exchange.external_ids(),
         internal_ids=exchange.internal_ids,
-        model=surroundings.model_name,
+        model=exchange.model or surroundings.model_name,
         deployment=surroundings.deployment,
         energy=energy,
         provisional=exchange.provisional,

@@ -52,9 +52,8 @@ SPINE = {
     "errors",
     "estimate_error_ratio",
 }
-ADAPTERS = {
-    f"adapter_{name}" for name in ("energy_joules", "emissions_grams", "tokens", "requests")
-}
+SHARES = ("energy_joules", "emissions_grams", "tokens", "requests")
+SOMETIMES = {"unmetered_requests", *(f"adapter_{name}" for name in SHARES)}
 DRIFT = {"drift_ratio", "drift_alert"}
 
 RECORD = RequestRecord(
@@ -109,7 +108,7 @@ def test_every_metric_of_the_contract_is_there_after_one_of_each() -> None:
     exporter.intensity(CarbonIntensity(475.0, "world", "static"), 0.0)
     exporter.estimate_errors(RECORD, {("raw", "conditional"): -0.07})
     found = families(registry)
-    assert set(found) == SPINE | DRIFT | ADAPTERS
+    assert set(found) == SPINE | DRIFT | SOMETIMES
     assert all(found[name].samples for name in SPINE)
     assert not DRIFT & {name for name, family in found.items() if family.samples}
 
@@ -247,7 +246,7 @@ def test_only_the_owner_exports_the_totals() -> None:
         "requests",
         "estimate_error_ratio",
         "errors",
-        *ADAPTERS,
+        *SOMETIMES,
     }
     errors = {"model_name": "llama", "engine": "", "where": "channel"}
     assert registry.get_sample_value(PREFIX + "errors_total", errors) == 2

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 from llm_carbon_meter.config import Config
@@ -45,6 +46,7 @@ class ApiServer:
         tracing: whether the server makes spans.
         faults: counts of what went wrong in this process.
         cache_block_tokens: of the engines' prefix cache; 0 where they have none.
+        models: all that the server has, by name, where it has several; shapes as of `model`.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class ApiServer:
         tracing: bool,
         faults: Faults,
         cache_block_tokens: int = 0,
+        models: Mapping[str, ModelSpec | None] = MappingProxyType({}),
     ) -> None:
         self._index = index
         self._directory = config.channel_dir
@@ -78,6 +81,7 @@ class ApiServer:
             self._share if count > 1 else None,
             faults,
             cache_block_tokens=cache_block_tokens,
+            models=models,
         )
         self._others = [frontend_name(other) for other in range(count) if other != index]
         self._publisher: Publisher | None = None

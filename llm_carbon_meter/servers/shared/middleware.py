@@ -22,6 +22,9 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+EVENTS: Final = b"text/event-stream"
+LINES: Final = b"application/x-ndjson"
+"""A stream that has no comments."""
 STATE_NAME: Final = "llm_carbon_meter"
 """Of the meter in the state of the server's application."""
 _DONE: Final = re.compile(rb"^data: ?\[DONE\]", re.MULTILINE)
@@ -217,10 +220,10 @@ class _Answer:
         """Hold the start until its headers are known; put the comment before the end."""
         if message["type"] == "http.response.start":
             self._held = message
-            self._stream = _is_event_stream(message)
+            self._stream = _kind(message).startswith((EVENTS, LINES))
             config = self._frontend.config if self._frontend else Config()
             self._shows_headers = config.headers
-            self._shows_comment = config.comment and self._stream and _may_grow(message)
+            self._shows_comment = config.comment and _may_grow(message)
             if not self._shows_headers:
                 await self._start()
             elif self._stream:
@@ -296,14 +299,14 @@ def _frontend(scope: Scope) -> Frontend | None:
     return getattr(state, STATE_NAME, None)
 
 
-def _is_event_stream(message: Message) -> bool:
-    return any(
-        name.lower() == b"content-type" and value.startswith(b"text/event-stream")
-        for name, value in message.get("headers", ())
-    )
+def _kind(message: Message) -> bytes:
+    """The content type."""
+    headers = message.get("headers", ())
+    return next((value for name, value in headers if name.lower() == b"content-type"), b"")
 
 
 def _may_grow(message: Message) -> bool:
-    """Whether a stream may become longer: no error, not compressed, its length not told."""
+    """Whether a comment may come in: to events, of no error, not compressed, no length told."""
     names = {name.lower() for name, _ in message.get("headers", ())}
-    return message["status"] < 400 and not names & {b"content-encoding", b"content-length"}
+    whole = names & {b"content-encoding", b"content-length"}
+    return message["status"] < 400 and not whole and _kind(message).startswith(EVENTS)
