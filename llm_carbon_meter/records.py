@@ -141,6 +141,12 @@ class Cost:
     """Of the GPUs' time, likewise; prices of GPUs often have the electricity in them."""
     currency: str
 
+    @property
+    def by_kind(self) -> Mapping[str, float]:
+        """What is known of both."""
+        kinds = {"energy": self.energy, "gpu": self.gpu}
+        return {kind: money for kind, money in kinds.items() if money is not None}
+
 
 class EventBatch(NamedTuple):
     """What a serving engine reported since it was last asked, in order."""

@@ -6,20 +6,20 @@ One process exports the engine-wide totals; each exports the exchanges that it a
 
 import threading
 import time
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from tempfile import TemporaryFile
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.registry import Collector
 
 from llm_carbon_meter.carbon.money import Prices
 from llm_carbon_meter.config import metrics_folder
+from llm_carbon_meter.exporters.shares import COST, COST_TEXT, FIGURES, Share, Shares
 from llm_carbon_meter.records import (
     Account,
     CarbonIntensity,
     ConfigError,
-    Cost,
     EnergyEstimate,
     EngineTotals,
     GpuTotals,
@@ -47,15 +47,6 @@ ERROR_BUCKETS: Final = (
     *(0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.0, 5.0, 10.0),
 )
 """Signed: (estimated - measured) / measured, -1 at the least."""
-
-
-SHARES: Final = {
-    "energy_joules_total": "Energy of finished exchanges by {}",
-    "emissions_grams_total": "Operational gCO2eq of finished exchanges by {}",
-    "tokens_total": "Tokens of finished exchanges by {}, of prompts and answers",
-    "requests_total": "Finished exchanges by {}",
-}
-"""What is counted of each owner; idle and overhead have none."""
 
 
 def check_metrics_folder() -> None:
@@ -133,7 +124,7 @@ class PrometheusExporter:
         self._cost: Counter | None = None
         if owns_totals:
             self._total_metrics()
-        registry.register(_Together(self._metrics, self._updating))
+        registry.register(_Together(self._metrics, self._updating, self.tell))
 
     def _request_metrics(self) -> None:
         self._request_energy = self._histogram(
@@ -224,16 +215,16 @@ class PrometheusExporter:
             "provider",
         )
 
-    def _shares(self, whose: str) -> "_Shares":
+    def _shares(self, whose: str) -> Shares:
         counters = {
             name: self._counter(f"{whose}_{name}", text.format(whose), whose, "source")
-            for name, text in SHARES.items()
+            for name, text in FIGURES.items()
         }
         cost = None
         if self._prices is not None:
-            text = f"Money for finished exchanges by {whose}"
-            cost = self._counter(f"{whose}_cost_total", text, whose, "source", "kind", "currency")
-        return _Shares(counters, cost)
+            labels = (whose, "source", "kind", "currency")
+            cost = self._counter(f"{whose}_{COST}", COST_TEXT.format(whose), *labels)
+        return Shares(counters, cost)
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         metric = Counter(PREFIX + name, text, (*COMMON, *labels), registry=None)
@@ -268,6 +259,7 @@ class PrometheusExporter:
 
     def totals(self, totals: EngineTotals) -> None:
         """Count an engine's cumulative totals, where this process is the one that does."""
+        self.tell()  # once a second, for those who read several processes' files
         if self._owns_totals:
             with self._updating:
                 self._count_totals(totals)
@@ -314,22 +306,23 @@ class PrometheusExporter:
     def tenant(self, record: RequestRecord, label: str) -> None:
         """Count a finished exchange for its tenant, where requests have one."""
         if self._by_tenant is not None:
-            self._count_share(self._by_tenant, record, label)
+            self._add(self._by_tenant, record, label)
 
     def adapter(self, record: RequestRecord, label: str) -> None:
         """Count a finished exchange for its adapter."""
-        self._count_share(self._by_adapter, record, label)
+        self._add(self._by_adapter, record, label)
 
-    def _count_share(self, shares: "_Shares", record: RequestRecord, label: str) -> None:
-        energy, cost = record.energy, record.cost
-        if energy is None:
-            return
-        labels = (self._model_of(record), str(energy.engine), label, energy.source)
-        for name, value in _share_figures(energy).items():
-            self._series(shares.counters[name], *labels).inc(value)
-        if cost is not None and shares.cost is not None:
-            for kind, money in _kinds(cost).items():
-                self._series(shares.cost, *labels, kind, cost.currency).inc(money)
+    def _add(self, shares: Shares, record: RequestRecord, label: str) -> None:
+        energy = record.energy
+        if energy is not None:
+            share = Share(self._model_of(record), str(energy.engine), label, energy.source)
+            shares.add(share, energy, record.cost)
+
+    def tell(self) -> None:
+        """Let scrapes see what tenants and adapters have had since the last time."""
+        self._by_adapter.tell()
+        if self._by_tenant is not None:
+            self._by_tenant.tell()
 
     def estimate_errors(
         self, record: RequestRecord, ratios: Mapping[tuple[str, str], float]
@@ -369,9 +362,8 @@ class PrometheusExporter:
     def _count_totals(self, totals: EngineTotals) -> None:
         common, session = (self._model_name, str(totals.engine)), totals.session
         if self._by_tenant is not None:
-            for tenant in self._tenants:  # an increase from nothing is none to Prometheus
-                for counter in self._by_tenant.counters.values():
-                    self._series(counter, *common, tenant, totals.source)
+            for tenant in self._tenants:
+                self._by_tenant.begin(Share(*common, tenant, totals.source))
         for gpu in totals.gpus:
             self._count_gpu(session, (*common, gpu.gpu, totals.source), gpu)
         scopes = {"operational": totals.account_grams, "embodied": totals.embodied_grams}
@@ -419,7 +411,7 @@ class PrometheusExporter:
             time.time(),
         )
         model_name, engine, _gpu, source, account = series
-        for kind, money in _kinds(cost).items():
+        for kind, money in cost.by_kind.items():
             labels = (model_name, engine, kind, account, cost.currency, source)
             self._series(self._cost, *labels).inc(money)
 
@@ -441,34 +433,16 @@ class PrometheusExporter:
         return value - (before or 0.0)
 
 
-class _Shares(NamedTuple):
-    """Counters of finished exchanges by whose they are."""
-
-    counters: Mapping[str, Counter]
-    """By the names of `SHARES`."""
-    cost: Counter | None
-
-
-def _share_figures(energy: RequestEnergy) -> Mapping[str, float]:
-    return {
-        "energy_joules_total": energy.joules,
-        "emissions_grams_total": energy.operational_grams,
-        "tokens_total": energy.prompt_tokens + energy.output_tokens,
-        "requests_total": 1,
-    }
-
-
-def _kinds(cost: Cost) -> Mapping[str, float]:
-    kinds = {"energy": cost.energy, "gpu": cost.gpu}
-    return {kind: money for kind, money in kinds.items() if money is not None}
-
-
 class _Together(Collector):
     """Metrics whose values change together: a scrape sees all of an update or nothing of it."""
 
     def __init__(
-        self, metrics: Sequence[Counter | Gauge | Histogram], updating: threading.RLock
+        self,
+        metrics: Sequence[Counter | Gauge | Histogram],
+        updating: threading.RLock,
+        before: Callable[[], None],
     ) -> None:
+        self._before = before
         self._metrics = metrics
         self._updating = updating
 
@@ -479,6 +453,7 @@ class _Together(Collector):
     def collect(self) -> Iterable[Metric]:
         """The metrics' values at one moment."""
         with self._updating:
+            self._before()
             return [family for metric in self._metrics for family in metric.collect()]
 
 

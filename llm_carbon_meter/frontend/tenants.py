@@ -130,9 +130,11 @@ class Tenants:
 
 def bearer(headers: RawHeaders) -> bytes:
     """The key that a server checks; empty where there is none."""
-    sent = next((value for name, value in headers if name == b"authorization"), b"")
-    scheme, _, key = sent.partition(b" ")
-    return key.strip() if scheme.lower() == b"bearer" else b""
+    for name, value in headers:
+        if name == b"authorization":
+            scheme, _, key = value.partition(b" ")
+            return key.strip() if scheme.lower() == b"bearer" else b""
+    return b""
 
 
 def _only(headers: RawHeaders, wanted: bytes) -> str:
@@ -198,4 +200,6 @@ def _hash_of(key: str) -> str:
 def _shown(name: str) -> str:
     """A name as it is kept: of a bounded length, and of characters that can be printed."""
     cut = name[:LONGEST]
-    return "".join(one if one.isprintable() else "\ufffd" for one in cut)
+    return (
+        cut if cut.isprintable() else "".join(one if one.isprintable() else "\ufffd" for one in cut)
+    )
