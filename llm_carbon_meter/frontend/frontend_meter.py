@@ -411,6 +411,7 @@ class FrontendMeter:
                 self._faults.attempt("record", self.end, exchange, answered=False)
             else:
                 self._faults.attempt("record", self._lose, exchange)
+        self._metrics.tell()
         if self._log is not None:
             self._log.close()
 
