@@ -200,6 +200,6 @@ def _hash_of(key: str) -> str:
 def _shown(name: str) -> str:
     """A name as it is kept: of a bounded length, and of characters that can be printed."""
     cut = name[:LONGEST]
-    return (
-        cut if cut.isprintable() else "".join(one if one.isprintable() else "\ufffd" for one in cut)
-    )
+    if cut.isprintable():
+        return cut
+    return "".join(one if one.isprintable() else "\ufffd" for one in cut)

@@ -8,6 +8,7 @@ import itertools
 import json
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import quote
@@ -20,6 +21,7 @@ from llm_carbon_meter.testing.servers import MODEL_NAME
 from llm_carbon_meter.testing.tiny_model import make_tiny_model
 from tests.support.documents import SERVERS, replaced
 from tests.support.servers.metered import MIDDLEWARE, Metered, StartServer, starter
+from tests.support.servers.proxied import Sidecar
 
 PART: Final = "endpoints"
 TOKENS: Final = 5
@@ -153,10 +155,10 @@ def _embedding(texts: Any) -> Ask:
 BEAM: Final = {"n": 2, "extra_body": {"use_beam_search": True}}
 GENERATING: Final[Sequence[tuple[str, str, Ask]]] = (
     ("`/v1/chat/completions`", "openai", _chat()),
-    ("the same, streamed", "openai", _chat_stream),
-    ("the same, `n` 2", "openai", _chat(n=2)),
+    ("`/v1/chat/completions`, streamed", "openai", _chat_stream),
+    ("`/v1/chat/completions`, `n` 2", "openai", _chat(n=2)),
     (
-        f"the same, `X-Request-Id: {STRANGE_ID}`",
+        f"`/v1/chat/completions`, `X-Request-Id: {STRANGE_ID}`",
         "openai",
         _chat(extra_headers={"X-Request-Id": STRANGE_ID}),
     ),
@@ -166,14 +168,18 @@ GENERATING: Final[Sequence[tuple[str, str, Ask]]] = (
         _raw("/v1/chat/completions/batch", messages=[SAYS] * 3, max_tokens=TOKENS),
     ),
     ("`/v1/completions`", "openai", _completion()),
-    ("the same, two prompts", "openai", _completion(["hi", "ho"])),
-    ("the same, beam search of 2", "openai", _completion(**BEAM)),
+    ("`/v1/completions`, two prompts", "openai", _completion(["hi", "ho"])),
+    ("`/v1/completions`, beam search of 2", "openai", _completion(**BEAM)),
     ("`/v1/responses`", "openai", _response()),
-    ("the same, streamed", "openai", _response_stream()),
-    ("the same, in the background", "openai", _response(background=True, store=True)),
-    ("the same, in the background and streamed", "openai", _response_stream(background=True)),
+    ("`/v1/responses`, streamed", "openai", _response_stream()),
+    ("`/v1/responses`, in the background", "openai", _response(background=True, store=True)),
+    (
+        "`/v1/responses`, in the background and streamed",
+        "openai",
+        _response_stream(background=True),
+    ),
     ("`/v1/messages`", "anthropic", _message),
-    ("the same, streamed", "anthropic", _message_stream),
+    ("`/v1/messages`, streamed", "anthropic", _message_stream),
     (
         "`/generative_scoring`, two items",
         "(httpx)",
@@ -182,7 +188,7 @@ GENERATING: Final[Sequence[tuple[str, str, Ask]]] = (
 )
 POOLING: Final[Sequence[tuple[str, str, Ask]]] = (
     ("`/v1/embeddings`", "openai", _embedding("hi there")),
-    ("the same, two texts", "openai", _embedding(["hi", "ho"])),
+    ("`/v1/embeddings`, two texts", "openai", _embedding(["hi", "ho"])),
     ("`/pooling`", "(httpx)", _raw("/pooling", input="hi")),
     ("`/v1/score`, two pairs", "(httpx)", _raw("/v1/score", text_1="hi", text_2=["a", "b"])),
     ("`/v1/rerank`, two", "(httpx)", _raw("/v1/rerank", query="hi", documents=["a", "b"])),
@@ -192,6 +198,7 @@ POOLING: Final[Sequence[tuple[str, str, Ask]]] = (
 class Row(NamedTuple):
     """What a client got; the fields are the table's columns."""
 
+    metered_by: str
     endpoint: str
     client: str
     its_id: str
@@ -201,16 +208,17 @@ class Row(NamedTuple):
     outcome: str
 
 
-def rows(metered: Metered, asks: Sequence[tuple[str, str, Ask]]) -> list[Row]:
+def rows(by: str, metered: Metered, asks: Sequence[tuple[str, str, Ask]]) -> list[Row]:
     """Ask a server, and look each record up by the id that the client got."""
     clients = Clients(metered.url)
-    return [_row(metered, name, client, ask(clients)) for name, client, ask in asks]
+    return [_row(by, metered, name, client, ask(clients)) for name, client, ask in asks]
 
 
-def _row(metered: Metered, name: str, client: str, told: Told) -> Row:
+def _row(by: str, metered: Metered, name: str, client: str, told: Told) -> Row:
     record = metered.record(quote(told.id))
     assert record["energy_joules"] > 0.0
     return Row(
+        by,
         name,
         client,
         f"`{told.id.rstrip('0123456789abcdef')}…`" if STRANGE_ID not in told.id else "its own",
@@ -223,14 +231,23 @@ def _row(metered: Metered, name: str, client: str, told: Told) -> Row:
 
 def probe(start: StartServer) -> list[Row]:
     """The rows of both servers; every joule charged to requests is in one of their records."""
-    found = []
+    hooked, proxied = [], []
     for arguments, asks in ((MIDDLEWARE, GENERATING), ((*MIDDLEWARE, *POOLS), POOLING)):
         with start(*arguments, environment=STORE) as metered:
-            found += rows(metered, asks)
+            hooked += rows("hook", metered, asks)
             _check_sums(metered, len(asks))
-    return found
+            with Sidecar(metered.url, metered.request_log.parent) as sidecar:
+                outside = replace(metered, server=sidecar)
+                proxied += rows("sidecar", outside, [ask for ask in asks if ask[0] in OUTSIDE])
+    return hooked + proxied
 
 
+OUTSIDE: Final = (
+    *("`/v1/chat/completions`", "`/v1/chat/completions`, streamed", "`/v1/completions`"),
+    *("`/v1/responses`", "`/v1/responses`, streamed", "`/v1/messages`", "`/v1/messages`, streamed"),
+    *("`/v1/embeddings`", "`/v1/score`, two pairs", "`/v1/rerank`, two"),
+)
+"""Endpoints that the proxy meters, too."""
 POOLS: Final = ("--runner", "pooling")
 
 

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -20,8 +19,8 @@ from starlette.routing import Route
 from llm_carbon_meter import cli
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.servers.sidecar.capture import OutsideCapture
-from llm_carbon_meter.testing.servers import Server, free_port
-from tests.support.servers.proxied import CHAT, USAGE, running
+from llm_carbon_meter.testing.servers import free_port
+from tests.support.servers.proxied import CHAT, USAGE, Sidecar, running
 from tests.support.waiting import eventually
 
 
@@ -130,36 +129,6 @@ def test_a_port_that_is_taken_is_named(capsys: pytest.CaptureFixture[str]) -> No
         place = f"127.0.0.1:{taken.getsockname()[1]}"
         assert command("--upstream", "http://127.0.0.1:1", "--listen", place) == 1
     assert f"--listen {place}: Address already in use" in capsys.readouterr().err
-
-
-class Sidecar(Server):
-    """The command before a server that may not be there yet; power from a data sheet."""
-
-    def __init__(self, upstream: str, folder: Path, *arguments: str) -> None:
-        port = free_port()
-        where = ("--upstream", upstream, "--listen", f"127.0.0.1:{port}")
-        super().__init__(
-            [sys.executable, "-m", "llm_carbon_meter.cli", "sidecar", *where, *arguments],
-            port,
-            log=folder / "sidecar.txt",
-            model_name="",
-            exact={},
-            environment={"LLM_CARBON_METER_POWER": "modelled"},
-        )
-
-    def _wait_until_healthy(self) -> None:
-        eventually(lambda: "goes to" in self.log_tail(), "the sidecar")
-        eventually(lambda: self.get("/metrics").status_code == 200, "its metrics")
-
-    def get(self, path: str) -> httpx.Response:
-        try:
-            return httpx.get(self.url + path, trust_env=False)
-        except httpx.TransportError:
-            return httpx.Response(599)
-
-    def chat(self, **more: str) -> httpx.Response:
-        body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 5, **more}
-        return httpx.post(self.url + CHAT, json=body, trust_env=False)
 
 
 def serving(listed: Response) -> Starlette:
