@@ -16,7 +16,7 @@ PREFIX: Final = "LLM_CARBON_METER_"
 CHANNEL_DIR_VARIABLE: Final = PREFIX + "CHANNEL_DIR"
 TOLD_VARIABLE: Final = "_" + PREFIX + "TOLD_BY"
 """No setting: the process that told what is wrong with them, for those that it starts."""
-MOST_PRICE: Final = 1e6
+MOST_PRICE: Final = 100_000.0
 """Of a kilowatt-hour or a GPU's hour; prices of markets can be below 0."""
 
 
