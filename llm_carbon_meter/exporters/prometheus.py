@@ -320,9 +320,10 @@ class PrometheusExporter:
 
     def tell(self) -> None:
         """Let scrapes see what tenants and adapters have had since the last time."""
-        self._by_adapter.tell()
-        if self._by_tenant is not None:
-            self._by_tenant.tell()
+        with self._updating:
+            self._by_adapter.tell()
+            if self._by_tenant is not None:
+                self._by_tenant.tell()
 
     def estimate_errors(
         self, record: RequestRecord, ratios: Mapping[tuple[str, str], float]
@@ -362,8 +363,7 @@ class PrometheusExporter:
     def _count_totals(self, totals: EngineTotals) -> None:
         common, session = (self._model_name, str(totals.engine)), totals.session
         if self._by_tenant is not None:
-            for tenant in self._tenants:
-                self._by_tenant.begin(Share(*common, tenant, totals.source))
+            self._by_tenant.begin(Share(*common, tenant, totals.source) for tenant in self._tenants)
         for gpu in totals.gpus:
             self._count_gpu(session, (*common, gpu.gpu, totals.source), gpu)
         scopes = {"operational": totals.account_grams, "embodied": totals.embodied_grams}

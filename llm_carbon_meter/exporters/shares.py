@@ -4,7 +4,7 @@ Counting is a matter of a microsecond, so it adds up in this process what `Share
 """
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple, Protocol
 
 from llm_carbon_meter.records import Cost, RequestEnergy
@@ -48,13 +48,16 @@ class Shares:
         self._counters = tuple(counters.values())
         self._cost = cost
         self._lock = threading.Lock()
+        self._shown: set[Share] = set()
         self._waiting: dict[Share, list[float]] = {}
         self._costs: dict[tuple[Share, str, str], float] = {}
 
-    def begin(self, share: Share) -> None:
-        """Show an owner before its first exchange: Prometheus sees no increase from nothing."""
-        for counter in self._counters:
-            counter.labels(*share)
+    def begin(self, shares: Iterable[Share]) -> None:
+        """Show owners before their first exchange: Prometheus sees no increase from nothing."""
+        for share in set(shares) - self._shown:
+            self._shown.add(share)
+            for counter in self._counters:
+                counter.labels(*share)
 
     def add(self, share: Share, energy: RequestEnergy, cost: Cost | None) -> None:
         """An exchange is finished."""
