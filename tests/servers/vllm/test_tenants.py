@@ -118,8 +118,20 @@ def test_metrics_of_tenants_and_adapters_add_up(
     cost = sum(record["energy_cost"] for record in records)
     told = metered.metric("llm_carbon_meter_tenant_cost_total", kind="energy", currency="EUR")
     assert told == pytest.approx(cost, rel=1e-9)
-    whole = metered.metric("llm_carbon_meter_cost_total", kind="energy", currency="EUR")
-    assert whole == pytest.approx(sum(metered.accounts().values()) / 3.6e6 * ENERGY_PRICE, rel=0.05)
+
+
+def test_every_account_costs_what_its_energy_costs(metered: Metered) -> None:
+    """Idle and overhead, too: of one scrape, so that none goes on between two."""
+    costs: Counter[str] = Counter()
+    for sample in metered.samples():
+        name = sample.name.removeprefix("llm_carbon_meter_")
+        if name in ("energy_joules_total", "cost_total") and sample.labels.get("kind") != "gpu":
+            account = sample.labels["account"]
+            costs[account] += (
+                sample.value if name == "cost_total" else -sample.value / 3.6e6 * ENERGY_PRICE
+            )
+    assert len(costs) == 7
+    assert costs == pytest.approx(dict.fromkeys(costs, 0.0), abs=1e-12)
 
 
 def test_a_tenant_reads_its_own_records_alone(
