@@ -35,9 +35,11 @@ def linked_alerts(base: str) -> str:
 
 
 def prometheus_rule(alerts: str) -> Mapping[str, object]:
-    """Both rule files as one object for the Prometheus operator."""
-    recording = ALERTS.with_name("recording.yml").read_text("utf-8")
-    groups = [group for text in (recording, alerts) for group in yaml.safe_load(text)["groups"]]
+    """All rule files as one object for the Prometheus operator."""
+    texts = [
+        ALERTS.with_name(f"{name}.yml").read_text("utf-8") for name in ("recording", "budgets")
+    ]
+    groups = [group for text in (*texts, alerts) for group in yaml.safe_load(text)["groups"]]
     return {
         "apiVersion": "monitoring.coreos.com/v1",
         "kind": "PrometheusRule",

@@ -16,6 +16,8 @@ PREFIX: Final = "LLM_CARBON_METER_"
 CHANNEL_DIR_VARIABLE: Final = PREFIX + "CHANNEL_DIR"
 TOLD_VARIABLE: Final = "_" + PREFIX + "TOLD_BY"
 """No setting: the process that told what is wrong with them, for those that it starts."""
+MOST_PRICE: Final = 100_000.0
+"""Of a kilowatt-hour or a GPU's hour; prices of markets can be below 0."""
 
 
 def _boolean(text: str) -> bool:
@@ -57,6 +59,33 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
         raise ValueError(f"expected a whole number from {low} to {high}")
 
     return parse
+
+
+_price: Final = _optional(_number(-MOST_PRICE, MOST_PRICE))
+
+
+def _currency(text: str) -> str:
+    if is_currency(text):
+        return text
+    raise ValueError("expected three letters of ISO 4217, such as EUR")
+
+
+def is_currency(text: str) -> bool:
+    """Whether a text looks like a code of ISO 4217."""
+    return len(text) == 3 and text.isascii() and text.isalpha() and text.isupper()
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in map(str.strip, text.split(",")) if name)
+
+
+def _tenant_source(text: str) -> str:
+    way, _, name = text.partition(":")
+    needs_name = way in ("header", "baggage")
+    known = needs_name or way in ("", "adapter", "api_key", "claimed_user")
+    if known and bool(name) == needs_name and name.isprintable() and " " not in name:
+        return text
+    raise ValueError("expected header:NAME, baggage:NAME, api_key, adapter or claimed_user")
 
 
 def _choice(*allowed: str) -> Callable[[str], str]:
@@ -213,6 +242,43 @@ class Config:
         _optional(_number(0.0, 10_000.0)),
         "water that the grid's power stations consume, in litres per kWh, multiplied by the PUE; "
         "empty: left out",
+    )
+    energy_price: float | None = _setting(
+        None, _price, "what a kWh costs, PUE on top; empty: not known"
+    )
+    tariff_file: str = _setting(
+        "", str, "TOML file with a kWh's price by hours of the day, instead of one price"
+    )
+    gpu_hour_price: float | None = _setting(
+        None, _price, "what an hour of one GPU costs; empty: not known"
+    )
+    currency: str = _setting("USD", _currency, "of these prices, as ISO 4217 has it")
+    tenant_from: str = _setting(
+        "",
+        _tenant_source,
+        "what says whose a request is: `header:NAME` (one that the gateway sets and clients "
+        "cannot), `api_key`, `baggage:NAME` (of OpenTelemetry), `adapter` (LoRA), or "
+        "`claimed_user` (`safety_identifier` or `user` of the body: the client's own word); "
+        "empty: nobody asks",
+    )
+    tenants: tuple[str, ...] = _setting(
+        (), _names, "tenants that metrics name, with commas between; empty: the first that come"
+    )
+    tenant_limit: int = _setting(
+        100, _whole(1, 10_000), "how many of the first are named; all others are `other`"
+    )
+    tenant_keys_file: str = _setting(
+        "",
+        str,
+        "TOML file of keys (or `sha256:` and their digest) and their tenants, for `api_key`; a key "
+        "that is not in there is named by 12 digits of its SHA-256",
+    )
+    admin_key: str = _setting(
+        "",
+        str,
+        "API key that may read every tenant's records; where `header`, `api_key` or `baggage` "
+        "tell tenants, any other reads its own tenant's alone",
+        secret=True,
     )
     estimator: str = _setting(
         "gnn",
@@ -413,7 +479,7 @@ def settings_table() -> str:
     rows = ["| variable | default | meaning |", "| --- | --- | --- |"]
     for setting in fields(Config):
         assert setting.default is not MISSING
-        default = "" if setting.default in ("", None) else f"`{_shown(setting.default)}`"
+        default = "" if setting.default in ("", None, ()) else f"`{_shown(setting.default)}`"
         rows.append(f"| `{PREFIX}{setting.name.upper()}` | {default} | {setting.metadata['doc']} |")
     return "\n".join(rows)
 

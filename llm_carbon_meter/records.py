@@ -124,6 +124,36 @@ class Outcome(StrEnum):
     FAILED = "failed"
 
 
+class Whose(NamedTuple):
+    """Who asked for a request, and by which adapter it was answered."""
+
+    tenant: str | None = None
+    """None where nothing says so."""
+    adapter: str = ""
+    """Of LoRA; empty for the model itself."""
+
+
+NOBODYS: Final = Whose()
+"""What nobody says anything of."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """Money for a request, or for an account."""
+
+    energy: float | None
+    """Of the electricity, overhead of the site included; None where no price is known."""
+    gpu: float | None
+    """Of the GPUs' time, likewise; prices of GPUs often have the electricity in them."""
+    currency: str
+
+    @property
+    def by_kind(self) -> Mapping[str, float]:
+        """What is known of both."""
+        kinds = {"energy": self.energy, "gpu": self.gpu}
+        return {kind: money for kind, money in kinds.items() if money is not None}
+
+
 class EventBatch(NamedTuple):
     """What a serving engine reported since it was last asked, in order."""
 
@@ -437,6 +467,8 @@ class EstimateQuery:
     """Tokens of the answer that a decode step adds."""
     remark: str = ""
     """What of the request the estimate leaves out; joins its ``out_of_domain``."""
+    adapter: str = ""
+    """Of LoRA, whose answers have lengths of their own; empty for the model itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -526,6 +558,9 @@ class RequestRecord:
     tokens_from: TokenCount = TokenCount.ENGINE
     boundary: str = GPU
     """What its joules are of, in a word."""
+    whose: Whose = NOBODYS
+    cost: Cost | None = None
+    """None while nothing is known yet, and where no price is."""
 
     @property
     def is_final(self) -> bool:

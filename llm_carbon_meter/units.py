@@ -4,6 +4,7 @@ from typing import Final
 
 JOULES_PER_WATT_HOUR: Final = 3_600.0
 JOULES_PER_KILOWATT_HOUR: Final = 3_600_000.0
+SECONDS_PER_HOUR: Final = 3_600.0
 MILLI: Final = 1e-3
 MICRO: Final = 1e-6
 

@@ -25,8 +25,8 @@ CONFIG = "config addresses private_folder"
 ROOMS = {
     "demo": f"{CONFIG} data demo exporters extras physics power service testing units",
     "campaign": f"campaign {CONFIG} progress exporters extras physics power training units",
-    "check": f"carbon check {CONFIG} data exporters extras faults formats ledger physics power "
-    "predictor servers service units",
+    "check": f"carbon check {CONFIG} data exporters extras faults formats frontend ledger "
+    "physics power predictor servers service units",
     "serve-transformers": f"carbon {CONFIG} data exporters extras faults formats frontend physics "
     "power predictor servers service units",
     "sidecar": "servers",

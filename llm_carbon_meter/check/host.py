@@ -6,6 +6,7 @@ from importlib import metadata, util
 from typing import Final
 
 from llm_carbon_meter.carbon.grid import constant, open_grid
+from llm_carbon_meter.check.bills import check_bills
 from llm_carbon_meter.check.files import check_files
 from llm_carbon_meter.check.findings import Finding, Verdict
 from llm_carbon_meter.check.gpus import check_power
@@ -41,6 +42,7 @@ def check_host(poll_s: float, model: str = "") -> Iterator[Finding]:
     yield _channel(config)
     yield from _metrics()
     yield from check_files(config)
+    yield from check_bills(config)
     yield from _token(config)
     yield _carbon(config)
 

@@ -7,7 +7,14 @@ from typing import Any, Final
 import msgspec
 
 from llm_carbon_meter.exporters.receipts import Sign, unsigned
-from llm_carbon_meter.records import EnergyEstimate, RequestEnergy, RequestRecord, Source
+from llm_carbon_meter.records import (
+    Cost,
+    EnergyEstimate,
+    RequestEnergy,
+    RequestRecord,
+    Source,
+    Whose,
+)
 from llm_carbon_meter.units import watt_hours
 
 PREFIX: Final = "LLM-Carbon-"
@@ -64,6 +71,7 @@ def record_json(record: RequestRecord) -> dict[str, Any]:
             "tokens_from": record.tokens_from,
             **_figures(energy),
         }
+    body |= _whose(record.whose) | _cost(record.cost)
     body["provisional"] = _figures(record.provisional) if record.provisional else None
     body["estimate"] = estimate_json(record.estimate) if record.estimate else None
     body["conditional"] = estimate_json(record.conditional) if record.conditional else None
@@ -75,6 +83,16 @@ def record_json(record: RequestRecord) -> dict[str, Any]:
         "covers": record.covers,
         "features": _features(record),
     }
+
+
+def _whose(whose: Whose) -> dict[str, str]:
+    return {name: value for name, value in whose._asdict().items() if value}
+
+
+def _cost(cost: Cost | None) -> dict[str, Any]:
+    if cost is None:
+        return {}
+    return {"energy_cost": cost.energy, "gpu_cost": cost.gpu, "currency": cost.currency}
 
 
 def record_text(record: RequestRecord, sign: Sign = unsigned) -> str:

@@ -8,7 +8,14 @@ from typing import Any, Final
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext, set_span_in_context
 
-from llm_carbon_meter.records import CarbonIntensity, EnergyEstimate, RequestEnergy, Source
+from llm_carbon_meter.records import (
+    NOBODYS,
+    CarbonIntensity,
+    EnergyEstimate,
+    RequestEnergy,
+    Source,
+    Whose,
+)
 from llm_carbon_meter.units import watt_hours
 
 PREFIX: Final = "llm_carbon_meter."
@@ -40,6 +47,11 @@ def energy_attributes(energy: RequestEnergy, intensity: CarbonIntensity) -> dict
     }
 
 
+def whose_attributes(whose: Whose) -> dict[str, str]:
+    """Tenant and adapter, where there are such."""
+    return {PREFIX + name: value for name, value in whose._asdict().items() if value}
+
+
 class SpanExporter:
     """Emits one child span per engine request once both its parent span and its energy are known.
 
@@ -53,10 +65,11 @@ class SpanExporter:
         self._finals: OrderedDict[str, tuple[Mapping[str, str | float], int]] = OrderedDict()
 
     def attributes(
-        self, energy: RequestEnergy | None, estimate: EnergyEstimate | None
+        self, energy: RequestEnergy | None, estimate: EnergyEstimate | None, whose: Whose = NOBODYS
     ) -> Mapping[str, str | float]:
         """What is known of a request, as span attributes."""
         return {
+            **whose_attributes(whose),
             **(estimate_attributes(estimate) if estimate else {}),
             **(energy_attributes(energy, self.intensity) if energy else {}),
         }
@@ -69,9 +82,11 @@ class SpanExporter:
         else:
             _keep(self._parents, request_id, (context, start_ns))
 
-    def final(self, energy: RequestEnergy, estimate: EnergyEstimate | None) -> None:
+    def final(
+        self, energy: RequestEnergy, estimate: EnergyEstimate | None, whose: Whose = NOBODYS
+    ) -> None:
         """The last joule of a request is settled: now is the end of its span."""
-        attributes = self.attributes(energy, estimate)
+        attributes = self.attributes(energy, estimate, whose)
         parent = self._parents.pop(energy.request_id, None)
         if parent is not None:
             _emit(*parent, attributes, time.time_ns())

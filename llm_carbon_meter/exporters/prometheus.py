@@ -5,14 +5,17 @@ One process exports the engine-wide totals; each exports the exchanges that it a
 """
 
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from tempfile import TemporaryFile
 from typing import Any, Final
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram, Metric
 from prometheus_client.registry import Collector
 
+from llm_carbon_meter.carbon.money import Prices
 from llm_carbon_meter.config import metrics_folder
+from llm_carbon_meter.exporters.shares import COST, COST_TEXT, FIGURES, Share, Shares
 from llm_carbon_meter.records import (
     Account,
     CarbonIntensity,
@@ -72,6 +75,9 @@ class PrometheusExporter:
         model_name: label of every metric, as vLLM's own.
         owns_totals: whether this process exports the engine-wide metrics.
         registry: where they are registered.
+        prices: of energy and GPUs; None where none is known.
+        tenants: that are shown from the start; None where requests have none.
+        models: of a server that has several: their requests have their names.
 
     Raises:
         ConfigError: metrics cannot be written to the folder that the environment names.
@@ -88,7 +94,14 @@ class PrometheusExporter:
     """
 
     def __init__(
-        self, model_name: str, *, owns_totals: bool, registry: CollectorRegistry = REGISTRY
+        self,
+        model_name: str,
+        *,
+        owns_totals: bool,
+        registry: CollectorRegistry = REGISTRY,
+        prices: Prices | None = None,
+        tenants: Sequence[str] | None = None,
+        models: Collection[str] = (),
     ) -> None:
         check_metrics_folder()
         self._model_name = model_name
@@ -99,13 +112,19 @@ class PrometheusExporter:
         self._seen: dict[tuple[Any, ...], float] = {}
         """Last cumulative value of each series, by engine session."""
         self._request_metrics()
+        self._prices = prices
+        self._models = models
+        self._by_adapter = self._shares("adapter")
+        self._by_tenant = None if tenants is None else self._shares("tenant")
+        self._tenants = tenants or ()
         self._grid: tuple[str, ...] | None = None
         """Labels of the intensity that is shown."""
         self._errors = self._counter("errors_total", "Errors of the meter by place", "where")
         self._owns_totals = owns_totals
+        self._cost: Counter | None = None
         if owns_totals:
             self._total_metrics()
-        registry.register(_Together(self._metrics, self._updating))
+        registry.register(_Together(self._metrics, self._updating, self.tell))
 
     def _request_metrics(self) -> None:
         self._request_energy = self._histogram(
@@ -119,6 +138,9 @@ class PrometheusExporter:
             "request_emissions_grams", "gCO2eq of an exchange", GRAM_BUCKETS, "scope", "source"
         )
         self._requests = self._counter("requests_total", "Finished exchanges", "quality", "outcome")
+        self._unmetered = self._counter(
+            "unmetered_requests_total", "Requests that a proxy passed on without metering", "path"
+        )
         self._errors_of_estimates = self._histogram(
             "estimate_error_ratio",
             "(estimated - measured) / measured; `conditional`: given length and company",
@@ -153,6 +175,15 @@ class PrometheusExporter:
         self._litres = self._counter(
             "water_litres_total", "Water consumed for the energy, by account", "account", "source"
         )
+        if self._prices is not None:
+            self._cost = self._counter(
+                "cost_total",
+                "Money for the energy (PUE included) and for the time of the GPUs by account",
+                "kind",
+                "account",
+                "currency",
+                "source",
+            )
         self._watts = self._gauge("gpu_power_watts", "Power of a GPU now", "gpu", "source")
         self._lag = self._gauge(
             "gpu_energy_lag_seconds",
@@ -194,6 +225,17 @@ class PrometheusExporter:
             "provider",
         )
 
+    def _shares(self, whose: str) -> Shares:
+        counters = {
+            name: self._counter(f"{whose}_{name}", text.format(whose), whose, "source")
+            for name, text in FIGURES.items()
+        }
+        cost = None
+        if self._prices is not None:
+            labels = (whose, "source", "kind", "currency")
+            cost = self._counter(f"{whose}_{COST}", COST_TEXT.format(whose), *labels)
+        return Shares(counters, cost)
+
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
         metric = Counter(PREFIX + name, text, (*COMMON, *labels), registry=None)
         self._metrics.append(metric)
@@ -227,6 +269,7 @@ class PrometheusExporter:
 
     def totals(self, totals: EngineTotals) -> None:
         """Count an engine's cumulative totals, where this process is the one that does."""
+        self.tell()  # once a second, for those who read several processes' files
         if self._owns_totals:
             with self._updating:
                 self._count_totals(totals)
@@ -253,7 +296,7 @@ class PrometheusExporter:
         energy = record.energy
         if energy is None:
             return
-        common = (self._model_name, str(energy.engine))
+        common = (self._model_of(record), str(energy.engine))
         self._series(self._requests, *common, energy.quality, energy.outcome).inc()
         self._observe(common, _phases(energy), energy.source)
         self._observe_grams(common, energy, energy.source)
@@ -262,6 +305,36 @@ class PrometheusExporter:
             self._observe(common, _estimated_phases(shown), Source.ESTIMATED)
             self._observe_grams(common, shown, Source.ESTIMATED)
 
+    def _model_of(self, record: RequestRecord) -> str:
+        """One that the server told; clients may ask for any."""
+        return record.model if record.model in self._models else self._model_name
+
+    def unmetered(self, path: str) -> None:
+        """Count a request that nobody meters."""
+        self._series(self._unmetered, self._model_name, "", path).inc()
+
+    def tenant(self, record: RequestRecord, label: str) -> None:
+        """Count a finished exchange for its tenant, where requests have one."""
+        if self._by_tenant is not None:
+            self._add(self._by_tenant, record, label)
+
+    def adapter(self, record: RequestRecord, label: str) -> None:
+        """Count a finished exchange for its adapter."""
+        self._add(self._by_adapter, record, label)
+
+    def _add(self, shares: Shares, record: RequestRecord, label: str) -> None:
+        energy = record.energy
+        if energy is not None:
+            share = Share(self._model_of(record), str(energy.engine), label, energy.source)
+            shares.add(share, energy, record.cost)
+
+    def tell(self) -> None:
+        """Let scrapes see what tenants and adapters have had since the last time."""
+        with self._updating:
+            self._by_adapter.tell()
+            if self._by_tenant is not None:
+                self._by_tenant.tell()
+
     def estimate_errors(
         self, record: RequestRecord, ratios: Mapping[tuple[str, str], float]
     ) -> None:
@@ -269,7 +342,7 @@ class PrometheusExporter:
         if record.energy is None:
             return
         for (stage, basis), ratio in ratios.items():
-            labels = (self._model_name, str(record.energy.engine), stage, basis)
+            labels = (self._model_of(record), str(record.energy.engine), stage, basis)
             self._series(self._errors_of_estimates, *labels).observe(ratio)
 
     def drift(
@@ -299,6 +372,8 @@ class PrometheusExporter:
 
     def _count_totals(self, totals: EngineTotals) -> None:
         common, session = (self._model_name, str(totals.engine)), totals.session
+        if self._by_tenant is not None:
+            self._by_tenant.begin(Share(*common, tenant, totals.source) for tenant in self._tenants)
         for gpu in totals.gpus:
             self._count_gpu(session, (*common, gpu.gpu, totals.source), gpu)
         scopes = {"operational": totals.account_grams, "embodied": totals.embodied_grams}
@@ -328,6 +403,8 @@ class PrometheusExporter:
     def _count_gpu(self, session: str, labels: tuple[str, ...], gpu: GpuTotals) -> None:
         for account in Account:
             joules, series = gpu.account_joules[account], (*labels, account.label)
+            if self._cost is not None:
+                self._count_cost(session, series, joules, gpu.account_seconds[account])
             self._raise(self._joules, session, series, joules)
             self._raise(self._watt_hours, session, series, watt_hours(joules))
         model_name, engine, name, _source = labels
@@ -339,24 +416,50 @@ class PrometheusExporter:
         if gpu.counter_lag_s is not None:
             self._series(self._lag, model_name, engine, name).set(gpu.counter_lag_s)
 
-    def _raise(self, counter: Counter, session: str, labels: tuple[str, ...], value: float) -> None:
-        """Bring a counter up to a cumulative value; an engine's new session begins at 0 again.
+    def _count_cost(
+        self, session: str, series: tuple[str, ...], joules: float, seconds: float
+    ) -> None:
+        """At the prices of now."""
+        assert self._prices is not None
+        assert self._cost is not None
+        cost = self._prices.cost(
+            self._growth((session, "cost of joules", *series), joules) or 0.0,
+            self._growth((session, "cost of seconds", *series), seconds) or 0.0,
+            time.time(),
+        )
+        model_name, engine, _gpu, source, account = series
+        for kind, money in cost.by_kind.items():
+            labels = (model_name, engine, kind, account, cost.currency, source)
+            self._series(self._cost, *labels).inc(money)
 
-        A message that comes late is older than what has been counted, and changes nothing.
+    def _raise(self, counter: Counter, session: str, labels: tuple[str, ...], value: float) -> None:
+        """Bring a counter up to a cumulative value; an engine's new session begins at 0 again."""
+        grown = self._growth((session, id(counter), *labels), value)
+        if grown is not None:
+            self._series(counter, *labels).inc(grown)
+
+    def _growth(self, series: tuple[Any, ...], value: float) -> float | None:
+        """By how much a cumulative value is more than what was counted of it.
+
+        A message that comes late is older than that, and gives None.
         """
-        series = (session, id(counter), *labels)
         before = self._seen.get(series)
-        if before is None or value > before:
-            self._series(counter, *labels).inc(value - (before or 0.0))
-            self._seen[series] = value
+        if before is not None and value <= before:
+            return None
+        self._seen[series] = value
+        return value - (before or 0.0)
 
 
 class _Together(Collector):
     """Metrics whose values change together: a scrape sees all of an update or nothing of it."""
 
     def __init__(
-        self, metrics: Sequence[Counter | Gauge | Histogram], updating: threading.RLock
+        self,
+        metrics: Sequence[Counter | Gauge | Histogram],
+        updating: threading.RLock,
+        before: Callable[[], None],
     ) -> None:
+        self._before = before
         self._metrics = metrics
         self._updating = updating
 
@@ -367,6 +470,7 @@ class _Together(Collector):
     def collect(self) -> Iterable[Metric]:
         """The metrics' values at one moment."""
         with self._updating:
+            self._before()
             return [family for metric in self._metrics for family in metric.collect()]
 
 

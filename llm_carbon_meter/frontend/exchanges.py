@@ -14,23 +14,29 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from contextvars import ContextVar
 from dataclasses import dataclass
+from itertools import islice
 from typing import Final
 
-from llm_carbon_meter.frontend.sums import sum_energies, sum_estimates
+from llm_carbon_meter.frontend.sums import one_prompt, sum_energies, sum_estimates
+from llm_carbon_meter.frontend.tenants import RawHeaders
 from llm_carbon_meter.predictor.live import Asked
 from llm_carbon_meter.records import (
+    NOBODYS,
     EnergyEstimate,
     Features,
     Outcome,
     RequestEnergy,
     Status,
     TokenCount,
+    Whose,
 )
 
 _BEAM: Final = re.compile(r"-[0-9a-f]+-beam-[0-9]+$")
 """What vLLM's beam search adds to the id of each of its engine requests."""
 MAX_OPEN: Final = 100_000
 """Engine requests waited for; beyond, the oldest is given up."""
+MOST_IDS: Final = 256
+"""Of each kind in a record; a list of prompts has thousands of engine requests."""
 LONGEST_ID: Final = 200
 """Characters of an id that are kept; clients choose them."""
 
@@ -52,6 +58,7 @@ class Member:
     estimate: EnergyEstimate | None
     asked: Asked | None = None
     """What it was estimated for."""
+    whose: Whose = NOBODYS
     energy: RequestEnergy | None = None
     """The last that was heard: provisional, then final."""
 
@@ -64,9 +71,17 @@ class Member:
 class Exchange:
     """One HTTP exchange in flight; also the place where its middleware waits."""
 
-    def __init__(self, client_ids: Iterable[str] = ()) -> None:
+    def __init__(self, client_ids: Iterable[str] = (), headers: RawHeaders = ()) -> None:
         self.client_ids = tuple(map(bounded_id, client_ids))
         """Ids that the client sent, such as X-Request-Id."""
+        self.headers = headers
+        """Of the request, while they may say whose it is."""
+        self.model = ""
+        """Of several that a server has; empty for its only one."""
+        self.claim = ""
+        """Who the client says that it is asking for."""
+        self.answer_id = ""
+        """In the answer, as the client reads it; empty until it is there."""
         self.begun_s = time.monotonic()
         self.names: set[str] = set()
         """Under which a `Registry` finds it."""
@@ -111,8 +126,15 @@ class Exchange:
     def energy(self) -> RequestEnergy | None:
         """Of all members together; None while one has none."""
         energies = [member.energy for member in self.members.values() if member.energy]
-        complete = energies and len(energies) == len(self.members)
-        return sum_energies(energies) if complete else None
+        if not energies or len(energies) < len(self.members):
+            return None
+        whole = sum_energies(energies)
+        return one_prompt(whole, energies[0]) if self._is_beam_search else whole
+
+    @property
+    def _is_beam_search(self) -> bool:
+        """Whether each engine request adds a token to the prompt and answer of another."""
+        return _BEAM.search(next(iter(self.members.values())).external_id) is not None
 
     def has_energy(self) -> bool:
         """Whether every member has at least a provisional figure."""
@@ -136,12 +158,22 @@ class Exchange:
         """The internal id of the first engine request."""
         return next(iter(self.members))
 
+    @property
+    def whose(self) -> Whose:
+        """Of its first engine request: all have one tenant."""
+        return next((member.whose for member in self.members.values()), NOBODYS)
+
+    @property
+    def internal_ids(self) -> tuple[str, ...]:
+        """Of its engine requests, at most `MOST_IDS`."""
+        return tuple(islice(self.members, MOST_IDS))
+
     def external_ids(self) -> tuple[str, ...]:
-        """Every id by which a client may know the exchange."""
-        ids = list(self.client_ids)
+        """Every id by which a client may know the exchange, at most `MOST_IDS`."""
+        ids = [*self.client_ids, *([self.answer_id] if self.answer_id else ())]
         for member in self.members.values():
             ids += member.external_ids
-        return tuple(dict.fromkeys(ids))
+        return tuple(islice(dict.fromkeys(ids), MOST_IDS))
 
     def ended_whole(self, energy: RequestEnergy) -> bool:
         """Whether the answer of a member ended by itself or at its limit."""
@@ -205,8 +237,16 @@ class Registry:
             if id(exchange) in self._known:
                 self._index(exchange, member)
 
-    def _index(self, exchange: Exchange, member: Member) -> None:
-        for name in (*exchange.client_ids, *member.external_ids):
+    def answer(self, exchange: Exchange, answer_id: str) -> None:
+        """The answer has begun, and tells the client its id."""
+        with self._lock:
+            exchange.answer_id = bounded_id(answer_id)
+            if id(exchange) in self._known:
+                self._index(exchange)
+
+    def _index(self, exchange: Exchange, *members: Member) -> None:
+        of_members = (name for member in members for name in member.external_ids)
+        for name in filter(None, (*exchange.client_ids, exchange.answer_id, *of_members)):
             self._external.setdefault(name, {})[id(exchange)] = exchange
             exchange.names.add(name)
 
@@ -277,6 +317,8 @@ class Registry:
 
 def _successor(exchange: Exchange) -> Exchange:
     """For an engine request that begins after the answer to the client was over."""
-    successor = Exchange(exchange.client_ids)
+    successor = Exchange(exchange.client_ids, exchange.headers)
+    successor.model, successor.claim = exchange.model, exchange.claim
+    successor.answer_id = exchange.answer_id
     successor.closed_s, successor.answered = time.monotonic(), exchange.answered
     return successor

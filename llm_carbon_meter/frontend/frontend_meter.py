@@ -4,12 +4,14 @@ import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
+from types import MappingProxyType
 from typing import Final
 
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from llm_carbon_meter.carbon.emissions import coverage
 from llm_carbon_meter.carbon.grid import constant
+from llm_carbon_meter.carbon.money import open_prices
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.exporters.headers import record_text
 from llm_carbon_meter.exporters.otel import SpanExporter
@@ -24,6 +26,7 @@ from llm_carbon_meter.frontend.losses import Losses
 from llm_carbon_meter.frontend.record_making import Surroundings, conditionals, record_of
 from llm_carbon_meter.frontend.record_store import RecordStore
 from llm_carbon_meter.frontend.request_log import RequestLog, log_line, open_log
+from llm_carbon_meter.frontend.tenants import Labels, RawHeaders, Tenants
 from llm_carbon_meter.physics.model_specs import ModelSpec
 from llm_carbon_meter.predictor.drift import error_ratios
 from llm_carbon_meter.predictor.live import LiveEstimator
@@ -39,10 +42,13 @@ from llm_carbon_meter.records import (
     RequestEnergy,
     RequestRecord,
     Status,
+    Whose,
 )
 
 Sink = Callable[[RequestRecord], None]
 """Takes the record of a finished exchange."""
+MOST_UNMETERED: Final = 50
+"""Paths of requests that nobody meters are told by name."""
 MOST_FOUND: Final = 10
 """Records of one id that are told; clients repeat theirs."""
 
@@ -63,6 +69,7 @@ class FrontendMeter:
         faults: counts of what went wrong in this process.
         registry: of Prometheus.
         cache_block_tokens: of the engines' prefix cache; 0 where they have none.
+        models: all that the server has, by name, where it has several; shapes as of `model`.
     """
 
     def __init__(
@@ -78,20 +85,33 @@ class FrontendMeter:
         faults: Faults,
         registry: CollectorRegistry = REGISTRY,
         cache_block_tokens: int = 0,
+        models: Mapping[str, ModelSpec | None] = MappingProxyType({}),
     ) -> None:
         first = index == 0
         self.config = config
         self.model_name = model_name
         self.concurrency = concurrency
+        self.tenants = Tenants(config, faults)
+        self._adapters = Labels((), config.tenant_limit)
         self.exchanges = Registry()
         self.records: RecordStore[RequestRecord] = RecordStore(config.records)
-        self._surroundings = Surroundings(model_name, deployment, config.pue, coverage(config))
+        prices = open_prices(config, faults)
+        self._surroundings = Surroundings(
+            model_name, deployment, config.pue, coverage(config), prices
+        )
         self._intensity = constant(config, faults)
         self.spans = SpanExporter(self._intensity) if tracing else None
         self._heard_s = time.monotonic()
         self._losses = Losses(self.exchanges)
         self._faults = faults
-        self._metrics = PrometheusExporter(model_name, owns_totals=first, registry=registry)
+        self._metrics = PrometheusExporter(
+            model_name,
+            owns_totals=first,
+            registry=registry,
+            prices=prices,
+            tenants=self.tenants.named if self.tenants.are_told else None,
+            models=models,
+        )
         faults.listen(self._metrics.error)
         self._metrics.intensity(self._intensity, 0.0)
         self._log: RequestLog | None = open_log(config, index, faults)
@@ -99,6 +119,11 @@ class FrontendMeter:
         self._live: LiveEstimator | None = open_estimator(
             config, deployment, model, self._intensity, faults, cache_block_tokens
         )
+        self._lives = {
+            name: open_estimator(config, deployment, other, self._intensity, faults)
+            for name, other in models.items()
+        }
+        self._unmetered = Labels((), MOST_UNMETERED)
         watches = first and self._live is not None
         self._drift = DriftWatch(config, model_name, self._metrics, faults) if watches else None
         self._share = share
@@ -174,17 +199,28 @@ class FrontendMeter:
         """An engine request is about to be sent to an engine."""
         concurrency = self.concurrency.with_more(1)
         features = Features(time.time(), max_tokens, 1, concurrency)
-        member = Member(bounded_id(internal_id), bounded_id(external_id), None)
-        if prompt.num_tokens and self._live is not None:
+        tenant = self.tenants.of(exchange.headers, prompt.adapter, exchange.claim)
+        whose = Whose(tenant, prompt.adapter)
+        member = Member(bounded_id(internal_id), bounded_id(external_id), None, whose=whose)
+        live = self._live_of(exchange)
+        if prompt.num_tokens and live is not None:
             try:
-                member.asked = self._live.ask(prompt, max_tokens, concurrency, comes=True)
-                (member.estimate,) = self._live.estimates([member.asked.query])
+                member.asked = live.ask(prompt, max_tokens, concurrency, comes=True)
+                (member.estimate,) = live.estimates([member.asked.query])
             except Exception as error:  # noqa: BLE001 - boundary: an energy model may be anybody's
                 # What it will use is measured all the same.
                 self._faults.note("estimate", error, "Requests have no estimate.")
         self.exchanges.begin(exchange, member, features)
         if surplus := self.exchanges.surplus():
             self._lose(surplus)
+
+    def _live_of(self, exchange: Exchange) -> LiveEstimator | None:
+        """Of the model that is asked for; None where there is no estimate of it."""
+        return self._lives.get(exchange.model) if exchange.model else self._live
+
+    def unmetered(self, path: str) -> None:
+        """A request passes that nobody meters."""
+        self._metrics.unmetered(self._unmetered.of(bounded_id(path)))
 
     # After
 
@@ -198,7 +234,8 @@ class FrontendMeter:
             if exchange is None:
                 continue
             if energy.status is Status.FINAL and self.spans is not None:
-                self.spans.final(energy, exchange.members[name].estimate)
+                member = exchange.members[name]
+                self.spans.final(energy, member.estimate, member.whose)
             if is_finished:
                 finished.append(exchange)
         if finished:
@@ -230,8 +267,8 @@ class FrontendMeter:
         self._intensity = intensity
         if self.spans is not None:
             self.spans.intensity = intensity
-        if self._live is not None:
-            self._live.intensity = intensity
+        for live in filter(None, (self._live, *self._lives.values())):
+            live.intensity = intensity
 
     def receive_record(self, record: RequestRecord) -> None:
         """Another API server answered an exchange, or has its final figures."""
@@ -240,6 +277,10 @@ class FrontendMeter:
             self._keep(record)
         if record.is_final:
             self._judge(record)
+
+    def answer(self, exchange: Exchange, answer_id: str) -> None:
+        """The client is told an id of its answer."""
+        self.exchanges.answer(exchange, answer_id)
 
     def end(self, exchange: Exchange, answered: bool) -> None:
         """The HTTP side of an exchange is over."""
@@ -273,16 +314,21 @@ class FrontendMeter:
             self.exchanges.forget(exchange)
 
     def _learn(self, exchange: Exchange) -> None:
+        live = self._live_of(exchange)
         for member in exchange.members.values():
-            if self._live and member.asked is not None and member.energy is not None:
+            if live and member.asked is not None and member.energy is not None:
                 whole = exchange.ended_whole(member.energy)
-                self._live.learn(member.asked, member.energy, whole=whole)
+                live.learn(member.asked, member.energy, whole=whole)
 
     # Sinks of finished records
 
     def _count(self, record: RequestRecord) -> None:
         self._metrics.record(record)
         self._metrics.estimate_errors(record, error_ratios(record))
+        if self.tenants.are_told:
+            self._metrics.tenant(record, self.tenants.label(record.whose.tenant))
+        if record.whose.adapter:
+            self._metrics.adapter(record, self._adapters.of(record.whose.adapter))
 
     def _judge(self, record: RequestRecord) -> None:
         if self._drift is not None:
@@ -314,21 +360,33 @@ class FrontendMeter:
         return record_of(exchange, self._surroundings, self._intensity, conditional)
 
     def _conditionals(self, exchanges: Sequence[Exchange]) -> Sequence[EnergyEstimate | None]:
-        unknown = [None] * len(exchanges)
-        if self._live is None:
-            return unknown
-        return self._faults.attempt("estimate", conditionals, exchanges, self._live) or unknown
+        """Exchanges of one model together."""
+        made: dict[int, EnergyEstimate | None] = {}
+        for name in {exchange.model for exchange in exchanges}:
+            same = [exchange for exchange in exchanges if exchange.model == name]
+            live = self._live_of(same[0])
+            if live is not None:
+                given = self._faults.attempt("estimate", conditionals, same, live) or ()
+                made.update(zip(map(id, same), given, strict=False))
+        return [made.get(id(exchange)) for exchange in exchanges]
 
-    def find(self, request_id: str) -> Mapping[str, str]:
+    def find(self, request_id: str, headers: RawHeaders = ()) -> Mapping[str, str]:
         """At most `MOST_FOUND` records under an id: internal id to JSON text.
 
-        An engine's own id leads to its record alone, whatever ids clients have chosen.
+        An engine's own id leads to its record alone, whatever ids clients have chosen. Where
+        requests say whose they are, who asks finds none but those of the same tenant.
+
+        Args:
+            request_id: of any kind.
+            headers: of who asks.
         """
         name = bounded_id(request_id)
         found: dict[str, Exchange | RequestRecord] = {
             **self.records.find(name),
             **{exchange.id: exchange for exchange in self.exchanges.find(name)},
         }
+        readable = self.tenants.may_read
+        found = {key: one for key, one in found.items() if readable(headers, one.whose.tenant)}
         own = {key: one for key, one in found.items() if name in _internal_ids(one)}
         return {key: self._text(one) for key, one in islice((own or found).items(), MOST_FOUND)}
 
@@ -360,6 +418,7 @@ class FrontendMeter:
                 self._faults.attempt("record", self.end, exchange, answered=False)
             else:
                 self._faults.attempt("record", self._lose, exchange)
+        self._metrics.tell()
         if self._log is not None:
             self._log.close()
 

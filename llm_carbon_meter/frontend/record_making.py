@@ -4,10 +4,19 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from llm_carbon_meter.carbon.money import Prices
 from llm_carbon_meter.frontend.exchanges import Exchange
 from llm_carbon_meter.frontend.sums import stopped, sum_estimates
 from llm_carbon_meter.predictor.live import LiveEstimator, Served
-from llm_carbon_meter.records import GPU, CarbonIntensity, EnergyEstimate, RequestRecord
+from llm_carbon_meter.records import (
+    GPU,
+    CarbonIntensity,
+    Cost,
+    EnergyEstimate,
+    Features,
+    RequestEnergy,
+    RequestRecord,
+)
 
 
 class Surroundings(NamedTuple):
@@ -17,6 +26,7 @@ class Surroundings(NamedTuple):
     deployment: Mapping[str, str | float]
     pue: float
     covers: str
+    prices: Prices | None
     boundary: str = GPU
 
 
@@ -41,8 +51,8 @@ def record_of(
     return RequestRecord(
         id=exchange.id,
         external_ids=exchange.external_ids(),
-        internal_ids=tuple(exchange.members),
-        model=surroundings.model_name,
+        internal_ids=exchange.internal_ids,
+        model=exchange.model or surroundings.model_name,
         deployment=surroundings.deployment,
         energy=energy,
         provisional=exchange.provisional,
@@ -56,7 +66,16 @@ def record_of(
         covers=surroundings.covers,
         boundary=surroundings.boundary,
         tokens_from=exchange.tokens_from,
+        whose=exchange.whose,
+        cost=_cost(surroundings.prices, energy, exchange.features),
     )
+
+
+def _cost(prices: Prices | None, energy: RequestEnergy | None, features: Features) -> Cost | None:
+    """At the price of the time when the request came."""
+    if prices is None or energy is None:
+        return None
+    return prices.cost(energy.joules, energy.gpu_seconds, features.arrived_unix_s)
 
 
 def conditionals(

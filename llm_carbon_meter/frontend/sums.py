@@ -74,6 +74,13 @@ def sum_energies(energies: Sequence[RequestEnergy]) -> RequestEnergy:
     )
 
 
+def one_prompt(whole: RequestEnergy, first: RequestEnergy) -> RequestEnergy:
+    """The sum of a beam search, whose engine requests go on with the prompt of the first."""
+    return dataclasses.replace(
+        whole, prompt_tokens=first.prompt_tokens, cached_tokens=first.cached_tokens
+    )
+
+
 def _joint_uncertainty(energies: Sequence[RequestEnergy]) -> float | None:
     """As if all erred to the same side, as requests of one exchange may."""
     joules = sum(energy.joules for energy in energies)

@@ -14,6 +14,10 @@ REFRESH: Final = 32
 """The sorted copy is renewed after this many new answers."""
 
 
+MOST_ADAPTERS: Final = 256
+"""Whose lengths are remembered; those beyond have the model's."""
+
+
 class LengthForecast(NamedTuple):
     """Tokens an answer will have."""
 
@@ -64,6 +68,24 @@ class OutputLengths:
         low, high = float(lengths[round(0.1 * last)]), float(lengths[round(0.9 * last)])
         # Cut hard, the mean can lie below the 10 % quantile: an interval holds its own estimate.
         return LengthForecast(mean, min(low, mean), max(high, mean))
+
+
+class AdapterLengths:
+    """The lengths of a model's answers, and of each adapter's by themselves.
+
+    Args:
+        prior: as of `OutputLengths`.
+    """
+
+    def __init__(self, prior: Sequence[float]) -> None:
+        self._prior = prior
+        self._lengths: dict[str, OutputLengths] = {}
+
+    def of(self, adapter: str) -> OutputLengths:
+        """Of an adapter, or of the model itself; from any thread."""
+        known = adapter in self._lengths or len(self._lengths) < MOST_ADAPTERS
+        name = adapter if known else ""
+        return self._lengths.get(name) or self._lengths.setdefault(name, OutputLengths(self._prior))
 
 
 def exact_length(output_tokens: int) -> LengthForecast:

@@ -22,7 +22,7 @@ from llm_carbon_meter.predictor.energy_model import Deployment
 from llm_carbon_meter.predictor.estimator import DeploymentEstimator
 from llm_carbon_meter.predictor.fitted_physics import Prior
 from llm_carbon_meter.predictor.gnn import Weights
-from llm_carbon_meter.predictor.lengths import LengthForecast, OutputLengths, exact_length
+from llm_carbon_meter.predictor.lengths import AdapterLengths, LengthForecast, exact_length
 from llm_carbon_meter.predictor.posterior import FactorPosterior, Steps
 from llm_carbon_meter.predictor.served import Prompt, PromptCache, ServedDrafts, drafts_of
 from llm_carbon_meter.predictor.step_law import FACTORS, term_matrix
@@ -94,7 +94,7 @@ class LiveEstimator:
         self._cache = PromptCache(block_tokens)
         self._drafts = ServedDrafts()
         self._adopted: DeploymentFactors | None = None
-        self._lengths = OutputLengths(conversation_quantiles().output_tokens)
+        self._lengths = AdapterLengths(conversation_quantiles().output_tokens)
 
     @property
     def intensity(self) -> CarbonIntensity:
@@ -142,6 +142,7 @@ class LiveEstimator:
             drafts.verified,
             drafts.accepted,
             prompt.remark,
+            prompt.adapter,
         )
         return Asked(self._as_fits(query), matched)
 
@@ -177,7 +178,7 @@ class LiveEstimator:
 
     def _length(self, query: EstimateQuery) -> LengthForecast:
         if query.output_tokens is None:
-            return self._lengths.forecast(query.max_tokens)
+            return self._lengths.of(query.adapter).forecast(query.max_tokens)
         return exact_length(query.output_tokens)
 
     def conditionals(self, served: Sequence[Served]) -> list[EnergyEstimate]:
@@ -198,7 +199,7 @@ class LiveEstimator:
         if whole and energy.output_tokens:
             limit = asked.query.max_tokens
             cut = limit is not None and energy.output_tokens >= limit
-            self._lengths.observe(energy.output_tokens, cut=cut)
+            self._lengths.of(asked.query.adapter).observe(energy.output_tokens, cut=cut)
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,8 @@ class Prompt:
     """Prompts share their cache where they share this: adapter, images, salt."""
     remark: str = ""
     """What of the request the estimate leaves out."""
+    adapter: str = ""
+    """Of LoRA; empty for the model itself."""
 
 
 class Share:

@@ -43,6 +43,7 @@ GOALS: Mapping[str, Goal] = {
     "estimate_p99_us": Goal("the same, p99 µs", 500, True),
     "request_ms": Goal("a request, on the API server's processor, ms", 0.25, True),
     "sign_us": Goal("signing a record, median µs", 500, True),
+    "tenant_us": Goal("what a tenant adds to it, µs", 2, True),
     "route_ms": Goal("the estimate route, 400 prompts of 100 token ids, ms", 20, True),
     "route_hold_ms": Goal("longest hold of the event loop by it, ms", 1, True),
     "first_estimate_ms": Goal("first estimate for a new model, ms", 200, True),

@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.metrics_core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from llm_carbon_meter.carbon.money import Prices
 from llm_carbon_meter.exporters.prometheus import (
     ENERGY_BUCKETS,
     GRAM_BUCKETS,
@@ -20,6 +21,7 @@ from llm_carbon_meter.exporters.prometheus import (
 from llm_carbon_meter.records import (
     Account,
     CarbonIntensity,
+    Cost,
     EnergyEstimate,
     Features,
     GpuTotals,
@@ -52,6 +54,8 @@ SPINE = {
     "errors",
     "estimate_error_ratio",
 }
+SHARES = ("energy_joules", "emissions_grams", "tokens", "requests")
+SOMETIMES = {"unmetered_requests", *(f"adapter_{name}" for name in SHARES)}
 DRIFT = {"drift_ratio", "drift_alert"}
 
 RECORD = RequestRecord(
@@ -106,7 +110,7 @@ def test_every_metric_of_the_contract_is_there_after_one_of_each() -> None:
     exporter.intensity(CarbonIntensity(475.0, "world", "static"), 0.0)
     exporter.estimate_errors(RECORD, {("raw", "conditional"): -0.07})
     found = families(registry)
-    assert set(found) == SPINE | DRIFT
+    assert set(found) == SPINE | DRIFT | SOMETIMES
     assert all(found[name].samples for name in SPINE)
     assert not DRIFT & {name for name, family in found.items() if family.samples}
 
@@ -248,6 +252,7 @@ def test_only_the_owner_exports_the_totals() -> None:
         "requests",
         "estimate_error_ratio",
         "errors",
+        *SOMETIMES,
     }
     errors = {"model_name": "llama", "engine": "", "where": "channel"}
     assert registry.get_sample_value(PREFIX + "errors_total", errors) == 2
@@ -395,3 +400,60 @@ def test_a_scrape_sees_all_of_an_update_or_nothing() -> None:
     finally:
         stop.set()
         counting.join()
+
+
+def priced() -> tuple[PrometheusExporter, CollectorRegistry]:
+    """With tenants a and b, and prices."""
+    registry = CollectorRegistry()
+    exporter = PrometheusExporter(
+        "llama",
+        owns_totals=True,
+        registry=registry,
+        prices=Prices("EUR", (3.6,), 36.0, 2.0),
+        tenants=("a", "b"),
+    )
+    return exporter, registry
+
+
+def test_a_tenant_has_what_its_requests_used() -> None:
+    """Joules, grams, tokens, requests and money; those of a closed list exist before any."""
+    exporter, registry = priced()
+    exporter.totals(TOTALS)
+    assert value(registry, "tenant_energy_joules_total", tenant="a", source="measured") == 0.0
+    record = replace(RECORD, energy=replace(ENERGY, engine=0), cost=Cost(0.25, 0.5, "EUR"))
+    for _ in range(2):
+        exporter.tenant(record, "a")
+    exporter.adapter(record, "mine")
+    for whose, name, times in (("tenant", "a", 2), ("adapter", "mine", 1)):
+        labels = {whose: name, "source": "measured"}
+        for metric, figure in (
+            ("energy_joules", ENERGY.joules),
+            ("emissions_grams", ENERGY.operational_grams),
+            ("tokens", ENERGY.prompt_tokens + ENERGY.output_tokens),
+            ("requests", 1),
+        ):
+            found = value(registry, f"{whose}_{metric}_total", **labels)
+            assert found == pytest.approx(times * figure), metric
+        for kind, money in (("energy", 0.25), ("gpu", 0.5)):
+            cost = value(registry, f"{whose}_cost_total", kind=kind, currency="EUR", **labels)
+            assert cost == times * money
+
+
+def test_every_account_costs_what_its_joules_and_seconds_cost() -> None:
+    """Idle too; an account's next totals cost what they have more."""
+    exporter, registry = priced()
+    exporter.totals(TOTALS)
+    gpu = replace(TOTALS.gpus[0], account_joules=tuple(2 * joules for joules in ACCOUNT_JOULES))
+    exporter.totals(replace(TOTALS, gpus=(gpu,)))
+    labels = {"account": "idle", "currency": "EUR", "source": "measured"}
+    energy = value(registry, "cost_total", kind="energy", **labels)
+    assert energy == pytest.approx(2 * 60.0 / 3.6e6 * 2.0 * 3.6)
+    assert value(registry, "cost_total", kind="gpu", **labels) == pytest.approx(60.0 / 3600 * 36.0)
+
+
+def test_who_asks_for_no_tenants_and_prices_has_no_such_metrics() -> None:
+    """They are absent, not 0."""
+    exporter, registry = exporter_of()
+    exporter.totals(TOTALS)
+    exporter.tenant(RECORD, "a")
+    assert not [name for name in families(registry) if "tenant" in name or "cost" in name]

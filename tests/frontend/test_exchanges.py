@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from llm_carbon_meter.frontend import exchanges as exchanges_module
 from llm_carbon_meter.frontend.exchanges import (
+    MOST_IDS,
     Exchange,
     Member,
     Registry,
@@ -233,6 +234,52 @@ def test_every_id_leads_to_the_exchange() -> None:
     assert list(exchange.external_ids()) == names
     for name in [*names, "x0", "x1"]:
         assert registry.find(name) == [exchange]
+
+
+def test_the_id_in_the_answer_leads_to_the_exchange() -> None:
+    """Told before or after its engine requests are made, and to one made in the background."""
+    for early in (True, False):
+        registry, exchange = Registry(), Exchange()
+        if early:
+            registry.answer(exchange, "resp_1")
+        registry.begin(exchange, Member("x0", "abc", None), FEATURES)
+        if not early:
+            registry.answer(exchange, "resp_1")
+        assert registry.find("resp_1") == [exchange]
+        assert exchange.external_ids() == ("resp_1", "abc")
+        registry.receive(energy_in_every_account("x0"))
+        assert registry.close(exchange, answered=True)
+        later = registry.begin(exchange, Member("x1", "abd", None), FEATURES)
+        registry.forget(exchange)
+        assert registry.find("resp_1") == [later]
+        registry.forget(later)
+        assert registry.find("resp_1") == []
+
+
+def test_a_beam_search_counts_its_prompt_once() -> None:
+    """Every token of a beam is an engine request with all tokens before it in its prompt."""
+    registry, exchange = Registry(), Exchange()
+    for step in range(3):
+        name = f"x{step}"
+        registry.begin(exchange, Member(name, f"cmpl-7-a{step}-beam-0", None), FEATURES)
+        energy = energy_in_every_account(name)
+        registry.receive(
+            replace(energy, prompt_tokens=10 + step, cached_tokens=4 * step, output_tokens=1)
+        )
+    energy = exchange.energy
+    assert energy is not None
+    assert (energy.prompt_tokens, energy.cached_tokens, energy.output_tokens) == (10, 0, 3)
+    assert energy.joules == pytest.approx(3 * energy_in_every_account("a").joules)
+
+
+def test_a_record_has_a_bounded_number_of_ids() -> None:
+    """Of thousands of prompts; those that it has lead to it."""
+    registry, exchange = Registry(), Exchange(["mine"])
+    for number in range(3 * MOST_IDS):
+        member = Member(f"x{number}", f"cmpl-abc-{number}", None)
+        registry.begin(exchange, member, FEATURES)
+    assert len(exchange.internal_ids) == len(exchange.external_ids()) == MOST_IDS
+    assert exchange.external_ids()[:3] == ("mine", "cmpl-abc-0", "cmpl-abc")
 
 
 @given(

@@ -27,6 +27,12 @@ PAUSE_S = 0.25
 LAST = 60
 """Requests that say what is right."""
 ALERT = "EnergyEstimateDrift"
+TENANT_HEADER = "X-Tenant"
+PRICED = {
+    "TENANT_FROM": f"header:{TENANT_HEADER}",
+    "ENERGY_PRICE": "0.3",
+}
+"""So that the rules of tenants have data."""
 WINDOW = "10s"
 """Instead of minutes and hours, in rules and dashboards."""
 VARIABLES = {
@@ -47,6 +53,7 @@ def substituted(expr: str) -> str:
 
 def shortened(rules: str) -> str:
     """Rules that wait seconds where they would wait minutes and hours."""
+    rules = re.sub(r"\[\w+:\w+\]", f"[{WINDOW}:1s]", rules)
     return re.sub(r"for: \w+", "for: 3s", re.sub(r"\[\w+\]", f"[{WINDOW}]", rules))
 
 
@@ -169,7 +176,7 @@ def ask(metered: Metered, number: int) -> None:
         "max_tokens": chance.randint(8, 24),
         "ignore_eos": True,
     }
-    metered.http("/v1/completions", body)
+    metered.http("/v1/completions", body, {TENANT_HEADER: "acme"})
 
 
 @contextlib.contextmanager

@@ -23,7 +23,7 @@ from tests.support.waiting import eventually
 
 from .draw import draw
 from .scaled_server import FILE_VARIABLE
-from .session import ALERT, Session, Story, ask, drift_lines, load, watched
+from .session import ALERT, PRICED, Session, Story, ask, drift_lines, load, watched
 from .tools import Tools
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -50,7 +50,7 @@ def session(
     joules_file = folder / "joules_per_token"
     joules_file.write_text("1.0")
     with Receiver() as receiver:
-        settings = SETTINGS | {"DRIFT_WEBHOOK": f"{receiver.url}/drift"}
+        settings = SETTINGS | PRICED | {"DRIFT_WEBHOOK": f"{receiver.url}/drift"}
         environment = {f"LLM_CARBON_METER_{name}": value for name, value in settings.items()}
         environment[FILE_VARIABLE] = str(joules_file)
         with (

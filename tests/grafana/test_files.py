@@ -8,16 +8,17 @@ from typing import Any
 
 import pytest
 import yaml
-from prometheus_client import CollectorRegistry
 
 from grafana.boards.runbooks import DEFAULT_URL, UID, runbook_url, runbooks
 from grafana.dashboards import FOLDER, files
-from llm_carbon_meter.exporters.prometheus import PREFIX, PrometheusExporter
+from llm_carbon_meter.exporters.prometheus import PREFIX
+from tests.support.made.exporters import whole_exporter
 
 from .tools import Tools
 from .tools import dashboards as read_dashboards
 
 RULES = FOLDER / "prometheus" / "rules"
+RULE_FILES = ("recording", "budgets", "alerts")
 DASHBOARDS = read_dashboards()
 PANELS = [(name, panel) for name, board in DASHBOARDS.items() for panel in board["panels"]]
 UNITS = {"watt", "watth", "massg", "percentunit", "s", "reqps", "cps", "none", "suffix: g/kWh"}
@@ -31,7 +32,7 @@ def rules(name: str) -> Iterator[dict[str, Any]]:
 
 def exported() -> set[str]:
     """Names of all series that the exporter can have."""
-    exporter = PrometheusExporter("model", owns_totals=True, registry=CollectorRegistry())
+    exporter = whole_exporter()
     suffixes = {"counter": ("_total",), "gauge": ("",), "histogram": ("_bucket", "_sum", "_count")}
     return {
         metric._name + suffix for metric in exporter._metrics for suffix in suffixes[metric._type]
@@ -47,7 +48,7 @@ def test_what_is_generated_is_what_the_code_makes() -> None:
 def test_every_metric_in_dashboards_and_rules_is_exported() -> None:
     """A renamed metric would leave an empty panel or an alert that never fires."""
     text = "".join(target["expr"] for _, panel in PANELS for target in panel["targets"])
-    text += "".join(rule["expr"] for name in ("recording", "alerts") for rule in rules(name))
+    text += "".join(rule["expr"] for name in RULE_FILES for rule in rules(name))
     names = set(re.findall(rf"(?<![\w:]){PREFIX}\w+", text))
     assert names
     assert names <= exported()
@@ -55,11 +56,12 @@ def test_every_metric_in_dashboards_and_rules_is_exported() -> None:
 
 def test_every_recorded_series_that_is_used_is_recorded() -> None:
     """And is called level:metric:operations."""
-    recorded = {rule["record"] for rule in rules("recording")}
+    recorded = {rule["record"] for name in ("recording", "budgets") for rule in rules(name)}
     assert all(re.fullmatch(r"\w+:llm_carbon_meter_\w+:\w+", name) for name in recorded)
     used = {
         name
-        for rule in rules("recording")
+        for file in RULE_FILES
+        for rule in rules(file)
         for name in re.findall(r"\w+:llm_carbon_meter_\w+:\w+", rule["expr"])
     }
     assert used <= recorded

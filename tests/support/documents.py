@@ -14,16 +14,14 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from prometheus_client import CollectorRegistry
-
 from llm_carbon_meter.config import settings_table
 from llm_carbon_meter.exporters.headers import PREFIX, energy_headers, estimate_headers
-from llm_carbon_meter.exporters.prometheus import PrometheusExporter
 from llm_carbon_meter.records import EnergyEstimate, Quality, Source
 from llm_carbon_meter.training.study.evaluate.names import PLOTS, RESULTS
 from llm_carbon_meter.training.study.evaluate.report import readme_section
 
 from .made.energies import ENERGY
+from .made.exporters import whole_exporter
 
 ROOT: Final = Path(__file__).parents[2]
 README: Final = ROOT / "README.md"
@@ -58,7 +56,7 @@ def documents() -> Iterator[Path]:
 
 def metrics_table() -> str:
     """Every metric that the exporter registers."""
-    exporter = PrometheusExporter("model", owns_totals=True, registry=CollectorRegistry())
+    exporter = whole_exporter()
     rows = [
         "| metric | type | labels beside `model_name`, `engine` | meaning |",
         "|" + " --- |" * 4,

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, Final
 
 from llm_carbon_meter.config import Config
@@ -20,7 +21,7 @@ from llm_carbon_meter.servers.shared.channel import (
     sweep,
 )
 from llm_carbon_meter.servers.shared.middleware import STATE_NAME
-from llm_carbon_meter.servers.shared.routes import CarbonRoutes, ReadPrompts, ServedNames
+from llm_carbon_meter.servers.shared.routes import CarbonRoutes, ReadPrompts, Served
 
 RECORD_PATH: Final = "/v1/carbon/requests/{request_id:path}"
 ESTIMATE_PATH: Final = "/v1/carbon/estimate"
@@ -45,6 +46,7 @@ class ApiServer:
         tracing: whether the server makes spans.
         faults: counts of what went wrong in this process.
         cache_block_tokens: of the engines' prefix cache; 0 where they have none.
+        models: all that the server has, by name, where it has several; shapes as of `model`.
     """
 
     def __init__(
@@ -62,6 +64,7 @@ class ApiServer:
         tracing: bool,
         faults: Faults,
         cache_block_tokens: int = 0,
+        models: Mapping[str, ModelSpec | None] = MappingProxyType({}),
     ) -> None:
         self._index = index
         self._directory = config.channel_dir
@@ -78,6 +81,7 @@ class ApiServer:
             self._share if count > 1 else None,
             faults,
             cache_block_tokens=cache_block_tokens,
+            models=models,
         )
         self._others = [frontend_name(other) for other in range(count) if other != index]
         self._publisher: Publisher | None = None
@@ -113,16 +117,16 @@ class ApiServer:
                 case SharedRecord():
                     self._faults.attempt("channel", self.meter.receive_record, message.record)
 
-    def attach(self, app: Any, read_prompts: ReadPrompts, served_names: ServedNames) -> None:
+    def attach(self, app: Any, read_prompts: ReadPrompts, served: Served) -> None:
         """Give a Starlette application the meter, for its middleware, and our routes.
 
         Args:
             app: of the server.
             read_prompts: tokenises a body as the server would.
-            served_names: of the models that may be asked for.
+            served: the models that may be asked for.
         """
         setattr(app.state, STATE_NAME, self.meter)
-        routes = CarbonRoutes(self.meter, read_prompts, served_names)
+        routes = CarbonRoutes(self.meter, read_prompts, served)
         if hasattr(app, "add_api_route"):  # FastAPI describes its routes
             from llm_carbon_meter.servers.shared import openapi
 

@@ -3,10 +3,13 @@
 vLLM has them apart: vllm/engine_hooks.py has the engine's, vllm/frontend_hooks.py the API servers'.
 """
 
+from collections.abc import Mapping
 from contextlib import ExitStack
+from types import MappingProxyType
 
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend.concurrency import Held
+from llm_carbon_meter.physics.model_specs import ModelSpec
 from llm_carbon_meter.servers.shared.api_server import ApiServer
 from llm_carbon_meter.servers.shared.events import EventQueue
 from llm_carbon_meter.servers.shared.meter_process import MeterProcess, Setup
@@ -22,6 +25,7 @@ class LocalMeter:
         tracing: whether the server makes spans.
         faults: counts of what went wrong in this process.
         cache_block_tokens: of the engine's prefix cache; 0 where it has none.
+        models: all that the server has, by name, where it has several; None without a shape.
 
     Raises:
         MeterError: the power source or the channel cannot be opened.
@@ -36,6 +40,7 @@ class LocalMeter:
         tracing: bool,
         faults: Faults,
         cache_block_tokens: int = 0,
+        models: Mapping[str, ModelSpec | None] = MappingProxyType({}),
     ) -> None:
         self._engine = MeterProcess(setup, faults)
         with ExitStack() as undo:
@@ -53,6 +58,7 @@ class LocalMeter:
                 tracing=tracing,
                 faults=faults,
                 cache_block_tokens=cache_block_tokens,
+                models=models,
             )
             undo.callback(self.server.stop)
             self._engine.ready()

@@ -13,6 +13,7 @@ from typing import Any, Final, Protocol
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.exporters.headers import energy_headers, estimate_headers, sse_comment
 from llm_carbon_meter.frontend.exchanges import Exchange, current_exchange
+from llm_carbon_meter.frontend.tenants import MOST_BODY, Tenants, claim_of
 from llm_carbon_meter.records import RequestRecord
 
 Scope = MutableMapping[str, Any]
@@ -21,10 +22,16 @@ Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
+EVENTS: Final = b"text/event-stream"
+LINES: Final = b"application/x-ndjson"
+"""A stream that has no comments."""
 STATE_NAME: Final = "llm_carbon_meter"
 """Of the meter in the state of the server's application."""
 _DONE: Final = re.compile(rb"^data: ?\[DONE\]", re.MULTILINE)
 """The end of a stream; the space is the server's choice (WHATWG HTML, server-sent events)."""
+_ID: Final = re.compile(rb'"id" ?: ?"([^"\\]+)"')
+MOST_BEFORE_ID: Final = 2048
+"""Bytes; the id of an answer is its first field, or that of what it holds first."""
 REQUEST_ID_HEADER: Final = b"x-request-id"
 EXPOSE_HEADER: Final = "Access-Control-Expose-Headers"
 
@@ -36,6 +43,14 @@ class Frontend(Protocol):
     def config(self) -> Config:
         """Settings: which figures answers carry."""
         ...
+
+    @property
+    def tenants(self) -> Tenants:
+        """Whether bodies say whose requests are."""
+        ...
+
+    def answer(self, exchange: Exchange, answer_id: str) -> None:
+        """The client is told an id."""
 
     def end(self, exchange: Exchange, answered: bool) -> None:
         """The HTTP side is over."""
@@ -141,7 +156,7 @@ class _Answer:
     """The response of one exchange on its way out."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self.exchange = Exchange(_client_ids(scope))
+        self.exchange = Exchange(_client_ids(scope), scope["headers"])
         self._scope = scope
         self._receive = receive
         self._send = send
@@ -154,6 +169,10 @@ class _Answer:
         self._good = False
         self._complete = False
         """The last byte of a good answer was sent."""
+        self._unread = MOST_BEFORE_ID
+        """Bytes of the answer that may still tell its id."""
+        self._body = bytearray()
+        """Of the request, as far as it is read."""
         self._left = False
         """The client went before that; an application may still end its answer in order."""
 
@@ -165,25 +184,46 @@ class _Answer:
     async def listen(self) -> Message:
         """Pass on what comes from the client, watching whether it leaves."""
         message = await self._receive()
+        if message["type"] == "http.request":
+            self._read_claim(message)
         self._left = self._left or message["type"] == "http.disconnect"
         return message
+
+    def _read_claim(self, message: Message) -> None:
+        """Of the body, where the settings believe it."""
+        if self._frontend is None or not self._frontend.tenants.are_claimed:
+            return
+        self._body += message.get("body", b"")[: MOST_BODY + 1 - len(self._body)]
+        if not message.get("more_body") and len(self._body) <= MOST_BODY:
+            self.exchange.claim = claim_of(bytes(self._body))
 
     async def follow(self, message: Message) -> None:
         """Pass a message on, watching for the end."""
         if message["type"] == "http.response.start":
             self._good = message["status"] < 400
+        if message["type"] == "http.response.body" and self._good:
+            self._read_id(message.get("body", b""))
         await self._send(message)
         if message["type"] == "http.response.body" and not message.get("more_body"):
             self._complete = self._good and not self._left
+
+    def _read_id(self, body: bytes) -> None:
+        """Of the answer, near its beginning: each route makes its own out of the engine's."""
+        if self._unread <= 0 or self._frontend is None:
+            return
+        found = _ID.search(body[: self._unread])
+        self._unread = 0 if found else self._unread - len(body)
+        if found:
+            self._frontend.answer(self.exchange, found[1].decode("utf-8", "replace"))
 
     async def decorate(self, message: Message) -> None:
         """Hold the start until its headers are known; put the comment before the end."""
         if message["type"] == "http.response.start":
             self._held = message
-            self._stream = _is_event_stream(message)
+            self._stream = _kind(message).startswith((EVENTS, LINES))
             config = self._frontend.config if self._frontend else Config()
             self._shows_headers = config.headers
-            self._shows_comment = config.comment and self._stream and _may_grow(message)
+            self._shows_comment = config.comment and _may_grow(message)
             if not self._shows_headers:
                 await self._start()
             elif self._stream:
@@ -259,14 +299,14 @@ def _frontend(scope: Scope) -> Frontend | None:
     return getattr(state, STATE_NAME, None)
 
 
-def _is_event_stream(message: Message) -> bool:
-    return any(
-        name.lower() == b"content-type" and value.startswith(b"text/event-stream")
-        for name, value in message.get("headers", ())
-    )
+def _kind(message: Message) -> bytes:
+    """The content type."""
+    headers = message.get("headers", ())
+    return next((value for name, value in headers if name.lower() == b"content-type"), b"")
 
 
 def _may_grow(message: Message) -> bool:
-    """Whether a stream may become longer: no error, not compressed, its length not told."""
+    """Whether a comment may come in: to events, of no error, not compressed, no length told."""
     names = {name.lower() for name, _ in message.get("headers", ())}
-    return message["status"] < 400 and not names & {b"content-encoding", b"content-length"}
+    whole = names & {b"content-encoding", b"content-length"}
+    return message["status"] < 400 and not whole and _kind(message).startswith(EVENTS)

@@ -5,6 +5,7 @@ import asyncio
 import reprlib
 import time
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
 import msgspec
@@ -16,6 +17,7 @@ from llm_carbon_meter.exporters.headers import estimate_json
 from llm_carbon_meter.frontend.exchanges import bounded_id
 from llm_carbon_meter.frontend.frontend_meter import MOST_FOUND, FrontendMeter
 from llm_carbon_meter.frontend.sums import sum_estimates
+from llm_carbon_meter.frontend.tenants import RawHeaders
 from llm_carbon_meter.predictor.served import Prompt
 from llm_carbon_meter.records import EnergyEstimate, EstimateQuery, MeterError
 
@@ -34,8 +36,18 @@ ReadPrompts = Callable[[Request, Mapping[str, Any]], Awaitable[list[Prompt]]]
 """Gives each prompt of a chat or completion body, in tokens."""
 Tokenize = Callable[[Mapping[str, Any]], Awaitable[Prompt]]
 """Of one conversation (``messages``, ``tools``) or one text (``prompt``)."""
-ServedNames = Callable[[Request], Collection[str]]
-"""Gives the names of the models that the server answers for; empty where nobody knows them all."""
+
+
+class ServedModels(NamedTuple):
+    """What a server answers for; nothing where nobody knows all of it."""
+
+    names: Collection[str] = ()
+    """Of its model."""
+    adapters: Collection[str] = ()
+    """Of LoRA."""
+
+
+Served = Callable[[Request], ServedModels]
 TOGETHER: Final = 16
 """Requests that are estimated together: of many, each takes a tenth of one alone."""
 
@@ -119,25 +131,23 @@ class CarbonRoutes:
     Args:
         meter: of this process.
         read_prompts: tokenises a body as the server would.
-        served_names: of the models that may be asked for.
+        served: the models that may be asked for.
     """
 
-    def __init__(
-        self, meter: FrontendMeter, read_prompts: ReadPrompts, served_names: ServedNames
-    ) -> None:
+    def __init__(self, meter: FrontendMeter, read_prompts: ReadPrompts, served: Served) -> None:
         self._meter = meter
         self._read_prompts = read_prompts
-        self._served_names = served_names
+        self._served = served
 
     async def request(self, request: Request) -> Response:
         """Look a record up by an internal or external id."""
         try:
-            return self._found(request.path_params["request_id"])
+            return self._found(request.path_params["request_id"], request.headers.raw)
         except RefusedError as refusal:
             return refusal.response()
 
-    def _found(self, request_id: str) -> Response:
-        records = self._meter.find(request_id)
+    def _found(self, request_id: str, headers: RawHeaders) -> Response:
+        records = self._meter.find(request_id, headers)
         if not records:
             raise RefusedError(
                 404,
@@ -170,7 +180,7 @@ class CarbonRoutes:
         """Of all prompts together."""
         if not self._meter.estimates_requests:
             raise RefusedError(501, "this model's architecture has no estimate")
-        self._check_model(request, body.get("model"))
+        adapter = self._adapter(request, body.get("model"))
         output, sequences = _output_tokens(body), _whole(body, "n", MAX_SEQUENCES, 1)
         prompts = await self._prompts(request, body)
         concurrency = self._meter.concurrency.with_more(sequences * len(prompts))
@@ -178,7 +188,7 @@ class CarbonRoutes:
         for prompt in prompts:
             queries.append(
                 self._meter.query(
-                    prompt,
+                    replace(prompt, adapter=adapter),
                     output.at_most,
                     concurrency=concurrency,
                     num_sequences=sequences,
@@ -188,12 +198,15 @@ class CarbonRoutes:
             await turns.give()
         return sum_estimates(await self._estimates(queries, turns))
 
-    def _check_model(self, request: Request, name: Any) -> None:
-        names = self._served_names(request)
+    def _adapter(self, request: Request, name: Any) -> str:
+        """That is asked for; empty for the model itself."""
+        served = self._served(request)
+        names = [*served.names, *served.adapters]
         if name is not None and names and name not in names:
             raise RefusedError(
                 400, f"`model` is {reprlib.repr(name)}; this server has {', '.join(names)}"
             )
+        return name if name in served.adapters else ""
 
     async def _prompts(self, request: Request, body: Mapping[str, Any]) -> list[Prompt]:
         if "prompt_tokens" in body:

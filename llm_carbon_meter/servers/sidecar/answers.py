@@ -1,8 +1,11 @@
-"""What an OpenAI-compatible exchange says of itself: functions over bodies and stream events."""
+"""What an exchange says of itself: functions over bodies and stream events.
+
+The dialects are those of OpenAI, Anthropic (``/v1/messages``) and Ollama (``/api/…``).
+"""
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final, NamedTuple, TypeGuard
 
 from llm_carbon_meter.records import TokenCount
@@ -10,15 +13,41 @@ from llm_carbon_meter.servers.sidecar.capture import Usage
 
 CHARACTERS_PER_TOKEN: Final = 4
 """Of English text, about."""
-RESPONSES: Final = "/v1/responses"
-METERED: Final = ("/v1/chat/completions", "/v1/completions", RESPONSES)
+_TELLS_USAGE_IF_ASKED: Final = ("/v1/chat/completions", "/v1/completions")
+"""In streams; with them those without ``/v1``."""
+_OTHER_TEXT: Final = ("/v1/responses", "/v1/messages")
+_POOLING: Final = ("/v1/embeddings", "/v1/score", "/v1/rerank")
+"""Answers without tokens of their own."""
+_OLLAMA_TEXT: Final = ("/api/chat", "/api/generate")
+_OLLAMA_POOLING: Final = ("/api/embed", "/api/embeddings")
+
+
+def _both(*paths: str) -> tuple[str, ...]:
+    """With and without the version: servers take either."""
+    return tuple(each for path in paths for each in (path, path.removeprefix("/v1")))
+
+
+_WISHED: Final = _both(*_TELLS_USAGE_IF_ASKED)
+_WITHOUT_TOKENS: Final = (*_both(*_POOLING), "/v2/rerank", "/pooling", *_OLLAMA_POOLING)
+METERED: Final = (*_WISHED, *_both(*_OTHER_TEXT), *_OLLAMA_TEXT, *_WITHOUT_TOKENS)
 DONE: Final = b"[DONE]"
+LONGEST_MODEL: Final = 256
+"""Characters of a model's name."""
 MOST_TOKENS: Final = 1_000_000_000
 """Of a request, beyond every model; a larger count is not believed."""
 
-_PROMPT_FIELDS: Final = ("messages", "prompt", "input", "instructions", "tools")
-_LIMIT_FIELDS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens")
+_PROMPT_COUNTS: Final = ("prompt_tokens", "input_tokens", "prompt_eval_count")
+_OUTPUT_COUNTS: Final = ("completion_tokens", "output_tokens", "eval_count")
+_CACHE_WAYS: Final = ("read", "creation")
+_PROMPT_FIELDS: Final = (
+    *("messages", "prompt", "input", "instructions", "system", "tools"),
+    *("text_1", "text_2", "query", "documents"),
+)
+_LIMIT_FIELDS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens", "num_predict")
 _EVENT_END: Final = re.compile(rb"\r?\n\r?\n")
+_LINE_END: Final = re.compile(rb"\n")
+LINES: Final = "application/x-ndjson"
+"""Content type of Ollama's streams: a JSON object each line."""
 
 
 class Asked(NamedTuple):
@@ -36,6 +65,8 @@ class Asked(NamedTuple):
     prompt_tokens: int
     """As guessed from the text."""
     max_tokens: int | None
+    is_pooling: bool = False
+    """The answer has no tokens of its own."""
 
     def plain(self) -> "Asked":
         """The same without our wish for the usage."""
@@ -46,18 +77,25 @@ def asked(path: str, body: bytes) -> Asked:
     """Read a request; usage is asked for in a stream where the client did not."""
     request = _object(body)
     prompt_tokens = text_tokens([request.get(name) for name in _PROMPT_FIELDS])
-    limits = (request.get(name) for name in _LIMIT_FIELDS)
+    limits = ({**_part(request, "options"), **request}.get(name) for name in _LIMIT_FIELDS)
     max_tokens = next((limit for limit in limits if _is_count(limit) and limit > 0), None)
-    stream = request.get("stream") is True
+    stream = request.get("stream", path in _OLLAMA_TEXT) is True
     options = request.get("stream_options") or {}
-    adds = stream and path != RESPONSES and isinstance(options, dict)
+    adds = stream and path in _WISHED and isinstance(options, dict)
     adds = adds and options.get("include_usage") is not True
     sent = body
     if adds:
         more = {"stream_options": {**options, "include_usage": True}}
         sent = json.dumps({**request, **more}, separators=(",", ":")).encode()
     return Asked(
-        sent, body, str(request.get("model"))[:256], stream, adds, prompt_tokens, max_tokens
+        sent,
+        body,
+        str(request.get("model"))[:LONGEST_MODEL],
+        stream,
+        adds,
+        prompt_tokens,
+        max_tokens,
+        path in _WITHOUT_TOKENS,
     )
 
 
@@ -94,22 +132,34 @@ class Told(NamedTuple):
     failed: bool = False
     only_usage: bool = False
     """An event that is there for the usage alone."""
+    model: str = ""
+    """That answered."""
 
 
 def told(body: bytes) -> Told:
     """Read an answer that came whole, or the data of an event."""
     answer = _object(body)
-    inner = answer.get("response")
-    inner = inner if isinstance(inner, dict) else {}
-    name = answer.get("id") or inner.get("id")
-    usage = _usage(answer.get("usage") or inner.get("usage"))
+    # An event of OpenAI's responses has all in a response, one of Anthropic's in a message.
+    whole = {**_part(answer, "message"), **_part(answer, "response"), **answer}
+    usage = _usage(whole.get("usage") or answer)
     return Told(
-        id=name if isinstance(name, str) else "",
+        id=_text(whole.get("id")),
         tokens=_pieces(answer),
         usage=usage,
-        failed=bool(answer.get("error") or inner.get("error")),
+        failed=bool(whole.get("error")),
         only_usage=usage is not None and answer.get("choices") == [],
+        model=_text(whole.get("model"))[:LONGEST_MODEL],
     )
+
+
+def _part(answer: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """An object in another; empty where there is none."""
+    part = answer.get(name)
+    return part if isinstance(part, dict) else {}
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else ""
 
 
 def together(before: Told, after: Told) -> Told:
@@ -117,9 +167,17 @@ def together(before: Told, after: Told) -> Told:
     return Told(
         before.id or after.id,
         before.tokens + after.tokens,
-        after.usage or before.usage,
+        _later(before.usage, after.usage),
         before.failed or after.failed,
+        model=before.model or after.model,
     )
+
+
+def _later(before: Usage | None, after: Usage | None) -> Usage | None:
+    """The later of two; Anthropic's tells the prompt at the beginning alone."""
+    if before is None or after is None:
+        return after or before
+    return after if after.prompt_tokens else before._replace(output_tokens=after.output_tokens)
 
 
 def counted(
@@ -127,7 +185,7 @@ def counted(
 ) -> tuple[Usage, TokenCount]:
     """The usage that was told, else what was guessed."""
     if usage is not None:
-        return usage, TokenCount.USAGE
+        return usage._replace(prompt_tokens=usage.prompt_tokens or prompt_tokens), TokenCount.USAGE
     return Usage(prompt_tokens, 0, output_tokens), TokenCount.GUESSED
 
 
@@ -135,22 +193,35 @@ def whole_tokens(body: bytes) -> int:
     """Tokens of an answer that came whole and tells no usage, by the length of its text."""
     answer = _object(body)
     text = [choice.get("text") or _content(choice.get("message")) for choice in _choices(answer)]
-    text.append(answer.get("output"))
+    text += [answer.get("output"), answer.get("content"), answer.get("response")]
+    text.append(_content(answer.get("message")))
     return text_tokens(text)
 
 
 def _usage(found: Any) -> Usage | None:
-    """Chat and completions say prompt and completion, responses say input and output."""
+    """OpenAI's chat says prompt and completion, its responses and Anthropic input and output,
+    Ollama prompt_eval and eval; no prompt tokens where only the output is told."""
     if not isinstance(found, dict):
         return None
-    prompt = found.get("prompt_tokens", found.get("input_tokens"))
-    output = found.get("completion_tokens", found.get("output_tokens", 0))
-    details = found.get("prompt_tokens_details") or found.get("input_tokens_details")
-    cached = details.get("cached_tokens") if isinstance(details, dict) else None
-    if not (_is_count(prompt) and _is_count(output)):
+    prompt, output = _first(found, _PROMPT_COUNTS), _first(found, _OUTPUT_COUNTS)
+    told = [count for count in (prompt, output) if count is not None]
+    if not told or not all(map(_is_count, told)):
         return None
-    prompt = max(prompt, 1)
-    return Usage(prompt, min(max(cached, 0), prompt) if type(cached) is int else 0, output)
+    details = _part(found, "prompt_tokens_details") or _part(found, "input_tokens_details")
+    # Anthropic's input leaves out what its cache has to do with.
+    read, written = (_count(found.get(f"cache_{way}_input_tokens")) for way in _CACHE_WAYS)
+    prompt = 0 if prompt is None else max(prompt, 1) + read + written
+    return Usage(prompt, min(_count(details.get("cached_tokens")) + read, prompt), output or 0)
+
+
+def _first(found: Mapping[str, Any], names: Iterable[str]) -> Any:
+    """The first of some counts that is there."""
+    return next((found[name] for name in names if found.get(name) is not None), None)
+
+
+def _count(value: Any) -> int:
+    """Of tokens in a cache; 0 where it is none."""
+    return min(max(value, 0), MOST_TOKENS) if type(value) is int else 0
 
 
 def _is_count(value: Any) -> TypeGuard[int]:
@@ -158,9 +229,11 @@ def _is_count(value: Any) -> TypeGuard[int]:
 
 
 def _pieces(event: Mapping[str, Any]) -> int:
-    """Choices of a chunk that have content; an event of `/v1/responses` is one piece or none."""
-    if str(event.get("type", "")).endswith(".delta"):
+    """Choices of a chunk that have content; an event or line of others is one piece or none."""
+    if str(event.get("type", "")).endswith((".delta", "_block_delta")):
         return 1
+    if "done" in event:  # a line of Ollama's
+        return int(bool(event.get("response") or _content(event.get("message"))))
     return sum(
         bool(choice.get("text") or _content(choice.get("delta"))) for choice in _choices(event)
     )
@@ -192,16 +265,21 @@ def _object(body: bytes) -> dict[str, Any]:
 
 
 class EventSplitter:
-    """Cuts a stream of server-sent events into whole ones, byte for byte."""
+    """Cuts a stream of server-sent events, or of lines, into whole ones, byte for byte.
 
-    def __init__(self) -> None:
+    Args:
+        lines: whether it is one of lines.
+    """
+
+    def __init__(self, *, lines: bool = False) -> None:
+        self._end = _LINE_END if lines else _EVENT_END
         self.rest = b""
         """The beginning of an event whose end has not come."""
 
     def feed(self, part: bytes) -> list[bytes]:
         """The events that are whole with this part, each with the empty line behind it."""
         data, events, start = self.rest + part, [], 0
-        for end in _EVENT_END.finditer(data):
+        for end in self._end.finditer(data):
             events.append(data[start : end.end()])
             start = end.end()
         self.rest = data[start:]
@@ -209,6 +287,8 @@ class EventSplitter:
 
 
 def data_of(event: bytes) -> bytes:
-    """The data of an event."""
+    """The data of an event, or a line that is no event."""
+    if event.startswith(b"{"):
+        return event
     lines = (line for line in event.splitlines() if line.startswith(b"data:"))
     return b"\n".join(line.removeprefix(b"data:").removeprefix(b" ") for line in lines)

@@ -1,6 +1,7 @@
 """The verb ``sidecar``: its options."""
 
 import argparse
+from pathlib import Path
 
 from llm_carbon_meter.records import MeterError
 
@@ -22,6 +23,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="a built-in name or a config.json (default: the name that the server says)",
     )
     parser.add_argument(
+        "--models",
+        type=Path,
+        metavar="TOML",
+        help='for a server of several models: lines such as "its-name" = "Llama-3.1-8B"',
+    )
+    parser.add_argument(
         "--gpus", default="0", help="the server's, as nvidia-smi numbers them (default: 0)"
     )
 
@@ -36,4 +43,4 @@ def run(options: argparse.Namespace) -> int:
         from llm_carbon_meter.servers.sidecar.serve import serve
     except ImportError as error:
         raise MeterError(f"{error}: pip install 'llm-carbon-meter[sidecar]'") from error
-    return serve(options.upstream, options.listen, options.model, options.gpus)
+    return serve(options.upstream, options.listen, options.model, options.gpus, options.models)

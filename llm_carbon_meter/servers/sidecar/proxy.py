@@ -10,7 +10,7 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Coroutine, Iterable
 from typing import Any, Final, NamedTuple
 
 import httpx
@@ -34,9 +34,10 @@ from llm_carbon_meter.servers.shared.middleware import (
     Scope,
     Send,
 )
-from llm_carbon_meter.servers.shared.routes import RefusedError, metrics, prompts_of
+from llm_carbon_meter.servers.shared.routes import RefusedError, ServedModels, metrics, prompts_of
 from llm_carbon_meter.servers.sidecar.answers import (
     DONE,
+    LINES,
     METERED,
     Asked,
     EventSplitter,
@@ -234,15 +235,21 @@ class Forward:
     Args:
         upstream: where to.
         target: path there, if not the request's own.
+        frontend: counts what passes by; None before metering begins.
     """
 
-    def __init__(self, upstream: Upstream, target: bytes = b"") -> None:
+    def __init__(
+        self, upstream: Upstream, target: bytes = b"", frontend: FrontendMeter | None = None
+    ) -> None:
         self._upstream = upstream
         self._target = target
+        self._frontend = frontend
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward one exchange."""
         request, sent = Request(scope, receive), asyncio.Event()
+        if self._frontend is not None and scope["method"] == "POST":
+            self._frontend.unmetered(scope["path"])
         await while_connected(self._pass(request, sent, send), _gone(receive, sent))
 
     async def _pass(self, request: Request, sent: asyncio.Event, send: Send) -> None:
@@ -298,11 +305,18 @@ class MeteredForward:
         capture: is told of the request.
         frontend: likewise.
         faults: counts the answers that broke off.
+        models: of the server, where it has several: each request has its own.
     """
 
     def __init__(
-        self, upstream: Upstream, capture: OutsideCapture, frontend: FrontendMeter, faults: Faults
+        self,
+        upstream: Upstream,
+        capture: OutsideCapture,
+        frontend: FrontendMeter,
+        faults: Faults,
+        models: Collection[str] = (),
     ) -> None:
+        self._models = models
         self._upstream = upstream
         self._capture = capture
         self._frontend = frontend
@@ -322,7 +336,11 @@ class MeteredForward:
             question = question.plain()
         exchange = current_exchange.get()
         assert exchange is not None
-        metered = _Metered(self._capture, self._frontend.exchanges, exchange, question)
+        if self._models:
+            exchange.model = question.model
+        metered = _Metered(
+            self._capture, self._frontend.exchanges, exchange, question, self._models
+        )
         prompt = Prompt(question.prompt_tokens)
         self._frontend.begin(exchange, metered.id, metered.id, prompt, question.max_tokens)
         metered.begin()
@@ -336,8 +354,9 @@ class MeteredForward:
         try:
             async with self._ask(request, metered) as answer:
                 kind = answer.headers.get("content-type", "")
-                if kind.startswith("text/event-stream") and answer.status_code < 300:
-                    await self._stream(answer, metered, send)
+                if kind.startswith(("text/event-stream", LINES)) and answer.status_code < 300:
+                    splitter = EventSplitter(lines=kind.startswith(LINES))
+                    await self._stream(answer, metered, splitter, send)
                 else:
                     await self._whole(answer, metered, send)
         except RefusedError as refusal:
@@ -377,15 +396,16 @@ class MeteredForward:
         except httpx.TransportError as error:
             raise unreachable(self._upstream.url, error) from error
         if answer.status_code < 300:
-            metered.see(told(body)._replace(tokens=whole_tokens(body)))
+            metered.see(told(body)._replace(tokens=metered.tokens_of(body)))
             metered.end(Outcome.FINISHED)
         else:
             metered.refuse()
         await send(_start(answer))
         await send(_part(body, more=False))
 
-    async def _stream(self, answer: httpx.Response, metered: "_Metered", send: Send) -> None:
-        splitter = EventSplitter()
+    async def _stream(
+        self, answer: httpx.Response, metered: "_Metered", splitter: EventSplitter, send: Send
+    ) -> None:
         await send(_start(answer, b"content-length"))
         try:
             async for part in answer.aiter_raw():
@@ -405,8 +425,14 @@ class _Metered:
     """A metered request: what its answer has told so far."""
 
     def __init__(
-        self, capture: OutsideCapture, exchanges: Registry, exchange: Exchange, question: Asked
+        self,
+        capture: OutsideCapture,
+        exchanges: Registry,
+        exchange: Exchange,
+        question: Asked,
+        models: Collection[str],
     ) -> None:
+        self._models = models
         self.id = f"outside-{os.urandom(8).hex()}"
         self._capture = capture
         self._exchanges = exchanges
@@ -418,7 +444,13 @@ class _Metered:
     def begin(self) -> None:
         """The question goes to the server."""
         question = self.asked
-        self._capture.begin(self.id, question.prompt_tokens, whole=not question.stream)
+        # Until the end, an answer without tokens is at its prompt.
+        whole = not question.stream and not question.is_pooling
+        self._capture.begin(self.id, question.prompt_tokens, whole=whole)
+
+    def tokens_of(self, body: bytes) -> int:
+        """Of an answer that came whole, as guessed from its text."""
+        return 0 if self.asked.is_pooling else whole_tokens(body)
 
     def keeps(self, event: bytes) -> bool:
         """Read an event; False where the client is not to have it."""
@@ -437,6 +469,8 @@ class _Metered:
         before, self._told = self._told, together(self._told, found)
         if self._told.id != before.id:
             self._exchanges.rename(self._exchange, self.id, self._told.id)
+        if found.model in self._models:  # another name of the same, or the one that it stands for
+            self._exchange.model = found.model
 
     def end(self, outcome: Outcome) -> None:
         """The answer is over; what comes first counts."""
@@ -495,13 +529,17 @@ def meter(
     capture: OutsideCapture,
     server: ApiServer,
     faults: Faults,
+    models: Collection[str] = (),
 ) -> None:
     """Meter what an `application` passes on from now on, and answer at our own routes."""
-    passed = list(app.router.routes)
-    server.attach(app, read_prompts, lambda _request: ())  # it may have more than its first model
+    *own, _ = passed = list(app.router.routes)
+    server.attach(
+        app, read_prompts, lambda _request: ServedModels()
+    )  # it may have more than its first model
     ours = app.router.routes[len(passed) :]
-    forward = MeteredForward(upstream, capture, server.meter, faults)
+    forward = MeteredForward(upstream, capture, server.meter, faults, models)
+    rest = Route("/{path:path}", Forward(upstream, frontend=server.meter))
     headers = [Middleware(CarbonHeadersMiddleware)]
     metered = [Route(path, forward, methods=["POST"], middleware=headers) for path in METERED]
     # At once: the loop may be routing a request.
-    app.router.routes = [*ours, *metered, *passed]
+    app.router.routes = [*ours, *metered, *own, rest]

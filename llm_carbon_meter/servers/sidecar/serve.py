@@ -6,10 +6,13 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Sequence
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import httpx
+import msgspec
 import uvicorn
 
 from llm_carbon_meter.addresses import check_url, shown_url, split_login
@@ -24,6 +27,7 @@ from llm_carbon_meter.servers.shared.gpu_fields import gpu_fields
 from llm_carbon_meter.servers.shared.local_meter import LocalMeter
 from llm_carbon_meter.servers.shared.meter_process import Setup
 from llm_carbon_meter.servers.shared.settings import read_settings, with_channel
+from llm_carbon_meter.servers.sidecar.answers import LONGEST_MODEL
 from llm_carbon_meter.servers.sidecar.capture import OutsideCapture
 from llm_carbon_meter.servers.sidecar.proxy import CONNECT_S, Upstream, application, meter, named
 
@@ -31,11 +35,13 @@ SHUTDOWN_S: Final = 10
 """How long answers in flight may take when the sidecar is stopped."""
 ASK_AGAIN_S: Final = 1.0
 """A server that is not there is asked this often."""
+MOST_MODELS: Final = 100
+"""Of those that a server has: more are not asked about."""
 STARTING: Final = (502, 503, 504)
 """Statuses of a server that loads its model, and of a gateway before one."""
 
 
-def serve(upstream: str, listen: str, model: str, gpus: str) -> int:
+def serve(upstream: str, listen: str, model: str, gpus: str, models: Path | None = None) -> int:
     """Run the proxy until it is stopped.
 
     Args:
@@ -43,14 +49,16 @@ def serve(upstream: str, listen: str, model: str, gpus: str) -> int:
         listen: ``HOST:PORT``.
         model: a built-in name or a config.json; empty for the name that the server says.
         gpus: NVML's indices or UUIDs, with commas between.
+        models: a TOML table of the server's names and what `model` takes.
 
     Raises:
         MeterError: one of them cannot be used, or the power source cannot be opened.
     """
     faults = Faults()
     config, url, devices = _settings(faults), _url(upstream), _devices(gpus)
+    table = _read_models(models) if models else {}
     with _listening(listen) as place:
-        metering = _Metering(config, url, devices, model, faults)
+        metering = _Metering(config, url, devices, model, table, faults)
         try:
             metering.begin()
             print(f"llm-carbon-meter: {listen} goes to {shown_url(url)}", flush=True)
@@ -68,16 +76,24 @@ class _Metering:
         url: of the server.
         devices: the server's GPUs.
         model: as `serve` has it.
+        table: of several models, by the server's names.
         faults: counts of what went wrong.
     """
 
     def __init__(
-        self, config: Config, url: str, devices: Sequence[str], model: str, faults: Faults
+        self,
+        config: Config,
+        url: str,
+        devices: Sequence[str],
+        model: str,
+        table: Mapping[str, str],
+        faults: Faults,
     ) -> None:
         self._config = config
         self._url = url
         self._devices = devices
         self._model = model
+        self._table = table
         self._faults = faults
         self._capture = OutsideCapture(faults)
         self._upstream = Upstream(url)
@@ -93,13 +109,20 @@ class _Metering:
         served = self._served()
         if served is None:
             return
-        spec = self._spec(served)
-        setup = _setup(self._config, self._devices, spec)
-        name = served.name or self._model or "unknown"
-        held = self._capture.held
-        self._meter = LocalMeter(setup, name, held=held, tracing=False, faults=self._faults)
+        names = list(dict.fromkeys((*served.names, *self._table)))
+        models = {name: self._spec(name, served) for name in names} if len(names) > 1 else {}
+        first = names[0] if names else ""
+        spec = models[first] if models else self._spec(first, served)
+        self._meter = LocalMeter(
+            _setup(self._config, self._devices, spec),
+            first or self._model or "unknown",
+            held=self._capture.held,
+            tracing=False,
+            faults=self._faults,
+            models=models,
+        )
         self._meter.follow(self._capture)
-        meter(self.app, self._upstream, self._capture, self._meter.server, self._faults)
+        meter(self.app, self._upstream, self._capture, self._meter.server, self._faults, models)
 
     async def _wait(self) -> None:
         """Begin later, where the server was not there; until then nothing is metered."""
@@ -131,9 +154,9 @@ class _Metering:
         self._faults.note("upstream", problem, advice)
         return None
 
-    def _spec(self, served: "_Served") -> ModelSpec | None:
-        """The model's shape; None, and one line, where it is not known."""
-        model, count = self._model or served.name, len(self._devices)
+    def _spec(self, name: str, served: "_Served") -> ModelSpec | None:
+        """The shape of a model; None, and one line, where it is not known."""
+        model, count = self._table.get(name) or self._model or name, len(self._devices)
         try:
             if not model:
                 raise SpecError(served.problem)
@@ -142,15 +165,19 @@ class _Metering:
                 raise SpecError(f"{spec.num_heads} heads of {model} on {count} GPUs")
             return spec
         except SpecError as error:
-            advice = "Requests have no estimate; --model takes a name or a config.json."
+            advice = (
+                "Its requests have no estimate; --model takes a name or a config.json, --models a "
+                "table of several."
+            )
             self._faults.note("model", error, advice)
             return None
 
 
 class _Served(NamedTuple):
-    """What a server calls its first model."""
+    """What a server calls its models."""
 
-    name: str
+    names: Sequence[str]
+    """The first ones."""
     problem: str
     """Why there is no name."""
 
@@ -158,11 +185,27 @@ class _Served(NamedTuple):
 def _served_by(answer: httpx.Response) -> _Served:
     """Of the answer to ``/v1/models``."""
     try:
-        return _Served(str(answer.json()["data"][0]["id"]), "")
+        names = [str(model["id"])[:LONGEST_MODEL] for model in answer.json()["data"][:MOST_MODELS]]
     except (ValueError, LookupError, TypeError):
-        status = f"{answer.status_code} {answer.reason_phrase}"
-        place = shown_url(str(answer.url))
-        return _Served("", f"/v1/models of {place} answers {status}, and names no model")
+        names = []
+    status, place = f"{answer.status_code} {answer.reason_phrase}", shown_url(str(answer.url))
+    problem = "" if names else f"/v1/models of {place} answers {status}, and names no model"
+    return _Served(names, problem)
+
+
+def _read_models(path: Path) -> Mapping[str, str]:
+    """A table of the server's names and their models.
+
+    Raises:
+        ConfigError: it cannot be read, or is something else.
+    """
+    try:
+        return msgspec.convert(tomllib.loads(path.read_text("utf-8")), dict[str, str])
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"--models {path} cannot be used: {error}; "
+            'expected lines such as "NAME OF THE SERVER" = "Llama-3.1-8B"'
+        ) from error
 
 
 def _setup(config: Config, devices: Sequence[str], model: ModelSpec | None) -> Setup:

@@ -5,14 +5,14 @@ import contextlib
 import contextvars
 import functools
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
 from llm_carbon_meter.exporters.otel import SpanExporter
 from llm_carbon_meter.frontend.exchanges import Member, current_exchange
 from llm_carbon_meter.predictor.served import Prompt
 from llm_carbon_meter.servers.shared.middleware import CarbonHeadersMiddleware, UniqueIdMiddleware
-from llm_carbon_meter.servers.shared.routes import metrics, prompts_of
+from llm_carbon_meter.servers.shared.routes import ServedModels, metrics, prompts_of
 from llm_carbon_meter.servers.transformers.lifecycle import ServedModel
 from llm_carbon_meter.servers.transformers.plain import current_request
 
@@ -56,11 +56,11 @@ class ApplicationHooks:
         meter = self._served.meter
         if self._app is None or meter is None:
             return
-        meter.server.attach(self._app, self._read_prompts, self._served_names)
+        meter.server.attach(self._app, self._read_prompts, self._served_models)
         self._app.router.add_route("/metrics", metrics, ["GET"])
 
-    def _served_names(self, _request: Any) -> Collection[str]:
-        return self._served.name, f"{self._served.name}@main"
+    def _served_models(self, _request: Any) -> ServedModels:
+        return ServedModels((self._served.name, f"{self._served.name}@main"))
 
     async def _read_prompts(self, _request: Any, body: Mapping[str, Any]) -> list[Prompt]:
         processor = self._served.processor
@@ -135,7 +135,7 @@ def _trace(spans: SpanExporter, member: Member) -> None:
 
     span = trace.get_current_span()
     if span.is_recording():
-        span.set_attributes(spans.attributes(member.energy, member.estimate))
+        span.set_attributes(spans.attributes(member.energy, member.estimate, member.whose))
         started_ns = getattr(span, "start_time", None) or time.time_ns()
         spans.parent(member.internal_id, span.get_span_context(), started_ns)
 

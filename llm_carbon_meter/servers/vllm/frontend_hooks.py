@@ -5,7 +5,7 @@ children of n > 1 included.
 """
 
 import functools
-from collections.abc import Collection, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -17,7 +17,7 @@ from llm_carbon_meter.predictor.served import Prompt
 from llm_carbon_meter.records import MeterError, SpecError
 from llm_carbon_meter.servers.shared.api_server import ApiServer
 from llm_carbon_meter.servers.shared.middleware import ExchangeMiddleware
-from llm_carbon_meter.servers.shared.routes import RefusedError, prompts_of
+from llm_carbon_meter.servers.shared.routes import RefusedError, ServedModels, prompts_of
 from llm_carbon_meter.servers.vllm.engine_hooks import deployment, engine_model
 
 _traced_request: ContextVar[str | None] = ContextVar("llm_carbon_traced_request", default=None)
@@ -97,7 +97,7 @@ class FrontendHooks:
         """``register_vllm_serve_api_routers`` dresses the application, before its middleware."""
         if self._server is not None:
             app.add_middleware(ExchangeMiddleware)
-            self._server.attach(app, read_prompts, served_names)
+            self._server.attach(app, read_prompts, served_models)
 
     def routes_failed(self, _serve: Any, error: Exception) -> None:
         """The server starts without our routes."""
@@ -130,7 +130,8 @@ class FrontendHooks:
             return
         member, spans = server.meter.member(request_id), server.meter.spans
         if member is not None:
-            span.set_attributes(spans.attributes(member.energy, member.estimate))
+            known = spans.attributes(member.energy, member.estimate, member.whose)
+            span.set_attributes(known)
         spans.parent(bounded_id(request_id), span.get_span_context(), span.start_time)
 
 
@@ -175,6 +176,7 @@ def prompt_of(request: Any) -> Prompt:
         tokens if request.prompt_embeds is None else None,
         _cache_key(request),
         "; ".join(filter(None, remarks)),
+        adapter.lora_name if adapter is not None else "",
     )
 
 
@@ -196,12 +198,12 @@ async def read_prompts(request: Any, body: Mapping[str, Any]) -> list[Prompt]:
     return await prompts_of(body, functools.partial(_tokenize, request))
 
 
-def served_names(request: Any) -> Collection[str]:
-    """Of the model and its adapters; empty where adapters are looked for on demand."""
+def served_models(request: Any) -> ServedModels:
+    """The model and its adapters; nothing where adapters are looked for on demand."""
     models = request.app.state.openai_serving_models
     if models.lora_resolvers:
-        return ()
-    return [*(path.name for path in models.base_model_paths), *models.lora_requests]
+        return ServedModels()
+    return ServedModels([path.name for path in models.base_model_paths], models.lora_requests)
 
 
 async def _tokenize(request: Any, body: Mapping[str, Any]) -> Prompt:

@@ -265,3 +265,91 @@ async def test_through_starlette_and_httpx() -> None:
     assert streamed.text.endswith("}\n\ndata: [DONE]\n\n")
     assert missing.status_code == 404
     assert not [name for name in missing.headers if name.startswith("llm-carbon")]
+
+
+@pytest.mark.parametrize(
+    ("chunks", "name"),
+    [
+        ([b'{"id":"resp_1","output":[{"id":"msg_1"}]}'], "resp_1"),
+        ([b'{"object": "list", "id" : "embd-a/b"}'], "embd-a/b"),
+        (
+            [b'event: x\ndata: {"type":"created","response":{"id":"resp_1"}}\n\n', b"data: 1"],
+            "resp_1",
+        ),
+        ([b": ping\n\n", b'data: {"id":"resp_1"}\n\n', b'data: {"id":"item"}\n\n'], "resp_1"),
+    ],
+)
+async def test_the_id_of_the_answer_leads_to_the_record(chunks: list[bytes], name: str) -> None:
+    """Each route makes its own; the first in an answer is the answer's."""
+    meter = front_end()
+
+    async def app(scope: Any, receive: Any, send: Send) -> None:
+        begin(meter)
+        await send(start())
+        for number, body in enumerate(chunks):
+            await send(chunk(body, more=number < len(chunks) - 1))
+
+    await call(ExchangeMiddleware(app), meter)
+    (text,) = meter.find(name).values()
+    assert json.loads(text)["external_ids"] == [name, "chatcmpl-1"]
+    assert not meter.find("msg_1")
+    assert not meter.find("item")
+
+
+@pytest.mark.parametrize(
+    ("status", "body"),
+    [
+        (400, b'{"id": "victim"}'),
+        (200, b'{"text": "' + b"a" * 2048 + b'", "id": "victim"}'),
+        (200, b'{"id": 7}'),
+        (200, b'{"id": ""}'),
+    ],
+)
+async def test_what_is_no_id_of_an_answer_is_none(status: int, body: bytes) -> None:
+    """Of an error, far behind the beginning, or no text."""
+    meter = front_end()
+
+    async def app(scope: Any, receive: Any, send: Send) -> None:
+        begin(meter)
+        await send({**start(), "status": status})
+        await send(chunk(body))
+
+    await call(ExchangeMiddleware(app), meter)
+    assert not meter.find("victim")
+    (text,) = meter.find("engine-1").values()
+    assert json.loads(text)["external_ids"] == ["chatcmpl-1"]
+
+
+@pytest.mark.parametrize(
+    ("way", "pieces", "tenant"),
+    [
+        ("claimed_user", [b'{"user": "acme"}'], "acme"),
+        ("claimed_user", [b'{"user"', b': "a", "safety_identifier": "of a"}'], "of a"),
+        ("claimed_user", [b'{"user": "acme", "prompt": "', b"a" * 1_000_000, b'"}'], None),
+        ("claimed_user", [b"[1]"], None),
+        ("adapter", [b'{"user": "acme"}'], None),
+    ],
+)
+async def test_a_body_says_whose_it_is_where_that_is_enough(
+    way: str, pieces: list[bytes], tenant: str | None
+) -> None:
+    """The client's own word, of a body of a bounded length."""
+    meter, left = front_end(tenant_from=way), list(pieces)
+
+    async def app(scope: Any, receive: Any, send: Send) -> None:
+        while (await receive()).get("more_body"):
+            pass
+        begin(meter)
+        await send(start())
+        await send(chunk(b"{}"))
+
+    async def receive() -> Message:
+        body = left.pop(0)
+        return {"type": "http.request", "body": body, "more_body": bool(left)}
+
+    async def send(message: Message) -> None:
+        pass
+
+    await ExchangeMiddleware(app)(scope_of(meter), receive, send)
+    (text,) = meter.find("engine-1").values()
+    assert json.loads(text).get("tenant") == tenant

@@ -18,7 +18,13 @@ from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
 from llm_carbon_meter.physics.model_list import built_in_model
 from llm_carbon_meter.predictor.served import Prompt
 from llm_carbon_meter.records import EnergyEstimate, EstimateQuery
-from llm_carbon_meter.servers.shared.routes import MAX_SEQUENCES, TOGETHER, CarbonRoutes, prompts_of
+from llm_carbon_meter.servers.shared.routes import (
+    MAX_SEQUENCES,
+    TOGETHER,
+    CarbonRoutes,
+    ServedModels,
+    prompts_of,
+)
 
 
 class Asked(FrontendMeter):
@@ -57,7 +63,7 @@ async def prompts(request: Request, body: Mapping[str, Any]) -> list[Prompt]:
 async def post(meter: FrontendMeter, body: Mapping[str, Any]) -> Mapping[str, Any]:
     """The estimate in the answer."""
     app = Starlette()
-    routes = CarbonRoutes(meter, prompts, lambda _: ["llama"])
+    routes = CarbonRoutes(meter, prompts, lambda _: ServedModels(["llama"], ["mine"]))
     app.router.add_route("/estimate", routes.estimate, ["POST"])
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
@@ -73,6 +79,14 @@ async def test_the_estimate_counts_the_company_of_the_moment() -> None:
     await post(meter, {"prompt": ["ab", "abc"], "n": 2, "max_tokens": 7})
     more = {"num_sequences": 2, "concurrency": 5, "output_tokens": None}
     assert meter.asked == [(Prompt(2), 7, more), (Prompt(3), 7, more)]
+
+
+async def test_the_estimate_knows_the_adapter() -> None:
+    """Its answers have lengths of their own."""
+    meter = Asked()
+    for model in ("mine", "llama"):
+        await post(meter, {"prompt": ["ab"], "model": model})
+    assert [prompt.adapter for prompt, *_ in meter.asked] == ["mine", ""]
 
 
 async def test_the_estimate_is_the_formula_s_own_to_the_digit() -> None:
@@ -153,7 +167,7 @@ async def test_what_is_no_request_is_told_so(body: bytes, words: str) -> None:
     async def receive() -> Mapping[str, Any]:
         return {"type": "http.request", "body": body}
 
-    routes = CarbonRoutes(Asked(), read, lambda _: ["llama"])
+    routes = CarbonRoutes(Asked(), read, lambda _: ServedModels(["llama"]))
     answer = await routes.estimate(Request({"type": "http"}, receive))  # type: ignore[arg-type]
     assert answer.status_code == 400
     assert words in json.loads(bytes(answer.body))["error"]["message"]

@@ -7,11 +7,13 @@ import pytest
 
 from llm_carbon_meter.records import TokenCount
 from llm_carbon_meter.servers.sidecar.answers import (
+    METERED,
     EventSplitter,
     asked,
     counted,
     data_of,
     text_tokens,
+    together,
     told,
     whole_tokens,
 )
@@ -128,3 +130,44 @@ def test_events_are_cut_byte_for_byte_wherever_the_parts_end() -> None:
         assert b"".join(events) + splitter.rest == stream
         assert [data_of(event) for event in events] == [b"1", b"", b"{\n}"]
         assert data_of(splitter.rest) == b"[DONE]"
+
+
+def test_anthropic_tells_the_prompt_first_and_the_answer_last() -> None:
+    """Its input leaves out what was read from a cache or written into it."""
+    usage = {"input_tokens": 5, "cache_read_input_tokens": 3, "cache_creation_input_tokens": 2}
+    message = {"id": "msg_1", "model": "claude", "usage": {**usage, "output_tokens": 1}}
+    first = told_of(type="message_start", message=message)
+    assert (first.id, first.model, first.usage) == ("msg_1", "claude", Usage(10, 3, 1))
+    piece = told_of(type="content_block_delta", delta={"type": "text_delta", "text": "a"})
+    assert piece.tokens == 1
+    last = told_of(type="message_delta", delta={}, usage={"output_tokens": 9})
+    whole = together(together(first, piece), last)
+    assert whole.usage == Usage(10, 3, 9)
+    assert counted(last.usage, 7, 0) == (Usage(7, 0, 9), TokenCount.USAGE)
+    answer = {"content": [{"type": "text", "text": "x" * 40}]}
+    assert whole_tokens(json.dumps(answer).encode()) >= 10
+
+
+def test_ollama_streams_lines() -> None:
+    """Unless it is told not to; the last line has the counts."""
+    question = asked("/api/chat", b'{"model": "m", "options": {"num_predict": 9}}')
+    assert (question.stream, question.max_tokens, question.added_usage) == (True, 9, False)
+    assert not asked("/api/generate", b'{"stream": false}').stream
+    splitter = EventSplitter(lines=True)
+    lines = splitter.feed(b'{"message":{"content":"a"},"done":false}\n{"response":"b","done":fa')
+    lines += splitter.feed(
+        b'lse}\n{"model":"m","done":true,"prompt_eval_count":26,"eval_count":2}\n'
+    )
+    said = [told(data_of(line)) for line in lines]
+    assert [one.tokens for one in said] == [1, 1, 0]
+    assert (said[-1].usage, said[-1].model) == (Usage(26, 0, 2), "m")
+
+
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/embeddings", "/v1/rerank", "/api/embed"])
+def test_an_answer_without_text_has_no_tokens(path: str) -> None:
+    """Its question is all that is computed."""
+    question = asked(path, b'{"input": ["aaaa", "bbbb"]}')
+    assert path in METERED
+    assert (question.is_pooling, question.stream, question.prompt_tokens) == (True, False, 2)
+    assert told_of(usage={"prompt_tokens": 5, "total_tokens": 5}).usage == Usage(5, 0, 0)
+    assert told_of(embeddings=[[0.5]], prompt_eval_count=8).usage == Usage(8, 0, 0)

@@ -2,13 +2,14 @@
 
 import asyncio
 import os
+import re
 import socket
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import httpx
 import pytest
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -18,8 +19,8 @@ from starlette.routing import Route
 from llm_carbon_meter import cli
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.servers.sidecar.capture import OutsideCapture
-from llm_carbon_meter.testing.servers import Server, free_port
-from tests.support.servers.proxied import CHAT, USAGE, running
+from llm_carbon_meter.testing.servers import free_port
+from tests.support.servers.proxied import CHAT, USAGE, Sidecar, running
 from tests.support.waiting import eventually
 
 
@@ -130,44 +131,15 @@ def test_a_port_that_is_taken_is_named(capsys: pytest.CaptureFixture[str]) -> No
     assert f"--listen {place}: Address already in use" in capsys.readouterr().err
 
 
-class Sidecar(Server):
-    """The command before a server that may not be there yet; power from a data sheet."""
-
-    def __init__(self, upstream: str, folder: Path, *arguments: str) -> None:
-        port = free_port()
-        where = ("--upstream", upstream, "--listen", f"127.0.0.1:{port}")
-        super().__init__(
-            [sys.executable, "-m", "llm_carbon_meter.cli", "sidecar", *where, *arguments],
-            port,
-            log=folder / "sidecar.txt",
-            model_name="",
-            exact={},
-            environment={"LLM_CARBON_METER_POWER": "modelled"},
-        )
-
-    def _wait_until_healthy(self) -> None:
-        eventually(lambda: "goes to" in self.log_tail(), "the sidecar")
-        eventually(lambda: self.get("/metrics").status_code == 200, "its metrics")
-
-    def get(self, path: str) -> httpx.Response:
-        try:
-            return httpx.get(self.url + path, trust_env=False)
-        except httpx.TransportError:
-            return httpx.Response(599)
-
-    def chat(self) -> httpx.Response:
-        body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 5}
-        return httpx.post(self.url + CHAT, json=body, trust_env=False)
-
-
 def serving(listed: Response) -> Starlette:
     """A server with a list of models."""
 
     async def models(_request: Request) -> Response:
         return listed
 
-    async def chat(_request: Request) -> Response:
-        return JSONResponse({"id": "x", "usage": USAGE})
+    async def chat(request: Request) -> Response:
+        model = (await request.json()).get("model")
+        return JSONResponse({"id": f"chat-of-{model}", "model": model, "usage": USAGE})
 
     routes = [Route("/v1/models", models), Route(CHAT, chat, methods=["POST"])]
     return Starlette(routes=routes)
@@ -211,3 +183,45 @@ def test_a_login_of_the_server_is_used_and_not_shown(tmp_path: Path) -> None:
         said = sidecar.log.read_text()
     assert f"{url} cannot be reached" in said
     assert "SECRET" not in said
+
+
+def test_a_server_of_several_models(tmp_path: Path) -> None:
+    """Each request has its own; one that is not known has no estimate, and is no new series."""
+    table = tmp_path / "models.toml"
+    table.write_text('"big:8b" = "Llama-3.1-8B"\n"of no list" = "Qwen3-8B"\n')
+    listed = JSONResponse({"data": [{"id": name} for name in ("big:8b", "odd", "Qwen3-8B")]})
+    asked = ("big:8b", "Qwen3-8B", "of no list", "odd", "who")
+    with running(serving(listed)) as url, Sidecar(url, tmp_path, "--models", str(table)) as sidecar:
+        answers = {model: sidecar.chat(model=model) for model in asked}
+        estimated = [
+            model for model in asked if "llm-carbon-estimated-wh" in answers[model].headers
+        ]
+
+        def record(model: str) -> dict[str, Any] | None:
+            found: dict[str, Any] = sidecar.get(f"/v1/carbon/requests/chat-of-{model}").json()
+            return found if found.get("status") == "final" else None
+
+        records = {model: eventually(lambda: record(model), model) for model in asked}  # noqa: B023
+        metrics = sidecar.get("/metrics").text
+        said = sidecar.log.read_text()
+    assert estimated == ["big:8b", "Qwen3-8B", "of no list"]
+    assert [records[model]["model"] for model in asked] == list(asked)
+    assert [bool(records[model]["conditional"]) for model in asked] == [True] * 3 + [False] * 2
+    counted = re.findall(r'meter_requests_total\{.*model_name="([^"]+)".* (\S+)', metrics)
+    assert sorted(counted) == [
+        *(("Qwen3-8B", "1.0"), ("big:8b", "2.0"), ("odd", "1.0"), ("of no list", "1.0")),
+    ]
+    assert "odd" in said
+
+
+@pytest.mark.parametrize("text", [None, "what", '"a" = 7'])
+def test_a_table_of_models_that_cannot_be_used(
+    text: str | None, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One line that names it."""
+    table = tmp_path / "models.toml"
+    if text is not None:
+        table.write_text(text)
+    assert command("--upstream", "http://127.0.0.1:1", "--models", str(table)) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"--models {table} cannot be used" in line

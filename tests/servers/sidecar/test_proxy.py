@@ -102,9 +102,9 @@ def test_the_model_is_asked_with_the_login_that_no_log_has(
     server = running(Starlette(routes=[Route("/v1/models", models)]))
     with caplog.at_level(logging.DEBUG), server as url:
         secret = url.replace("//", "//user:SECRET@")
-        served = _Metering(Config(), secret, ["0"], "", Faults())._served()
+        served = _Metering(Config(), secret, ["0"], "", {}, Faults())._served()
     assert served is not None
-    assert (served.name, seen) == ("toy", ["Basic dXNlcjpTRUNSRVQ="])
+    assert (served.names, seen) == (["toy"], ["Basic dXNlcjpTRUNSRVQ="])
     assert "SECRET" not in caplog.text
 
 

@@ -5,37 +5,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from safetensors.numpy import save_file
 
 from llm_carbon_meter.servers.vllm.frontend_hooks import prompt_of
 from llm_carbon_meter.testing.servers import MODEL_NAME
+from tests.support.servers.adapters import make_adapter
 from tests.support.servers.completions import complete
 from tests.support.servers.metered import Metered, StartServer
 
 pytestmark = pytest.mark.engine
-
-RANK = 4
-
-
-def make_adapter(folder: Path, model: Path) -> Path:
-    """A LoRA adapter of the first layer's query projection."""
-    sizes = json.loads((model / "config.json").read_text())
-    hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
-    width = heads * sizes.get("head_dim", hidden // heads)
-    folder.mkdir()
-    name = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
-    save_file(
-        {
-            name.format("A"): np.full((RANK, hidden), 0.01, np.float32),
-            name.format("B"): np.full((width, RANK), 0.01, np.float32),
-        },
-        folder / "adapter_model.safetensors",
-    )
-    settings = {"peft_type": "LORA", "r": RANK, "lora_alpha": 8, "target_modules": ["q_proj"]}
-    (folder / "adapter_config.json").write_text(json.dumps(settings))
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -3,8 +3,10 @@
 import contextlib
 import json
 import socket
+import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
@@ -15,6 +17,7 @@ from starlette.routing import Route
 
 from llm_carbon_meter.servers.shared.api_server import ApiServer
 from llm_carbon_meter.servers.sidecar.capture import OutsideCapture
+from llm_carbon_meter.testing.servers import Server, free_port
 from tests.support.waiting import eventually
 
 CHAT = "/v1/chat/completions"
@@ -27,6 +30,36 @@ class Metering(NamedTuple):
 
     capture: OutsideCapture
     server: ApiServer
+
+
+class Sidecar(Server):
+    """The command before a server that may not be there yet; power from a data sheet."""
+
+    def __init__(self, upstream: str, folder: Path, *arguments: str) -> None:
+        port = free_port()
+        where = ("--upstream", upstream, "--listen", f"127.0.0.1:{port}")
+        super().__init__(
+            [sys.executable, "-m", "llm_carbon_meter.cli", "sidecar", *where, *arguments],
+            port,
+            log=folder / "sidecar.txt",
+            model_name="",
+            exact={},
+            environment={"LLM_CARBON_METER_POWER": "modelled"},
+        )
+
+    def _wait_until_healthy(self) -> None:
+        eventually(lambda: "goes to" in self.log_tail(), "the sidecar")
+        eventually(lambda: self.get("/metrics").status_code == 200, "its metrics")
+
+    def get(self, path: str) -> httpx.Response:
+        try:
+            return httpx.get(self.url + path, trust_env=False)
+        except httpx.TransportError:
+            return httpx.Response(599)
+
+    def chat(self, **more: str) -> httpx.Response:
+        body = {"messages": [{"role": "user", "content": "hello"}], "max_tokens": 5, **more}
+        return httpx.post(self.url + CHAT, json=body, trust_env=False)
 
 
 @contextlib.contextmanager
