@@ -11,13 +11,18 @@ import re
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
 from itertools import islice
 from typing import Final
 
-from llm_carbon_meter.frontend.sums import one_prompt, sum_energies, sum_estimates
+from llm_carbon_meter.frontend.sums import (
+    sum_beam_estimates,
+    sum_beams,
+    sum_energies,
+    sum_estimates,
+)
 from llm_carbon_meter.frontend.tenants import RawHeaders
 from llm_carbon_meter.predictor.live import Asked
 from llm_carbon_meter.records import (
@@ -120,7 +125,12 @@ class Exchange:
         """Of all members together; None while or where one has none."""
         estimates = [member.estimate for member in self.members.values() if member.estimate]
         complete = estimates and len(estimates) == len(self.members)
-        return sum_estimates(estimates) if complete else None
+        return self.joined(estimates) if complete else None
+
+    def joined(self, estimates: Sequence[EnergyEstimate]) -> EnergyEstimate:
+        """Estimates of all members, in their order, as one."""
+        join = sum_beam_estimates if self._is_beam_search else sum_estimates
+        return join(estimates)
 
     @property
     def energy(self) -> RequestEnergy | None:
@@ -128,8 +138,7 @@ class Exchange:
         energies = [member.energy for member in self.members.values() if member.energy]
         if not energies or len(energies) < len(self.members):
             return None
-        whole = sum_energies(energies)
-        return one_prompt(whole, energies[0]) if self._is_beam_search else whole
+        return sum_beams(energies) if self._is_beam_search else sum_energies(energies)
 
     @property
     def _is_beam_search(self) -> bool:

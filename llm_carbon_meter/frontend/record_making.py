@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from llm_carbon_meter.carbon.money import Prices
 from llm_carbon_meter.frontend.exchanges import Exchange
-from llm_carbon_meter.frontend.sums import stopped, sum_estimates
+from llm_carbon_meter.frontend.sums import stopped
 from llm_carbon_meter.predictor.live import LiveEstimator, Served
 from llm_carbon_meter.records import (
     GPU,
@@ -89,7 +89,10 @@ def conditionals(
     """
     served = [_served(exchange) for exchange in exchanges]
     made = iter(live.conditionals([one for members in served for one in members]))
-    return [sum_estimates([next(made) for _ in members]) if members else None for members in served]
+    return [
+        exchange.joined([next(made) for _ in members]) if members else None
+        for exchange, members in zip(exchanges, served, strict=True)
+    ]
 
 
 def _served(exchange: Exchange) -> Sequence[Served]:

@@ -74,11 +74,20 @@ def sum_energies(energies: Sequence[RequestEnergy]) -> RequestEnergy:
     )
 
 
-def one_prompt(whole: RequestEnergy, first: RequestEnergy) -> RequestEnergy:
-    """The sum of a beam search, whose engine requests go on with the prompt of the first."""
+def sum_beams(energies: Sequence[RequestEnergy]) -> RequestEnergy:
+    """Energies of a beam search, whose engine requests go on with the prompt of the first."""
+    first = energies[0]
     return dataclasses.replace(
-        whole, prompt_tokens=first.prompt_tokens, cached_tokens=first.cached_tokens
+        sum_energies(energies),
+        prompt_tokens=first.prompt_tokens,
+        cached_tokens=first.cached_tokens,
     )
+
+
+def sum_beam_estimates(estimates: Sequence[EnergyEstimate]) -> EnergyEstimate:
+    """Estimates of its engine requests, likewise."""
+    whole = sum_estimates(estimates)
+    return dataclasses.replace(whole, cached_tokens=estimates[0].cached_tokens)
 
 
 def _joint_uncertainty(energies: Sequence[RequestEnergy]) -> float | None:

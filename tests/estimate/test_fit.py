@@ -16,7 +16,7 @@ from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend.concurrency import Concurrency
 from llm_carbon_meter.frontend.frontend_meter import FrontendMeter
 from llm_carbon_meter.physics.model_list import built_in_model
-from llm_carbon_meter.servers.shared.routes import CarbonRoutes
+from llm_carbon_meter.servers.shared.routes import CarbonRoutes, ServedModels
 
 
 class Unfit(NamedTuple):
@@ -134,7 +134,7 @@ async def asked(unfit: Unfit, num_stages: int = 1) -> tuple[int, Mapping[str, An
         raise AssertionError
 
     app = Starlette()
-    routes = CarbonRoutes(meter_of(unfit, num_stages), no_prompts, lambda _: ())
+    routes = CarbonRoutes(meter_of(unfit, num_stages), no_prompts, lambda _: ServedModels())
     app.router.add_route("/v1/carbon/estimate", routes.estimate, ["POST"])
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
