@@ -464,6 +464,18 @@ class Features:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where an API server runs; what is not known is empty."""
+
+    instance: str = ""
+    """A new one at every start; an internal id is unique within it."""
+    host: str = ""
+    pod: str = ""
+    node: str = ""
+    namespace: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class RequestRecord:
     """One HTTP exchange, all its engine requests (n > 1, prompt lists) summed."""
 
@@ -490,6 +502,8 @@ class RequestRecord:
     covers: str
     """What the figures are of, in words."""
     tokens_from: TokenCount = TokenCount.ENGINE
+    place: Place = Place()
+    """Of the API server that answered; clients see its instance alone."""
 
     @property
     def is_final(self) -> bool:

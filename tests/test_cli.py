@@ -27,8 +27,8 @@ ROOMS = {
     "campaign": f"campaign {CONFIG} progress exporters extras physics power training units",
     "check": f"carbon check {CONFIG} data exporters faults formats ledger physics power "
     "predictor servers service units",
-    "serve-transformers": f"carbon {CONFIG} data exporters faults formats frontend physics power "
-    "predictor servers service units",
+    "serve-transformers": f"carbon {CONFIG} data exporters extras faults formats frontend physics "
+    "power predictor servers service units",
     "sidecar": "servers",
     "estimate": f"carbon {CONFIG} estimate exporters faults physics predictor progress service "
     "units",

@@ -64,6 +64,8 @@ def test_foreign_variables_are_left_alone() -> None:
         ("records", "1", 1),
         ("request_log_max_bytes", "1000", 1000),
         ("request_log", "/var/log/requests.jsonl", "/var/log/requests.jsonl"),
+        ("request_log_max_age_s", "3600", 3600.0),
+        ("otlp_logs", "http://collector:4317", "http://collector:4317"),
     ],
 )
 def test_settings_are_read(name: str, text: str, value: object) -> None:
@@ -101,7 +103,8 @@ def test_settings_are_read(name: str, text: str, value: object) -> None:
         ("pue", "1e400", "expected a number from 1 to 5"),
         ("final_wait_s", "-inf", "expected a number from 0 to 10"),
         ("request_log_max_bytes", "999", "expected a whole number from 1000"),
-        ("request_log_files", "0", "expected a whole number from 1 to 1000"),
+        ("request_log_files", "0", "expected a whole number from 1 to 9999"),
+        ("request_log_max_age_s", "0", "expected a number from 1 to"),
     ],
 )
 def test_a_wrong_value_is_named_and_its_default_used(name: str, text: str, reason: str) -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from llm_carbon_meter.frontend.exchanges import Exchange
 from llm_carbon_meter.frontend.sums import stopped, sum_estimates
 from llm_carbon_meter.predictor.live import LiveEstimator, Served
-from llm_carbon_meter.records import CarbonIntensity, EnergyEstimate, RequestRecord
+from llm_carbon_meter.records import CarbonIntensity, EnergyEstimate, Place, RequestRecord
 
 
 class Surroundings(NamedTuple):
@@ -17,6 +17,7 @@ class Surroundings(NamedTuple):
     deployment: Mapping[str, str | float]
     pue: float
     covers: str
+    place: Place
 
 
 def record_of(
@@ -54,6 +55,7 @@ def record_of(
         pue=surroundings.pue,
         covers=surroundings.covers,
         tokens_from=exchange.tokens_from,
+        place=surroundings.place,
     )
 
 

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from llm_carbon_meter.exporters.log_line import REQUEST
 from llm_carbon_meter.frontend.request_log import parse
 from llm_carbon_meter.records import ACCOUNT_NAMES, MeterError
 
@@ -109,7 +110,9 @@ def _entries(file: Path, broken: list[str]) -> Iterator[Entry]:
         with file.open("rb") as lines:
             for number, line in enumerate(lines, 1):
                 try:
-                    yield entry_of(parse(file, number, line))
+                    record = parse(file, number, line)
+                    if record.get("kind", REQUEST) == REQUEST:
+                        yield entry_of(record)
                 except MeterError as error:
                     broken.append(str(error))
                 except ValueError as error:
@@ -128,9 +131,8 @@ def entry_of(record: Mapping[str, Any]) -> Entry:
     Raises:
         KeyError, TypeError, ValueError, AttributeError: a field is missing or no figure.
     """
-    estimate = record.get("estimate")
     return Entry(
-        arrived_unix_s=_within(record["features"], "arrived_unix_s", 0.0, LAST_UNIX_S),
+        arrived_unix_s=_within(record, "arrived_unix_s", 0.0, LAST_UNIX_S),
         model=_word(record, "model"),
         zone=_word(record, "zone"),
         source=_word(record, "source"),
@@ -145,7 +147,7 @@ def entry_of(record: Mapping[str, Any]) -> Entry:
         else None,
         covers=_word(record, "covers"),
         intensity_source=_word(record, "intensity_source"),
-        estimated_joules=_estimated(estimate) if estimate else None,
+        estimated_joules=_estimated(record),
     )
 
 
@@ -179,10 +181,11 @@ def _within(
     return figure
 
 
-def _estimated(estimate: Mapping[str, Any]) -> float | None:
-    if estimate.get("facility"):
+def _estimated(record: Mapping[str, Any]) -> float | None:
+    name = "estimate_calibrated_joules"
+    if record.get("estimate_facility") or not _has(record, name):
         return None
-    return _figure(estimate.get("calibrated", estimate), "energy_joules")
+    return _figure(record, name)
 
 
 def within(log: Log, period: Period) -> Log:

@@ -18,6 +18,7 @@ from prometheus_client import CollectorRegistry
 
 from llm_carbon_meter.config import settings_table
 from llm_carbon_meter.exporters.headers import PREFIX, energy_headers, estimate_headers
+from llm_carbon_meter.exporters.log_line import columns_table
 from llm_carbon_meter.exporters.prometheus import PrometheusExporter
 from llm_carbon_meter.records import EnergyEstimate, Quality, Source
 from llm_carbon_meter.training.study.evaluate.names import PLOTS, RESULTS
@@ -102,7 +103,11 @@ def fairness(kind: str) -> str:
 
 PARTS: Final[Mapping[Path, Mapping[str, Callable[[], str]]]] = {
     PACKAGE / "README.md": {"settings": settings_table},
-    PACKAGE / "exporters" / "README.md": {"metrics": metrics_table, "headers": headers_table},
+    PACKAGE / "exporters" / "README.md": {
+        "metrics": metrics_table,
+        "headers": headers_table,
+        "columns": columns_table,
+    },
     PACKAGE / "ledger" / "README.md": {
         kind: partial(fairness, kind) for kind in ("roofline", "kernels", "kept-out")
     },
