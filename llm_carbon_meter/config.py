@@ -215,7 +215,7 @@ class Config:
         _number(1.0, 3_153_600_000.0),
         "it is rotated at each multiple of it since 1970 too; 86400 is midnight, UTC",
     )
-    request_log_files: int = _setting(100, _whole(1, 9999), "rotated request logs that are kept")
+    request_log_files: int = _setting(120, _whole(1, 9999), "rotated request logs that are kept")
     otlp_logs: str = _setting(
         "",
         _url_of_service,

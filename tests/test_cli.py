@@ -36,7 +36,8 @@ ROOMS = {
     "models": "estimate exporters physics",
     "gpus": "estimate exporters physics predictor",
     "replay": f"{CONFIG} exporters faults formats frontend report units",
-    "report": f"{CONFIG} exporters faults formats frontend report units",
+    "report": f"{CONFIG} exporters extras faults formats frontend report units",
+    "export": f"{CONFIG} exporters extras faults formats frontend report units",
     "train": f"{CONFIG} extras training",
     "evaluate": f"{CONFIG} extras training",
 }
