@@ -1,6 +1,7 @@
 """Lines of request logs in DuckDB, with bounded memory: read, judged, and what is wrong named."""
 
 import contextlib
+import glob
 import math
 import os
 import tempfile
@@ -14,7 +15,7 @@ from llm_carbon_meter.exporters.log_line import COLUMNS, REQUEST, SQL_TYPES, Col
 from llm_carbon_meter.extras import require
 from llm_carbon_meter.frontend.request_log import opened
 from llm_carbon_meter.records import ACCOUNT_NAMES, MeterError, Source
-from llm_carbon_meter.report.files import PARQUET, Files
+from llm_carbon_meter.report.files import PARQUET, REMOTE, Files
 from llm_carbon_meter.report.periods import Period, iso
 
 if TYPE_CHECKING:
@@ -171,11 +172,11 @@ def load(
 
     def query(reader: Reader, names: Sequence[str]) -> str:
         judged = _judged(*reader(connection, names))
-        kept = f"wrong IS NOT NULL OR {within(period)}"
-        return f"SELECT {wanted}, file, wrong FROM ({judged}) WHERE {kept}"
+        return f"SELECT {wanted}, file, wrong FROM ({judged}) WHERE {within(period)}"
 
     def stage(names: Sequence[str]) -> None:
-        connection.execute(f"INSERT INTO staged {query(_from_json, names)}")
+        kept = query(_from_json, names) + " OR wrong IS NOT NULL"
+        connection.execute(f"INSERT INTO staged {kept}")
 
     def bad(relation: str) -> Mapping[str, int]:
         counting = f"SELECT file, count(*) FROM {relation} WHERE wrong IS NOT NULL GROUP BY file"
@@ -235,9 +236,7 @@ Reader = Callable[["DuckDBPyConnection", Sequence[str]], Relation]
 """Makes it for names of files."""
 
 
-def _from_json(
-    _connection: "DuckDBPyConnection", names: Sequence[str]
-) -> tuple[str, Mapping[str, str]]:
+def _from_json(_connection: "DuckDBPyConnection", names: Sequence[str]) -> Relation:
     """Every figure as text, so that one that is none is noticed; a line that is no JSON is null."""
     types = {column.name: _text_type(column.kind) for column in COLUMNS} | _OLD_TYPES
     fields = ", ".join(f"'{name}': '{kind}'" for name, kind in types.items())
@@ -258,16 +257,16 @@ def _text_type(kind: type) -> str:
     return "VARCHAR" if kind in (int, float) else SQL_TYPES[kind]
 
 
-def _from_parquet(
-    connection: "DuckDBPyConnection", names: Sequence[str]
-) -> tuple[str, Mapping[str, str]]:
+def _from_parquet(connection: "DuckDBPyConnection", names: Sequence[str]) -> Relation:
     source = f"read_parquet({_list(names)}, union_by_name = true, filename = 'file')"
     there = {row[0] for row in connection.execute(f"DESCRIBE FROM {source}").fetchall()}
     return source, {column.name: column.name for column in COLUMNS if column.name in there}
 
 
 def _list(names: Sequence[str]) -> str:
-    return "[" + ", ".join(map(quoted, names)) + "]"
+    """In SQL; DuckDB takes a name for a pattern, which only that of an object store may be."""
+    plain = (name if REMOTE.match(name) else glob.escape(name) for name in names)
+    return "[" + ", ".join(map(quoted, plain)) + "]"
 
 
 def quoted(text: str) -> str:

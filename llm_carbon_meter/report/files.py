@@ -13,9 +13,9 @@ from llm_carbon_meter.records import MeterError
 REMOTE: Final = re.compile(r"(?:s3|gs|gcs|r2)://")
 PARQUET: Final = ".parquet"
 LOG: Final = re.compile(
-    r"\.(?:jsonl|ndjson|json|log)(?:-\d+)?(?:\.(?:\d{1,4}|\d{8}T\d{6}\.\d{6}Z))?(?:\.gz)?$"
+    r"\.(?:jsonl|ndjson)(?:-\d+)?(?:\.(?:\d{1,4}|\d{8}T\d{6}\.\d{6}Z))?(?:\.gz)?$"
 )
-"""How a log's files end, in a folder."""
+"""How a log's files end, in a folder, which may hold other logs."""
 
 
 @dataclass(frozen=True, slots=True)

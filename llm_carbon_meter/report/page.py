@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from llm_carbon_meter import __version__
 from llm_carbon_meter.records import MeterError
+from llm_carbon_meter.report.database import clean
 from llm_carbon_meter.report.plots import picture, plotted
 from llm_carbon_meter.report.sci import write_sci
 from llm_carbon_meter.report.summary import Report, reports_per
@@ -86,7 +87,7 @@ def write_pages(
     pages = []
     for value, report in reports_per(connection, whole, name).items():
         target = folder / f"{file_name(value)}.html"
-        write_page(connection, report, target, f"{name} {value}")
+        write_page(connection, report, target, f"{name} {clean(value)}")
         write_sci(report, target.with_suffix(".json"))
         pages.append(target)
     return pages

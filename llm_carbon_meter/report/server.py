@@ -24,6 +24,8 @@ ADVICE: Final = "give the address of a Prometheus server such as http://localhos
 GROUPINGS: Final = ("model", *STEPS)
 WORDS: Final = (0, 1)
 """Columns of group and source."""
+MEMORY: Final = "7d"
+"""A series without a sample for so long before a time began in it."""
 SCOPES: Final = ("operational", "embodied")
 ACCOUNT_COLUMNS: Final = {account.label: f"{account.label}_wh" for account in Account}
 
@@ -131,12 +133,24 @@ def _grown(
     grown: dict[Labels, dict[str, float]] = {}
     for bar, (begin_s, end_s) in bars.items():
         seconds = max(round(end_s - begin_s), 1)
-        query = f"sum by (model_name, source, {label}) (increase({PREFIX}{name}[{seconds}s]))"
+        grown_by = _growth(PREFIX + name, seconds)
+        query = f"sum by (model_name, source, {label}) ({grown_by})"
         for series in _ask(client, query, end_s):
             labels, value = series["metric"], float(series["value"][1])
             group = bar + labels.get("model_name", ""), labels.get("source", "")
             grown.setdefault(group, {})[labels.get(label, "")] = value
     return grown
+
+
+def _growth(metric: str, seconds: int) -> str:
+    """By how much a counter grew, in PromQL.
+
+    ``increase`` begins with a series' first sample, and loses what the counter had by then. A
+    series that began in the time, and was never reset, has grown by all that it counts.
+    """
+    span, before = f"{metric}[{seconds}s]", f"{metric}[{MEMORY}] offset {seconds}s"
+    whole = f"last_over_time({span}) and resets({span}) == 0"
+    return f"({whole}) unless last_over_time({before}) or increase({span})"
 
 
 def _ask(client: httpx.Client, query: str, at_s: float) -> list[Any]:
@@ -188,7 +202,9 @@ def server_table(report: ServerReport) -> str:
         [
             f"period: from {iso(report.since_s)} until {iso(report.until_s)}",
             f"server: {report.url}",
-            "sources: never added to each other; increases as Prometheus extrapolates them",
+            "sources: never added to each other",
+            "increases: as Prometheus extrapolates them; of a server that began in the period all "
+            "that it counted",
             "",
             aligned([heading, *cells], left=WORDS),
         ]

@@ -63,8 +63,8 @@ def test_a_file_that_is_being_packed_is_read_once(tmp_path: Path) -> None:
 
 def test_a_folder_has_logs_and_parquet_at_any_depth(tmp_path: Path) -> None:
     """And other files, which are not read."""
-    ours = ["a.jsonl", "b/x.log", f"b/x.log-2.{ROTATED}.gz", "c/day=2026-03-01/lines.parquet"]
-    touch(tmp_path, *ours, "readme.md", "b/x.log.part", "c/picture.png")
+    ours = ["a.jsonl", "b/x.ndjson", f"b/x.jsonl-2.{ROTATED}.gz", "c/day=2026-03-01/x.parquet"]
+    touch(tmp_path, *ours, "readme.md", "b/x.jsonl.part", "c/picture.png", "server.log", "sci.json")
     assert sorted(names(tmp_path, ".")) == sorted(ours)
 
 
@@ -73,6 +73,14 @@ def test_a_pattern_is_taken_as_it_is(tmp_path: Path) -> None:
     touch(tmp_path, "a/log.gz", "b/log.gz", "b/log")
     assert names(tmp_path, "*/log.gz") == ["a/log.gz", "b/log.gz"]
     assert names(tmp_path, "**/log") == ["b/log"]
+
+
+def test_a_name_that_looks_like_a_pattern_is_a_name(tmp_path: Path) -> None:
+    """Of a file and of its folder; quotes are part of it, too."""
+    for number, name in enumerate(("log[1].jsonl", "log*.jsonl", "it's.jsonl", 'a"b?.jsonl')):
+        log = write(tmp_path / "f[x]'*" / name, *[line()] * (number + 1))
+        assert made(log).requests == number + 1
+    assert made(tmp_path / "f[x]'*").requests == 10
 
 
 @pytest.mark.parametrize("address", ["nothing", "no/folder/log", "*.jsonl", "empty"])

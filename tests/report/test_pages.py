@@ -114,3 +114,14 @@ def test_what_cannot_be_written_is_an_error(
     assert main(["report", str(log), *options]) == 1
     (told,) = capsys.readouterr().err.splitlines()
     assert re.search(error, told)
+
+
+@pytest.mark.parametrize("name", ["a\x00b", "x'; DROP TABLE lines; --", "\ud7ff", "a\nb", "é" * 90])
+def test_any_name_of_a_tenant_has_its_page(tmp_path: Path, name: str) -> None:
+    """Whatever a client sent; the next tenant's, too."""
+    log = write(tmp_path / "log", *(new_line(tenant=tenant) for tenant in (name, "zzz")))
+    target = tmp_path / "pages"
+    assert main(["report", str(log), "--html-per", "tenant", str(target)]) == 0
+    pages = list(target.glob("*.html"))
+    assert len(pages) == 2
+    assert all("of 1 LLM requests of tenant" in page.read_text("utf-8") for page in pages)
