@@ -124,7 +124,7 @@ def database(wanted: str) -> Iterator["DuckDBPyConnection"]:
     import duckdb
 
     with tempfile.TemporaryDirectory(prefix="llm-carbon-meter-") as folder:
-        threads = min(os.cpu_count() or 1, MOST_THREADS)
+        threads = 2
         limits = {"memory_limit": MEMORY, "threads": threads, "temp_directory": f"{folder}/spilt"}
         with duckdb.connect(f"{folder}/lines.duckdb", config=limits) as connection:
             try:
@@ -270,8 +270,9 @@ def _list(names: Sequence[str]) -> str:
 
 
 def quoted(text: str) -> str:
-    """A text in SQL."""
-    return "'" + text.replace("'", "''") + "'"
+    """A text in SQL; older versions of DuckDB take no NUL in one."""
+    parts = ("'" + part.replace("'", "''") + "'" for part in text.split("\0"))
+    return "(" + " || chr(0) || ".join(parts) + ")" if "\0" in text else next(parts)
 
 
 def within(period: Period) -> str:

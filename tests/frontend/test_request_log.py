@@ -105,9 +105,13 @@ def test_a_line_of_version_1_is_read_in_this_form(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With its version or none; nobody is warned of what is known in full."""
-    path, body = tmp_path / "requests.jsonl", json.loads(record_text(RECORD))
+    assert RECORD.estimate is not None
+    estimated = replace(RECORD, estimate=replace(RECORD.estimate, calibration=0.5))
+    path, body = tmp_path / "requests.jsonl", json.loads(record_text(estimated))
     path.write_text("".join(json.dumps(one) + "\n" for one in ({"version": 1, **body}, body)))
-    expected = request_line(RECORD)
+    expected = request_line(estimated)
+    assert expected["estimate_low_joules"] == 50.0
+    assert expected["estimate_calibrated_joules"] == 0.5 * expected["estimate_joules"]
     del expected["version"], expected["kind"]
     first, second = read(path)
     assert first == {"version": 1, **expected}

@@ -77,10 +77,11 @@ def test_a_pattern_is_taken_as_it_is(tmp_path: Path) -> None:
 
 def test_a_name_that_looks_like_a_pattern_is_a_name(tmp_path: Path) -> None:
     """Of a file and of its folder; quotes are part of it, too."""
-    for number, name in enumerate(("log[1].jsonl", "log*.jsonl", "it's.jsonl", 'a"b?.jsonl')):
-        log = write(tmp_path / "f[x]'*" / name, *[line()] * (number + 1))
-        assert made(log).requests == number + 1
-    assert made(tmp_path / "f[x]'*").requests == 10
+    for folder in (tmp_path / "plain", tmp_path / "f[x]'*"):
+        for number, name in enumerate(("log[1].jsonl", "log*.jsonl", "it's.jsonl", 'a"b?.jsonl')):
+            log = write(folder / name, *[line()] * (number + 1))
+            assert made(log).requests == number + 1
+        assert made(folder).requests == 10
 
 
 @pytest.mark.parametrize("address", ["nothing", "no/folder/log", "*.jsonl", "empty"])

@@ -45,8 +45,16 @@ def test_a_page_tells_nothing_of_the_operator_or_of_others(tmp_path: Path) -> No
     """Neither files, nor broken lines, nor all energy of the GPUs, nor another's name."""
     texts = pages(tmp_path)
     for name, text in texts.items():
-        for word in ("secret-folder", "broken", "left out", "unattributed Wh", "gpus Wh"):
+        for word in (
+            "secret-folder",
+            "broken",
+            "left out",
+            "unattributed Wh",
+            "gpus Wh",
+            "scrapes",
+        ):
             assert word not in text, word
+        assert "energy of the GPUs that belongs to no request is not in here" in text
         assert ("acme" in text) == (name == "acme.html")
 
 

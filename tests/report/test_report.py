@@ -483,3 +483,12 @@ def test_a_name_is_no_formula(tmp_path: Path, name: str) -> None:
     (row,) = csv_rows(tmp_path, line(model=name, energy_joules=-1.0, prefill_joules=-1.0))
     assert row["model"][0] in "'\ufffd"
     assert float(row["energy_wh"]) < 0
+
+
+def test_a_file_with_a_line_beyond_all_bounds_is_named_and_left_out(tmp_path: Path) -> None:
+    """The lines of other files are in the report."""
+    write(tmp_path / "log.1", line(), line(model="x" * 40_000_000))
+    report = made(write(tmp_path / "log", line()))
+    assert report.requests == 1
+    (text,) = report.broken.texts
+    assert f"{tmp_path / 'log.1'}: cannot be read, left out: " in text
