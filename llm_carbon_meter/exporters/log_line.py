@@ -4,11 +4,11 @@ A line is a request, or what the GPUs of an engine used altogether in a while: `
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from typing import Any, Final, NamedTuple
 
 from llm_carbon_meter.exporters.headers import record_json
-from llm_carbon_meter.records import ACCOUNT_NAMES, RequestRecord
+from llm_carbon_meter.records import ACCOUNT_NAMES, Place, RequestRecord
 
 VERSION: Final = 2
 """Of the form of a line; a line that names none has version 1."""
@@ -95,6 +95,7 @@ COLUMNS: Final = (
 )
 """A column that a line has not is null: the line's maker did not know it."""
 NAMES: Final = tuple(column.name for column in COLUMNS)
+PLACE: Final = tuple(field.name for field in fields(Place))
 
 Line = dict[str, Any]
 """Values by the names of `COLUMNS`."""
@@ -103,7 +104,12 @@ Line = dict[str, Any]
 def request_line(record: RequestRecord) -> Line:
     """A finished request; what is empty or not known is left out."""
     body = _flat(record_json(record))
-    return columns_of({"version": VERSION, "kind": REQUEST, **body, **asdict(record.place)})
+    return columns_of({"version": VERSION, "kind": REQUEST, **body, **place_columns(record.place)})
+
+
+def place_columns(place: Place) -> Line:
+    """The columns of a place; `dataclasses.asdict` takes twenty times as long."""
+    return {name: getattr(place, name) for name in PLACE}
 
 
 def from_version_1(body: Mapping[str, Any]) -> Line:

@@ -6,11 +6,11 @@ the rest add up to the counters'.
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Final
 
 from llm_carbon_meter.exporters.headers import BOUNDARY
-from llm_carbon_meter.exporters.log_line import ACCOUNTS, VERSION, Line, columns_of
+from llm_carbon_meter.exporters.log_line import ACCOUNTS, VERSION, Line, columns_of, place_columns
 from llm_carbon_meter.records import Account, EngineTotals, Place
 
 WHILE_S: Final = 900.0
@@ -100,7 +100,7 @@ class AccountLines:
                     "pue": self._pue,
                     "boundary": BOUNDARY,
                     "covers": self._covers,
-                    **asdict(self._place),
+                    **place_columns(self._place),
                 }
             )
         ]

@@ -3,7 +3,6 @@
 import contextlib
 import glob
 import math
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
