@@ -3,6 +3,7 @@
 import gzip
 import json
 import os
+import random
 import threading
 import time
 from dataclasses import replace
@@ -13,7 +14,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llm_carbon_meter.config import Config
 from llm_carbon_meter.exporters.headers import record_text
 from llm_carbon_meter.exporters.log_line import request_line
 from llm_carbon_meter.frontend.request_log import (
@@ -24,6 +24,7 @@ from llm_carbon_meter.frontend.request_log import (
     text_of,
 )
 from llm_carbon_meter.records import MeterError, Place
+from tests.support.documents import LINE_BYTES, PACKED
 from tests.support.made.records import RECORD
 from tests.support.made.usual import a_usual_record
 
@@ -91,14 +92,31 @@ def test_a_line_holds_no_figure_twice() -> None:
     assert "host" not in line  # not known here
 
 
-def test_the_usual_settings_hold_a_month_at_the_rate_that_is_said() -> None:
-    """A request a second, with a file begun each midnight; a line is at most 1.75 KB."""
-    record, config = a_usual_record(), Config()
-    size, usual = 1_750, len(text_of(request_line(record))) + 1
-    assert 1_500 < usual < size < 0.5 * len(record_text(record))
-    days, per_s = 31, 1.0
-    full = days * 86_400 * per_s * size / config.request_log_max_bytes
-    assert full + days < config.request_log_files
+def test_a_line_is_no_longer_than_the_documents_say() -> None:
+    """With long names, and figures of all digits; less than half of the whole record."""
+    record = a_usual_record()
+    digits = 120  # that the figures of a made-up record have not
+    length = len(text_of(request_line(record))) + 1 + digits
+    assert 0.9 * LINE_BYTES < length < LINE_BYTES < 0.5 * len(record_text(record))
+
+
+def test_packed_lines_take_no_more_than_the_documents_say(tmp_path: Path) -> None:
+    """As the table of retention has it, of lines whose ids and figures differ."""
+    path, digits = tmp_path / "log", random.Random(1)
+    usual = request_line(a_usual_record())
+    lines = [
+        {
+            name: value * digits.random() if isinstance(value, float) else value
+            for name, value in usual.items()
+        }
+        | {"id": f"chatcmpl-{digits.getrandbits(128):032x}"}
+        for _ in range(2_000)
+    ]
+    write(path, *lines, record_of(0), max_bytes=2_000 * LINE_BYTES)
+    plain = sum(len(text_of(one)) + 1 for one in lines)
+    packed = sum(file.stat().st_size for file in rotated_files(path)) + path.stat().st_size
+    assert len(rotated_files(path)) == 1
+    assert PACKED < plain / packed < 2 * PACKED
 
 
 def test_a_line_of_version_1_is_read_in_this_form(
