@@ -31,7 +31,7 @@ logger = logging.getLogger("llm_carbon_meter")
 ADVICE: Final = "give the file that LLM_CARBON_METER_REQUEST_LOG names"
 PACKED: Final = ".gz"
 PACKING: Final = ".part"
-PACK_S: Final = 10.0
+PACK_S: Final = 3.0
 """For which the end of a server waits for the packing of a file; the next start goes on with it."""
 ROTATED: Final = re.compile(r"\.(?:(?P<number>\d{1,4})|(?P<time>\d{8}T\d{6}\.\d{6}Z))(?:\.gz)?$")
 """What follows the log's name; numbers are those of an older version, 1 the latest."""
@@ -88,6 +88,8 @@ class RequestLog:
                 os.fsync(self._file.fileno())
             self._file.close()
         self._packing.join(PACK_S)
+        self._tidy_soon()
+        self._packing.join(PACK_S)
 
     def _open(self) -> None:
         self._file: IO[bytes] = self._path.open("ab", buffering=0)
@@ -116,18 +118,27 @@ class RequestLog:
             ended += timedelta(microseconds=1)
         self._path.rename(target)
         self._open()
-        self._packing.join()
-        self._packing = threading.Thread(target=self._tidy, name="request-log", daemon=True)
-        self._packing.start()
+        self._tidy_soon()
+
+    def _tidy_soon(self) -> None:
+        """On a thread; where one is at it, the next rotation or the end goes on with the rest."""
+        if not self._packing.is_alive():
+            self._packing = threading.Thread(target=self._tidy, name="request-log", daemon=True)
+            self._packing.start()
 
     def _tidy(self) -> None:
         """Pack what is not packed, and remove what is too old."""
-        rotated = rotated_files(self._path)
-        for file in rotated[: -self._files]:
-            file.unlink(missing_ok=True)
-        for file in rotated[-self._files :]:
-            if file.suffix != PACKED:
-                _pack(file)
+        try:
+            rotated = rotated_files(self._path)
+            for file in rotated[: -self._files]:
+                file.unlink(missing_ok=True)
+            for file in rotated[-self._files :]:
+                if file.suffix != PACKED:
+                    _pack(file)
+        except OSError as error:
+            logger.warning(
+                "llm_carbon_meter: older files of the request log stay as they are: %s.", error
+            )
 
 
 def _named(path: Path, ended: datetime) -> Path:
@@ -141,16 +152,20 @@ def _ends_a_line(path: Path) -> bool:
 
 
 def _pack(file: Path) -> None:
-    """Readers find one of the two whenever they look; a full disk leaves the file as it is."""
+    """Readers find one of the two whenever they look.
+
+    Raises:
+        OSError: the disk is full, or the like; the file stays as it is.
+    """
     part, packed = (file.with_name(file.name + suffix) for suffix in (PACKING, PACKED))
     try:
         with file.open("rb") as plain, gzip.open(part, "wb", compresslevel=6) as target:
             shutil.copyfileobj(plain, target, 1 << 20)
-        part.rename(packed)
-        file.unlink()
-    except OSError as error:
+    except OSError:
         part.unlink(missing_ok=True)
-        logger.warning("llm_carbon_meter: %s cannot be packed: %s.", file, error)
+        raise
+    part.rename(packed)
+    file.unlink()
 
 
 def rotated_files(path: Path) -> list[Path]:

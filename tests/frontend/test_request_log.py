@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from llm_carbon_meter.exporters.headers import record_text
 from llm_carbon_meter.exporters.log_line import request_line
+from llm_carbon_meter.frontend import request_log
 from llm_carbon_meter.frontend.request_log import (
     RequestLog,
     ledger_table,
@@ -223,6 +224,42 @@ def test_what_a_killed_server_left_unpacked_is_packed(tmp_path: Path) -> None:
     assert sorted(tmp_path.iterdir()) == [path, left.with_name(left.name + ".gz")]
     assert list(read(rotated_files(path)[0])) == [record_of(0)]
     assert json.loads(path.read_text().splitlines()[1]) == record_of(1)
+
+
+def test_writing_never_waits_for_packing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither does the event loop behind it; what was not packed meanwhile is packed at the end."""
+    going, path = threading.Event(), tmp_path / "log"
+    pack = request_log._pack
+    monkeypatch.setattr(request_log, "_pack", lambda file: (going.wait(20), pack(file)))
+    log = RequestLog(str(path), 1_000, 1e9, 100)
+    begun_s = time.monotonic()
+    for number in range(50):
+        log.write(json.dumps(record_of(number)))
+    assert time.monotonic() - begun_s < 2.0
+    going.set()
+    log.close()
+    files = [*rotated_files(path), path]
+    assert {file.suffix for file in files[:-1]} == {".gz"}
+    assert [record["id"] for file in files for record in read(file)] == [
+        f"engine-{number}" for number in range(50)
+    ]
+
+
+def test_what_cannot_be_packed_stays_as_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A full disk: nothing half done is left, and the log goes on."""
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(request_log.shutil, "copyfileobj", fail)
+    path = tmp_path / "log"
+    write(path, *(record_of(number) for number in range(20)), max_bytes=2_000, files=100)
+    assert all(file.suffix not in (".gz", ".part") for file in tmp_path.iterdir())
+    files = [*rotated_files(path), path]
+    assert len([record for file in files for record in read(file)]) == 20
+    assert "stay as they are: [Errno 28] No space left on device" in caplog.text
 
 
 def test_a_damaged_packed_file_is_named(tmp_path: Path) -> None:

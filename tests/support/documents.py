@@ -19,6 +19,7 @@ from prometheus_client import CollectorRegistry
 
 from llm_carbon_meter.config import PREFIX as SETTING
 from llm_carbon_meter.config import Config, settings_table
+from llm_carbon_meter.exporters.columns import figure
 from llm_carbon_meter.exporters.headers import PREFIX, energy_headers, estimate_headers
 from llm_carbon_meter.exporters.log_line import columns_table
 from llm_carbon_meter.exporters.prometheus import PrometheusExporter
@@ -108,7 +109,7 @@ def retention_table() -> str:
 
 
 def _packed(per_s: float) -> str:
-    return f"{MONTH_DAYS * 86_400 * per_s * LINE_BYTES / PACKED / 1e9:.2g} GB"
+    return figure(MONTH_DAYS * 86_400 * per_s * LINE_BYTES / PACKED / 1e9) + " GB"
 
 
 def headers_table() -> str:
