@@ -49,6 +49,7 @@ VERBS: Final[Mapping[str, Verb]] = {
     "replay": Verb("report.replay_command", "print the ledger of a request log again"),
     "report": Verb("report.command", "energy and carbon of a period, from a request log"),
     "verify": Verb("verify", "check the signatures of a record or of a request log"),
+    "export": Verb("report.export_command", "a request log as Parquet, a folder for each day"),
     "train": Verb("training.fit.command", "fit the predictor to measurements anew"),
     "evaluate": Verb("training.study.command", "judge the predictor on measurements held out"),
 }

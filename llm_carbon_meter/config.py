@@ -2,7 +2,9 @@
 
 import contextlib
 import os
+import socket
 import tempfile
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
@@ -10,7 +12,7 @@ from typing import Any, Final
 
 from llm_carbon_meter.addresses import NOT_SHOWN, check_url, shown_url
 from llm_carbon_meter.private_folder import is_private
-from llm_carbon_meter.records import ConfigError
+from llm_carbon_meter.records import ConfigError, Place
 
 PREFIX: Final = "LLM_CARBON_METER_"
 CHANNEL_DIR_VARIABLE: Final = PREFIX + "CHANNEL_DIR"
@@ -328,7 +330,18 @@ class Config:
     request_log_max_bytes: int = _setting(
         64_000_000, _whole(1_000, 10**12), "size at which the request log is rotated"
     )
-    request_log_files: int = _setting(5, _whole(1, 1000), "rotated request logs that are kept")
+    request_log_max_age_s: float = _setting(
+        86_400.0,
+        _number(1.0, 3_153_600_000.0),
+        "it is rotated at each multiple of it since 1970 too; 86400 is midnight, UTC",
+    )
+    request_log_files: int = _setting(120, _whole(1, 9999), "rotated request logs that are kept")
+    otlp_logs: str = _setting(
+        "",
+        _url_of_service,
+        "address of an OTLP receiver (gRPC) such as http://collector:4317 that gets each line of "
+        "the request log as a log record; empty: none",
+    )
     receipt_key: str = _setting(
         "",
         str,
@@ -461,6 +474,22 @@ def data_folder(given: str = "") -> Path:
     if not Path(folder).is_dir():
         raise ConfigError(f"the data folder {folder} does not exist")
     return Path(folder)
+
+
+def place() -> Place:
+    """Where this process runs, with a new instance; pod, node and namespace only in Kubernetes.
+
+    The variables of the names are those that a pod's downward API is usually mapped to.
+    """
+    host = socket.gethostname()
+    in_kubernetes = "KUBERNETES_SERVICE_HOST" in os.environ
+    return Place(
+        instance=uuid.uuid4().hex,
+        host=host,
+        pod=os.environ.get("POD_NAME", os.environ.get("HOSTNAME", host) if in_kubernetes else ""),
+        node=os.environ.get("NODE_NAME", ""),
+        namespace=os.environ.get("POD_NAMESPACE", ""),
+    )
 
 
 def told_before() -> bool:

@@ -530,6 +530,18 @@ class Features:
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where an API server runs; what is not known is empty."""
+
+    instance: str = ""
+    """A new one at every start; an internal id is unique within it."""
+    host: str = ""
+    pod: str = ""
+    node: str = ""
+    namespace: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class RequestRecord:
     """One HTTP exchange, all its engine requests (n > 1, prompt lists) summed."""
 
@@ -561,6 +573,8 @@ class RequestRecord:
     whose: Whose = NOBODYS
     cost: Cost | None = None
     """None while nothing is known yet, and where no price is."""
+    place: Place = Place()
+    """Of the API server that answered; clients see its instance alone."""
 
     @property
     def is_final(self) -> bool:

@@ -37,6 +37,7 @@ ROOMS = {
     "gpus": "estimate exporters physics predictor",
     "replay": f"{CONFIG} exporters extras faults formats frontend report units",
     "report": f"{CONFIG} exporters extras faults formats frontend report units",
+    "export": f"{CONFIG} exporters extras faults formats frontend report units",
     "verify": f"{CONFIG} exporters extras faults formats verify",
     "train": f"{CONFIG} extras training",
     "evaluate": f"{CONFIG} extras training",

@@ -2,6 +2,7 @@
 
 import math
 import os
+import socket
 from dataclasses import fields
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from llm_carbon_meter.config import (
     Config,
     cuda_visible_devices,
     data_folder,
+    place,
     runtime_folder,
     settings_table,
     share_channel_dir,
@@ -73,6 +75,8 @@ def test_foreign_variables_are_left_alone() -> None:
         ("records", "1", 1),
         ("request_log_max_bytes", "1000", 1000),
         ("request_log", "/var/log/requests.jsonl", "/var/log/requests.jsonl"),
+        ("request_log_max_age_s", "3600", 3600.0),
+        ("otlp_logs", "http://collector:4317", "http://collector:4317"),
     ],
 )
 def test_settings_are_read(name: str, text: str, value: object) -> None:
@@ -115,7 +119,8 @@ def test_settings_are_read(name: str, text: str, value: object) -> None:
         ("pue", "1e400", "expected a number from 1 to 5"),
         ("final_wait_s", "-inf", "expected a number from 0 to 10"),
         ("request_log_max_bytes", "999", "expected a whole number from 1000"),
-        ("request_log_files", "0", "expected a whole number from 1 to 1000"),
+        ("request_log_files", "0", "expected a whole number from 1 to 9999"),
+        ("request_log_max_age_s", "0", "expected a number from 1 to"),
     ],
 )
 def test_a_wrong_value_is_named_and_its_default_used(name: str, text: str, reason: str) -> None:
@@ -323,3 +328,20 @@ def test_data_folder_is_what_was_given_else_the_variable(
         data_folder()
     with pytest.raises(ConfigError, match="does not exist"):
         data_folder(str(tmp_path / "gone"))
+
+
+def test_a_place_is_known_by_the_names_of_kubernetes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Elsewhere by the host alone; the instance is another one each time."""
+    for name in ("KUBERNETES_SERVICE_HOST", "POD_NAME", "NODE_NAME", "POD_NAMESPACE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOSTNAME", "pod-1")
+    here = place()
+    assert (here.host, here.pod, here.node) == (socket.gethostname(), "", "")
+    assert len({place().instance for _ in range(3)} | {here.instance}) == 4
+    monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+    assert place().pod == "pod-1"
+    variables = {"POD_NAME": "pod-2", "NODE_NAME": "node", "POD_NAMESPACE": "space"}
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    there = place()
+    assert (there.pod, there.node, there.namespace) == ("pod-2", "node", "space")

@@ -70,11 +70,20 @@ class Engine:
 Published = list[RequestEnergy | EngineTotals | EngineLoad]
 
 
-def meter_of(published: Published, counter: Counter, *batches: EventBatch) -> EngineMeter:
+def meter_of(
+    published: Published, counter: Counter, *batches: EventBatch, idle: str = "separate"
+) -> EngineMeter:
     """A meter whose threads are not started."""
     model = CostModel(gpu_spec("H100"), None)
     return EngineMeter(
-        Config(), counter, Engine(*batches), model, 0, published.extend, Faults(), os.getpid()
+        Config(idle=idle),
+        counter,
+        Engine(*batches),
+        model,
+        0,
+        published.extend,
+        Faults(),
+        os.getpid(),
     )
 
 

@@ -8,8 +8,9 @@ import pytest
 
 from llm_carbon_meter import cli
 from llm_carbon_meter.exporters.headers import record_text
+from llm_carbon_meter.exporters.log_line import request_line
 from llm_carbon_meter.exporters.receipts import private_key, signer
-from llm_carbon_meter.frontend.request_log import log_line
+from llm_carbon_meter.frontend.request_log import text_of
 from tests.support.made.records import RECORD
 from tests.support.signing_keys import Keys, make_keys
 
@@ -31,13 +32,13 @@ def test_a_log_verifies_line_by_line(
 ) -> None:
     """Plain and compressed; a line that was changed, one unsigned and one torn are named."""
     sign = signer(private_key(keys.private))
-    good = log_line(RECORD, sign)
+    good = text_of(sign(request_line(RECORD)))
     log, packed = tmp_path / "log.jsonl", tmp_path / "log.jsonl.1.gz"
     log.write_text(f"{good}\n{good}\n")
     assert verified(log, keys, capsys) == (0, [f"2 verified, 0 failed, key {_key(good)}"])
     changed = good.replace('"pue":1.2', '"pue":1.0')
     assert changed != good
-    lines = [good, changed, "", log_line(RECORD), good[:100]]
+    lines = [good, changed, "", text_of(request_line(RECORD)), good[:100]]
     packed.write_bytes(gzip.compress("\n".join(lines).encode()))
     code, said = verified(packed, keys, capsys)
     assert code == 1

@@ -22,7 +22,7 @@ from tests.support.servers.proxied import CHAT, USAGE, running
 from tests.support.waiting import eventually
 
 NO_TORCH = without("torch", "torch_geometric", "sklearn", "matplotlib", "vllm", "transformers")
-BARE = NO_TORCH + without("starlette", "uvicorn")
+BARE = NO_TORCH + without("starlette", "uvicorn", "duckdb")
 """As with the package's own dependencies and no extra."""
 MODULES = """
 import importlib, pkgutil
@@ -90,7 +90,7 @@ def test_the_hidden_packages_are_not_to_be_had() -> None:
     assert "No module named 'torch'" in done.stderr
 
 
-def test_the_package_alone_checks_estimates_and_reports(tmp_path: Path, log: Path) -> None:
+def test_the_package_alone_checks_estimates_and_replays(log: Path) -> None:
     """No extra is needed for it; without an engine here, `check` says so and ends with 1."""
     checked = verb(BARE, "check")
     assert (checked.returncode, checked.stderr) == (1, "")
@@ -98,13 +98,29 @@ def test_the_package_alone_checks_estimates_and_reports(tmp_path: Path, log: Pat
     estimated = verb(BARE, *ESTIMATE)
     assert (estimated.returncode, estimated.stderr) == (0, "")
     assert estimated.stdout == verb("import sys", *ESTIMATE).stdout
-    for name in ("report", "replay"):
-        done = verb(BARE, name, str(log))
-        assert (done.returncode, done.stderr) == (0, "")
-        assert "measured" in done.stdout
-    paged = verb(BARE, "report", str(log), "--html", str(tmp_path / "page.html"))
-    assert paged.returncode == 1
-    assert "pip install 'llm-carbon-meter[report]'" in paged.stderr
+    replayed = verb(BARE, "replay", str(log))
+    assert (replayed.returncode, replayed.stderr) == (0, "")
+    assert "measured" in replayed.stdout
+
+
+@pytest.mark.parametrize(
+    ("before", "arguments", "missing"),
+    [
+        (BARE, ("report", "{log}"), "duckdb"),
+        (BARE, ("export", "{log}", "--parquet", "{log}-out"), "duckdb"),
+        (NO_TORCH, ("report", "{log}", "--html", "{log}.html"), "matplotlib"),
+    ],
+    ids=["report", "export", "page"],
+)
+def test_reports_without_their_extra_say_so(
+    log: Path, before: str, arguments: Sequence[str], missing: str
+) -> None:
+    """One line that names what is missing and the extra that brings it."""
+    done = verb(before, *(word.format(log=log) for word in arguments))
+    assert done.returncode == 1
+    (text,) = done.stderr.splitlines()
+    assert missing in text
+    assert "pip install 'llm-carbon-meter[report]'" in text
 
 
 CAMPAIGN = ("campaign", "--engine", "transformers", "--minutes", "0", "--out", "/nowhere/x.csv")

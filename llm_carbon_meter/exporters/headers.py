@@ -48,12 +48,13 @@ def energy_headers(energy: RequestEnergy) -> dict[str, str]:
 
 
 def record_json(record: RequestRecord) -> dict[str, Any]:
-    """The record of the SSE comment, the look-up and the request log."""
+    """The record of the SSE comment and the look-up."""
     energy = record.energy
     body: dict[str, Any] = {
         "id": record.id,
         "external_ids": list(record.external_ids),
         "internal_ids": list(record.internal_ids),
+        "instance": record.place.instance,
         "model": record.model,
         "deployment": dict(record.deployment),
         "boundary": record.boundary,

@@ -12,12 +12,15 @@ from prometheus_client import REGISTRY, CollectorRegistry
 from llm_carbon_meter.carbon.emissions import coverage
 from llm_carbon_meter.carbon.grid import constant
 from llm_carbon_meter.carbon.money import open_prices
-from llm_carbon_meter.config import Config
+from llm_carbon_meter.config import Config, place
 from llm_carbon_meter.exporters.headers import record_text
+from llm_carbon_meter.exporters.log_line import Line, request_line
 from llm_carbon_meter.exporters.otel import SpanExporter
+from llm_carbon_meter.exporters.otlp_logs import OtlpLogs, open_otlp_logs
 from llm_carbon_meter.exporters.prometheus import PrometheusExporter
 from llm_carbon_meter.exporters.receipts import open_signer
 from llm_carbon_meter.faults import Faults
+from llm_carbon_meter.frontend.account_lines import AccountLines
 from llm_carbon_meter.frontend.concurrency import SILENT_S, Concurrency
 from llm_carbon_meter.frontend.drift_watch import DriftWatch
 from llm_carbon_meter.frontend.estimating import open_estimator
@@ -25,7 +28,7 @@ from llm_carbon_meter.frontend.exchanges import Exchange, Member, Registry, boun
 from llm_carbon_meter.frontend.losses import Losses
 from llm_carbon_meter.frontend.record_making import Surroundings, conditionals, record_of
 from llm_carbon_meter.frontend.record_store import RecordStore
-from llm_carbon_meter.frontend.request_log import RequestLog, log_line, open_log
+from llm_carbon_meter.frontend.request_log import RequestLog, open_log, text_of
 from llm_carbon_meter.frontend.tenants import Labels, RawHeaders, Tenants
 from llm_carbon_meter.physics.model_specs import ModelSpec
 from llm_carbon_meter.predictor.drift import error_ratios
@@ -95,10 +98,8 @@ class FrontendMeter:
         self._adapters = Labels((), config.tenant_limit)
         self.exchanges = Registry()
         self.records: RecordStore[RequestRecord] = RecordStore(config.records)
-        prices = open_prices(config, faults)
-        self._surroundings = Surroundings(
-            model_name, deployment, config.pue, coverage(config), prices
-        )
+        here, covers, prices = place(), coverage(config), open_prices(config, faults)
+        self._surroundings = Surroundings(model_name, deployment, config.pue, covers, prices, here)
         self._intensity = constant(config, faults)
         self.spans = SpanExporter(self._intensity) if tracing else None
         self._heard_s = time.monotonic()
@@ -116,6 +117,10 @@ class FrontendMeter:
         self._metrics.intensity(self._intensity, 0.0)
         self._log: RequestLog | None = open_log(config, index, faults)
         self._sign = open_signer(config, faults)
+        self._otlp_logs: OtlpLogs | None = open_otlp_logs(config.otlp_logs, faults)
+        self._account_lines = (
+            AccountLines(model_name, here, config.pue, covers, time.time()) if first else None
+        )
         self._live: LiveEstimator | None = open_estimator(
             config, deployment, model, self._intensity, faults, cache_block_tokens
         )
@@ -250,6 +255,8 @@ class FrontendMeter:
                 covers=totals.covers, boundary=totals.boundary
             )
         self._use(totals.intensity)
+        if self._account_lines is not None:
+            self._write(self._account_lines.hear(totals, time.time()))
         if self._drift is not None:
             self._drift.look()
         if totals.factors is not None and self._live is not None:
@@ -305,7 +312,9 @@ class FrontendMeter:
         pairs = zip(exchanges, given, strict=True)
         made = [attempt("record", self._record, *pair) for pair in pairs]
         records = [record for record in made if record is not None]
-        self._write(records)
+        if self._log is not None or self._otlp_logs is not None:
+            lines = [attempt("request_log", request_line, record) for record in records]
+            self._write([line for line in lines if line is not None])
         for record in records:
             for sink in self._sinks:
                 attempt("record", sink, record)
@@ -338,13 +347,17 @@ class FrontendMeter:
         ids = (*record.internal_ids, *record.external_ids)
         self.records.put(record.id, ids, record)
 
-    def _write(self, records: Sequence[RequestRecord]) -> None:
+    def _write(self, made: Sequence[Line]) -> None:
+        signed = [self._faults.attempt("receipts", self._sign, line) for line in made]
+        lines = [line for line in signed if line is not None]
+        if not lines:
+            return
+        if self._otlp_logs is not None:
+            self._faults.attempt("otlp_logs", self._otlp_logs.send, lines)
         if self._log is None:
             return
-        made = [self._faults.attempt("request_log", log_line, one, self._sign) for one in records]
-        lines = [line for line in made if line is not None]
         try:
-            self._log.write("\n".join(lines))
+            self._log.write("\n".join(map(text_of, lines)))
         except OSError as error:
             for _ in lines:
                 self._faults.note("request_log", error, "The records are in the metrics only.")
@@ -419,8 +432,12 @@ class FrontendMeter:
             else:
                 self._faults.attempt("record", self._lose, exchange)
         self._metrics.tell()
+        if self._account_lines is not None:
+            self._write(self._account_lines.rest(time.time()))
         if self._log is not None:
             self._log.close()
+        if self._otlp_logs is not None:
+            self._otlp_logs.stop()
 
 
 def _internal_ids(found: Exchange | RequestRecord) -> Collection[str]:

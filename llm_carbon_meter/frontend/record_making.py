@@ -14,6 +14,7 @@ from llm_carbon_meter.records import (
     Cost,
     EnergyEstimate,
     Features,
+    Place,
     RequestEnergy,
     RequestRecord,
 )
@@ -27,6 +28,7 @@ class Surroundings(NamedTuple):
     pue: float
     covers: str
     prices: Prices | None
+    place: Place
     boundary: str = GPU
 
 
@@ -68,6 +70,7 @@ def record_of(
         tokens_from=exchange.tokens_from,
         whose=exchange.whose,
         cost=_cost(surroundings.prices, energy, exchange.features),
+        place=surroundings.place,
     )
 
 

@@ -1,56 +1,73 @@
-"""One JSON line per finished request, rotated by size; read back by ``llm-carbon-meter replay``."""
+"""One JSON line per finished request, rotated by size and age, the older files packed.
 
-import contextlib
+Read back by ``llm-carbon-meter replay``, ``report`` and ``export``.
+"""
+
+import gzip
 import logging
-import logging.handlers
 import os
+import re
+import shutil
+import threading
+import time
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final, cast
 
 import msgspec
 
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.exporters.columns import aligned, figure, percent
-from llm_carbon_meter.exporters.headers import record_json
-from llm_carbon_meter.exporters.receipts import Sign, unsigned
+from llm_carbon_meter.exporters.log_line import COLUMNS, REQUEST, VERSION, Line, from_version_1
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.formats import versioned
-from llm_carbon_meter.records import ACCOUNT_NAMES, MeterError, RequestRecord
+from llm_carbon_meter.records import ACCOUNT_NAMES, MeterError
 from llm_carbon_meter.units import watt_hours
 
 logger = logging.getLogger("llm_carbon_meter")
+ADVICE: Final = "give the file that LLM_CARBON_METER_REQUEST_LOG names"
+PACKED: Final = ".gz"
+PACKING: Final = ".part"
+PACK_S: Final = 3.0
+"""For which the end of a server waits for the packing of a file; the next start goes on with it."""
+ROTATED: Final = re.compile(r"\.(?:(?P<number>\d{1,4})|(?P<time>\d{8}T\d{6}\.\d{6}Z))(?:\.gz)?$")
+"""What follows the log's name; numbers are those of an older version, 1 the latest."""
 
 
 class RequestLog:
-    """Appends records to a file.
+    """Appends lines to a file; of two rotated ones the name with the later time is the later.
 
     Args:
-        path: of the current file; older ones get ``.1`` and up.
+        path: of the current file; an older one gets the time of its end, and is packed by gzip.
         max_bytes: size at which the file is rotated.
+        max_age_s: the file is rotated at each multiple of it since 1970: 86400 is midnight, UTC.
         files: rotated files that are kept.
 
     Raises:
         MeterError: the file cannot be opened.
     """
 
-    def __init__(self, path: str, max_bytes: int, files: int) -> None:
+    def __init__(self, path: str, max_bytes: int, max_age_s: float, files: int) -> None:
+        self._path = Path(path)
+        self._max_bytes = max_bytes
+        self._max_age_s = max_age_s
+        self._files = files
+        self._writing = threading.Lock()
+        self._packing = threading.Thread(target=self._tidy, name="request-log", daemon=True)
         try:
-            self._handler = logging.handlers.RotatingFileHandler(
-                path, maxBytes=max_bytes, backupCount=files, encoding="utf-8"
-            )
+            self._open()
         except OSError as error:
             raise MeterError(
                 f"the request log {path!r} cannot be opened: {error}; "
                 "set LLM_CARBON_METER_REQUEST_LOG to a writable file"
             ) from error
-        self._handler.setFormatter(logging.Formatter("%(message)s"))
-        self._handler.handleError = _raise  # type: ignore[method-assign, assignment]
+        self._packing.start()
 
     def write(self, lines: str) -> None:
-        """Append records that came together, without the last end of a line; from any thread.
+        """Append lines that came together, without the last end of a line; from any thread.
 
         The kernel has them then, so that they outlive this process; the disk has them after
         `close`, and when the kernel writes them.
@@ -58,19 +75,110 @@ class RequestLog:
         Raises:
             OSError: the disk is full or gone.
         """
-        self._handler.handle(logging.LogRecord("", logging.INFO, "", 0, lines, None, None))
+        text = lines.encode() + b"\n"
+        with self._writing:
+            if self._size and self._is_due(len(text)):
+                self._rotate()
+            self._append(text)
 
     def close(self) -> None:
         """Bring the file to the disk and close it."""
-        if self._handler.stream is not None:
-            with contextlib.suppress(OSError):  # a full disk was counted before
-                os.fsync(self._handler.stream.fileno())
-        self._handler.close()
+        with self._writing:
+            if self._size:
+                os.fsync(self._file.fileno())
+            self._file.close()
+        self._packing.join(PACK_S)
+        self._tidy_soon()
+        self._packing.join(PACK_S)
+
+    def _open(self) -> None:
+        self._file: IO[bytes] = self._path.open("ab", buffering=0)
+        status = os.fstat(self._file.fileno())
+        self._size = status.st_size if self._path.is_file() else 0
+        self._written_s = status.st_mtime
+        if self._size and not _ends_a_line(self._path):  # its writer was killed
+            self._append(b"\n")
+
+    def _append(self, text: bytes) -> None:
+        rest = memoryview(text)
+        while rest:
+            written = self._file.write(rest)
+            self._size += written
+            rest = rest[written:]
+        self._written_s = time.time()
+
+    def _is_due(self, more: int) -> bool:
+        age = self._max_age_s
+        return self._size + more > self._max_bytes or time.time() // age > self._written_s // age
+
+    def _rotate(self) -> None:
+        self._file.close()
+        ended = datetime.fromtimestamp(self._written_s, UTC)
+        while any((target := _named(self._path, ended)).parent.glob(f"{target.name}*")):
+            ended += timedelta(microseconds=1)
+        self._path.rename(target)
+        self._open()
+        self._tidy_soon()
+
+    def _tidy_soon(self) -> None:
+        """On a thread; where one is at it, the next rotation or the end goes on with the rest."""
+        if not self._packing.is_alive():
+            self._packing = threading.Thread(target=self._tidy, name="request-log", daemon=True)
+            self._packing.start()
+
+    def _tidy(self) -> None:
+        """Pack what is not packed, and remove what is too old."""
+        try:
+            rotated = rotated_files(self._path)
+            for file in rotated[: -self._files]:
+                file.unlink(missing_ok=True)
+            for file in rotated[-self._files :]:
+                if file.suffix != PACKED:
+                    _pack(file)
+        except OSError as error:
+            logger.warning(
+                "llm_carbon_meter: older files of the request log stay as they are: %s.", error
+            )
 
 
-def _raise(_record: logging.LogRecord) -> None:
-    """Logging prints errors of its own files; ours are counted."""
-    raise
+def _named(path: Path, ended: datetime) -> Path:
+    return path.with_name(f"{path.name}.{ended:%Y%m%dT%H%M%S.%f}Z")
+
+
+def _ends_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+
+
+def _pack(file: Path) -> None:
+    """Readers find one of the two whenever they look.
+
+    Raises:
+        OSError: the disk is full, or the like; the file stays as it is.
+    """
+    part, packed = (file.with_name(file.name + suffix) for suffix in (PACKING, PACKED))
+    try:
+        with file.open("rb") as plain, gzip.open(part, "wb", compresslevel=6) as target:
+            shutil.copyfileobj(plain, target, 1 << 20)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+    part.rename(packed)
+    file.unlink()
+
+
+def rotated_files(path: Path) -> list[Path]:
+    """The rotated files of a log, oldest first; of one that is being packed only the plain one."""
+    siblings = path.parent.iterdir() if path.parent.is_dir() else ()
+    found = {
+        file: match
+        for file in siblings
+        if file.name.startswith(path.name)
+        and (match := ROTATED.fullmatch(file.name, len(path.name)))
+    }
+    once = [file for file in found if file.suffix != PACKED or file.with_suffix("") not in found]
+    return sorted(once, key=lambda file: (-int(found[file]["number"] or 0), file.name))
 
 
 def open_log(config: Config, index: int, faults: Faults) -> RequestLog | None:
@@ -85,71 +193,78 @@ def open_log(config: Config, index: int, faults: Faults) -> RequestLog | None:
     if not path:
         return None
     try:
-        path = path if index == 0 else f"{path}-{index}"
-        return RequestLog(path, config.request_log_max_bytes, config.request_log_files)
+        return RequestLog(
+            path if index == 0 else f"{path}-{index}",
+            config.request_log_max_bytes,
+            config.request_log_max_age_s,
+            config.request_log_files,
+        )
     except MeterError as error:
         faults.note("request_log", error)
         return None
 
 
-VERSION: Final = 1
-"""Of the form of a line; a line that names none has this one."""
-FIGURES: Final = (*(f"{account}_joules" for account in ACCOUNT_NAMES), "operational_grams")
-_WATT_HOURS: Final = (*(f"{account}_wh" for account in ACCOUNT_NAMES), "energy_wh")
+_TYPES: Final[Mapping[type, Any]] = {list: list[str], dict: dict[str, Any]}
 _Line: Final = msgspec.defstruct(
     "_Line",
     [
         ("source", str),
         ("energy_joules", float),
-        *((name, float, 0.0) for name in (*FIGURES, *_WATT_HOURS, "gpu_seconds", "pue")),
-        *((name, int, 0) for name in ("prompt_tokens", "cached_tokens", "output_tokens", "engine")),
-        *((name, list[str], []) for name in ("external_ids", "internal_ids")),
-        *((name, str, "") for name in ("id", "model", "boundary", "status", "quality", "outcome")),
-        *((name, str, "") for name in ("tokens_from", "intensity_source", "zone", "covers")),
-        ("host_source", str, ""),
-        *((name, dict[str, Any], {}) for name in ("deployment", "features")),
-        *((name, dict[str, Any] | None, None) for name in ("estimate", "conditional")),
-        ("provisional", dict[str, Any] | None, None),
-        ("receipt", dict[str, Any] | None, None),
-        *((name, float | None, None) for name in ("embodied_grams", "uncertainty")),
-        *((name, float | None, None) for name in ("water_litres", "host_joules", "host_wh")),
-        ("intensity_g_per_kwh", float, 0.0),
+        *(
+            (column.name, _TYPES.get(column.kind, column.kind) | None, None)
+            for column in COLUMNS
+            if column.name not in ("source", "energy_joules")
+        ),
     ],
 )
-"""What `exporters.headers.record_json` makes of a finished request."""
+"""A line of this version."""
 
 
-def log_line(record: RequestRecord, sign: Sign = unsigned) -> str:
-    """The line of a record, its version first, signed where there is a key."""
-    return msgspec.json.encode(sign({"version": VERSION, **record_json(record)})).decode()
+def text_of(line: Line) -> str:
+    """A line as JSON, its version first."""
+    return msgspec.json.encode(line).decode()
+
+
+def opened(path: Path) -> IO[bytes]:
+    """A file of a log, to be read; packed ones too.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    open_file = gzip.open if path.suffix == PACKED else cast(Callable[..., IO[bytes]], open)
+    return cast(IO[bytes], open_file(path, "rb"))
 
 
 def read(path: Path) -> Iterable[Mapping[str, Any]]:
-    """The records of a log, in order.
+    """The requests of a file of a log, in order, in the form of this version.
 
     Raises:
         MeterError: a line is not a record; names the line.
     """
     try:
-        with path.open("rb") as lines:
+        with opened(path) as lines:
             for number, line in enumerate(lines, 1):
-                yield parse(path, number, line)
-    except OSError as error:
+                record = parse(path, number, line)
+                if record.get("kind", REQUEST) == REQUEST:
+                    yield record
+    except (OSError, EOFError) as error:  # a packed file may be cut
+        reason = getattr(error, "strerror", None) or error
         raise MeterError(
-            f"the request log {str(path)!r} cannot be read: {error.strerror}; "
-            "give the file that LLM_CARBON_METER_REQUEST_LOG names"
+            f"the request log {str(path)!r} cannot be read: {reason}; {ADVICE}"
         ) from error
 
 
 def parse(path: Path, number: int, line: bytes) -> Mapping[str, Any]:
-    """The record of a line.
+    """The record of a line, in the form of this version.
 
     Raises:
         MeterError: it is none; names file and line.
     """
     try:
         record = versioned.json_object(line)
-        version = record.pop("version", VERSION)
+        version = record.get("version", 1)
+        if version == 1:
+            record, version = _upgraded(record), VERSION
         say = partial(_say_once, path, version)
         versioned.read(record, _Line, version=version, ours=VERSION, say=say)
     except MeterError as error:
@@ -158,6 +273,13 @@ def parse(path: Path, number: int, line: bytes) -> Mapping[str, Any]:
             "cut the line out or give another file"
         ) from error
     return record
+
+
+def _upgraded(record: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        return from_version_1(record)
+    except (AttributeError, TypeError) as error:
+        raise MeterError(f"its features or estimates are no objects: {error}") from error
 
 
 @cache

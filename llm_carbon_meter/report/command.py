@@ -1,45 +1,69 @@
 """The verb ``report``: its options, and what it reads, prints and writes."""
 
 import argparse
-from datetime import UTC, datetime
+import time
+from datetime import UTC, tzinfo
 from pathlib import Path
 
 from llm_carbon_meter.records import MeterError
-from llm_carbon_meter.report.entries import Period, read_log, within
-from llm_carbon_meter.report.groups import GROUPINGS, grouped
-from llm_carbon_meter.report.page import write_page
-from llm_carbon_meter.report.server import server_report, server_table
-from llm_carbon_meter.report.text import ALL_COLUMNS, Report, table, values, write_csv
+from llm_carbon_meter.report.database import database
+from llm_carbon_meter.report.files import files_of
+from llm_carbon_meter.report.groups import GROUPINGS, NAMES
+from llm_carbon_meter.report.page import write_page, write_pages
+from llm_carbon_meter.report.periods import NAMED, Period, moment, named_period, time_zone
+from llm_carbon_meter.report.sci import write_sci
+from llm_carbon_meter.report.summary import Question, load_lines, make_report
+from llm_carbon_meter.report.text import ALL_COLUMNS, table, values, write_csv
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the verb's options."""
     parser.add_argument(
         "log",
-        help="a file written by LLM_CARBON_METER_REQUEST_LOG, LOG.1 … are read too; or the "
-        "address of a Prometheus server",
+        help="a file that LLM_CARBON_METER_REQUEST_LOG names: its rotated files, and those of the "
+        "server's other processes, are read too; a folder, a pattern, or s3://…, of JSON lines or "
+        "Parquet; or the address of a Prometheus server",
     )
-    parser.add_argument("--since", type=moment, metavar="ISO", help="requests that came from then")
-    parser.add_argument("--until", type=moment, metavar="ISO", help="and before then; UTC")
-    parser.add_argument("--by", choices=list(GROUPINGS), default="model", help="default: model")
+    parser.add_argument("--since", metavar="ISO", help="requests that came from then")
+    parser.add_argument("--until", metavar="ISO", help="and before then")
+    parser.add_argument("--period", metavar="NAME", help=f"instead of both: {NAMED}")
+    parser.add_argument(
+        "--timezone",
+        type=time_zone,
+        default=UTC,
+        metavar="ZONE",
+        help="whose hours, days and months are meant, such as Europe/Berlin; default: UTC",
+    )
+    parser.add_argument(
+        "--by",
+        type=groupings,
+        default=("model",),
+        metavar="NAME,…",
+        help=f"any of {', '.join(GROUPINGS)}; default: model",
+    )
     parser.add_argument("--csv", type=Path, metavar="FILE", help="the same as a table")
     parser.add_argument("--html", type=Path, metavar="FILE", help="the same as a page with plots")
+    parser.add_argument(
+        "--json", type=Path, metavar="FILE", help="SCI scores (ISO/IEC 21031): E, I, M, R"
+    )
+    parser.add_argument(
+        "--html-per",
+        nargs=2,
+        metavar=("NAME", "FOLDER"),
+        help="a page and SCI scores for each tenant, or other name, that its owner may have",
+    )
 
 
-def moment(text: str) -> float:
-    """Unix time of an ISO 8601 date or time; UTC where it names no zone.
+def groupings(text: str) -> tuple[str, ...]:
+    """Names of groupings, with commas between them.
 
     Raises:
-        argparse.ArgumentTypeError: it is neither.
+        argparse.ArgumentTypeError: one is none, or comes twice.
     """
-    try:
-        at = datetime.fromisoformat(text)
-        at = (at if at.tzinfo else at.replace(tzinfo=UTC)).astimezone(UTC)
-    except (ValueError, OverflowError):  # the zone may lead out of all years
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no ISO 8601 time; give one such as 2026-03-01 or 2026-03-01T12:00:00Z"
-        ) from None
-    return at.timestamp()
+    names = tuple(text.split(","))
+    if set(names) <= set(GROUPINGS) and len(set(names)) == len(names):
+        return names
+    raise argparse.ArgumentTypeError(f"{text!r}: give some of {','.join(GROUPINGS)}, each once")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -48,22 +72,41 @@ def run(options: argparse.Namespace) -> int:
     Raises:
         MeterError: there is no log, nothing in the period, or a file cannot be written.
     """
-    period = asked_period(options.since, options.until)
+    try:
+        period = asked_period(options, time.time())
+    except argparse.ArgumentTypeError as error:
+        raise MeterError(str(error)) from error
+    question = Question(period, options.by, options.timezone)
+    if options.html_per and options.html_per[0] not in NAMES:
+        raise MeterError(f"--html-per {options.html_per[0]}: give one of {', '.join(NAMES)}")
     if options.log.startswith(("http://", "https://")):
-        return _report_server(options, period)
-    report = make_report(Path(options.log), period, options.by)
-    print(table(report))
-    if options.csv:
-        write_csv(values(report, ALL_COLUMNS), options.csv)
-    if options.html:
-        write_page(report, options.html)
+        return _report_server(options, question)
+    files = files_of(options.log)
+    with database("the report") as connection:
+        broken = load_lines(connection, files, question)
+        report = make_report(connection, files, broken, question)
+        print(table(report))
+        if options.csv:
+            write_csv(values(report, ALL_COLUMNS), options.csv)
+        if options.json:
+            write_sci(report, options.json)
+        if options.html:
+            write_page(connection, report, options.html)
+        if options.html_per:
+            name, folder = options.html_per
+            pages = write_pages(connection, report, name, Path(folder))
+            print(f"\n{len(pages)} pages in {folder}")
     return 0
 
 
-def _report_server(options: argparse.Namespace, period: Period) -> int:
-    if options.html:
-        raise MeterError("--html needs a request log: Prometheus knows no single request")
-    report = server_report(options.log, period, options.by)
+def _report_server(options: argparse.Namespace, question: Question) -> int:
+    for name in ("html", "json", "html_per"):
+        if getattr(options, name):
+            option = "--" + name.replace("_", "-")
+            raise MeterError(f"{option} needs a request log: Prometheus knows no single request")
+    from llm_carbon_meter.report.server import server_report, server_table  # httpx takes a while
+
+    report = server_report(options.log, question)
     print(server_table(report))
     if options.csv:
         heading = list(report.rows[0])
@@ -71,24 +114,24 @@ def _report_server(options: argparse.Namespace, period: Period) -> int:
     return 0
 
 
-def asked_period(since_s: float | None, until_s: float | None) -> Period:
+def asked_period(options: argparse.Namespace, now_s: float) -> Period:
     """What is left out is open.
 
+    Args:
+        options: `since`, `until`, `period` as texts or None, and `timezone`.
+        now_s: Unix time.
+
     Raises:
-        MeterError: it would end before it begins.
+        MeterError: it would end before it begins, or is told twice.
+        argparse.ArgumentTypeError: a text is no time.
     """
-    given = {"since_s": since_s, "until_s": until_s}
-    period = Period(**{name: at for name, at in given.items() if at is not None})
+    zone: tzinfo = options.timezone
+    if options.period and (options.since or options.until):
+        raise MeterError("--period has both ends: leave --since and --until out")
+    if options.period:
+        return named_period(options.period, zone, now_s)
+    given = {"since_s": options.since, "until_s": options.until}
+    period = Period(**{name: moment(text, zone) for name, text in given.items() if text})
     if period.since_s >= period.until_s:
         raise MeterError(f"the period is empty: {period}; give an --until after --since")
     return period
-
-
-def make_report(log: Path, period: Period, by: str) -> Report:
-    """Read a log and add up its groups.
-
-    Raises:
-        MeterError: see `run`.
-    """
-    log_of_period = within(read_log(log), period)
-    return Report(log_of_period, period, by, grouped(log_of_period.entries, by))

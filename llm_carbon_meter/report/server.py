@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timedelta, tzinfo
 from typing import Any, Final
 
 import httpx
@@ -12,17 +12,20 @@ import httpx
 from llm_carbon_meter.addresses import check_url, is_loopback, shown_url, split_login
 from llm_carbon_meter.exporters.columns import aligned
 from llm_carbon_meter.records import Account, MeterError
-from llm_carbon_meter.report.entries import Period, iso
 from llm_carbon_meter.report.groups import Value
-from llm_carbon_meter.report.text import WORDS, shown
+from llm_carbon_meter.report.periods import STEPS, Period, iso, label_format
+from llm_carbon_meter.report.summary import Question
+from llm_carbon_meter.report.text import shown
 from llm_carbon_meter.units import watt_hours
 
 TIMEOUT_S: Final = 30.0
 PREFIX: Final = "llm_carbon_meter_"
-DAY_S: Final = 86_400.0
 ADVICE: Final = "give the address of a Prometheus server such as http://localhost:9090"
-STEPS: Final = {"model": 0.0, "hour": 3600.0, "day": DAY_S}
-"""Groupings; the length of a bar in seconds, 0 for the whole period."""
+GROUPINGS: Final = ("model", *STEPS)
+WORDS: Final = (0, 1)
+"""Columns of group and source."""
+MEMORY: Final = "7d"
+"""A series without a sample for so long before a time began in it."""
 SCOPES: Final = ("operational", "embodied")
 ACCOUNT_COLUMNS: Final = {account.label: f"{account.label}_wh" for account in Account}
 
@@ -44,25 +47,32 @@ class ServerReport:
     """One per group and source; the first two columns say which."""
 
 
-def server_report(url: str, period: Period, by: str) -> ServerReport:
+def server_report(url: str, question: Question) -> ServerReport:
     """Ask a Prometheus server.
 
     Args:
         url: of the server, as for Grafana.
-        period: with a beginning; it ends now where no end is given.
-        by: a key of `STEPS`.
+        question: of a period with a beginning, which ends now where no end is given, by one of
+            `GROUPINGS`.
 
     Raises:
         MeterError: no beginning, another grouping, no answer, or no figures of ours.
     """
+    period: Period = question.period
     if not math.isfinite(period.since_s):
-        raise MeterError("a report from Prometheus needs --since; its counters have no beginning")
-    if by not in STEPS:
-        raise MeterError(f"--by {by} needs a request log; of Prometheus: {', '.join(STEPS)}")
+        raise MeterError(
+            "a report from Prometheus needs --since or --period; its counters have no beginning"
+        )
+    if len(question.by) > 1 or question.by[0] not in GROUPINGS:
+        raise MeterError(
+            f"--by {','.join(question.by)} needs a request log; of Prometheus: one of "
+            f"{', '.join(GROUPINGS)}"
+        )
+    (by,) = question.by
     until_s = min(period.until_s, time.time())
     if period.since_s >= until_s:
         raise MeterError(f"the period is empty: it begins {iso(period.since_s)}, and it is later")
-    bars = _bars(period.since_s, until_s, STEPS[by])
+    bars = bars_of(period.since_s, until_s, by, question.zone)
     with _client(url) as client:
         joules = _grown(client, "energy_joules_total", "account", bars)
         grams = _grown(client, "emissions_grams_total", "scope", bars)
@@ -93,19 +103,27 @@ def _client(url: str) -> httpx.Client:
         ) from None
 
 
-def _bars(since_s: float, until_s: float, step_s: float) -> Mapping[str, tuple[float, float]]:
-    """Begin and end of each bar by its name: hours or days of UTC, the first and last ones cut."""
-    if not step_s:
+def bars_of(
+    since_s: float, until_s: float, by: str, zone: tzinfo
+) -> Mapping[str, tuple[float, float]]:
+    """Begin and end of each bar by its name: hours, days or months, the first and last ones cut."""
+    if by not in STEPS:
         return {"": (since_s, until_s)}
-    form = "%Y-%m-%d " if step_s >= DAY_S else "%Y-%m-%d %H:00 "
-    whole = range(math.floor(since_s / step_s), math.ceil(until_s / step_s))
-    return {
-        datetime.fromtimestamp(number * step_s, UTC).strftime(form): (
-            max(number * step_s, since_s),
-            min((number + 1) * step_s, until_s),
-        )
-        for number in whole
-    }
+    bars, begin_s = {}, since_s
+    while begin_s < until_s:
+        at = datetime.fromtimestamp(begin_s, zone)
+        end_s = min(_next(at, by), until_s)
+        bars[at.strftime(label_format(by, zone)) + " "] = begin_s, end_s
+        begin_s = end_s
+    return bars
+
+
+def _next(at: datetime, by: str) -> float:
+    """Unix time at which the next hour, day or month begins."""
+    begin = STEPS[by](at)
+    if by == "hour":
+        return begin.timestamp() + 3600.0
+    return STEPS[by](begin + timedelta({"day": 1, "month": 31}[by])).timestamp()
 
 
 def _grown(
@@ -115,12 +133,24 @@ def _grown(
     grown: dict[Labels, dict[str, float]] = {}
     for bar, (begin_s, end_s) in bars.items():
         seconds = max(round(end_s - begin_s), 1)
-        query = f"sum by (model_name, source, {label}) (increase({PREFIX}{name}[{seconds}s]))"
+        grown_by = _growth(PREFIX + name, seconds)
+        query = f"sum by (model_name, source, {label}) ({grown_by})"
         for series in _ask(client, query, end_s):
             labels, value = series["metric"], float(series["value"][1])
             group = bar + labels.get("model_name", ""), labels.get("source", "")
             grown.setdefault(group, {})[labels.get(label, "")] = value
     return grown
+
+
+def _growth(metric: str, seconds: int) -> str:
+    """By how much a counter grew, in PromQL.
+
+    ``increase`` begins with a series' first sample, and loses what the counter had by then. A
+    series that began in the time, and was never reset, has grown by all that it counts.
+    """
+    span, before = f"{metric}[{seconds}s]", f"{metric}[{MEMORY}] offset {seconds}s"
+    whole = f"last_over_time({span}) and resets({span}) == 0"
+    return f"({whole}) unless last_over_time({before}) or increase({span})"
 
 
 def _ask(client: httpx.Client, query: str, at_s: float) -> list[Any]:
@@ -172,7 +202,9 @@ def server_table(report: ServerReport) -> str:
         [
             f"period: from {iso(report.since_s)} until {iso(report.until_s)}",
             f"server: {report.url}",
-            "sources: never added to each other; increases as Prometheus extrapolates them",
+            "sources: never added to each other",
+            "increases: as Prometheus extrapolates them; of a server that began in the period all "
+            "that it counted",
             "",
             aligned([heading, *cells], left=WORDS),
         ]

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from llm_carbon_meter.testing.tiny_model import make_tiny_model
 
-from . import batching, book, estimate, frontend, hook, latency, receipts, throughput
+from . import batching, book, estimate, frontend, hook, latency, receipts, report, throughput
 
 
 class Goal(NamedTuple):
@@ -51,6 +51,16 @@ GOALS: Mapping[str, Goal] = {
     "predictor_load_s": Goal("seconds that loading the predictor adds", 1.0, True),
     "predictor_mb": Goal("resident memory that it adds, MB", 150, True),
     "memory_mb": Goal("resident growth over a million requests, MB", 50, True),
+    "report_json_s": Goal("report of a million requests, JSON, processor s", 10, True),
+    "report_json_mb": Goal("its memory at most, MB", 400, True),
+    "export_s": Goal("export of them to Parquet, processor s", 20, True),
+    "export_mb": Goal("its memory at most, MB", 400, True),
+    "report_parquet_s": Goal("report of that Parquet, processor s", 1, True),
+    "report_parquet_mb": Goal("its memory at most, MB", 400, True),
+    "ten_parquet_s": Goal("report of ten million requests, Parquet, processor s", 15, True),
+    "ten_parquet_mb": Goal("its memory at most, MB", 400, True),
+    "ten_json_s": Goal("the same of JSON, processor s", 100, True),
+    "ten_json_mb": Goal("its memory at most, MB", 400, True),
     "mixed_steps_per_s": Goal("the same, of two prompt chunks beside 62 decodes", 20_000, False),
     "steps_per_s": Goal("steps of 64 requests settled per second on one core", 20_000, False),
 }
@@ -63,6 +73,7 @@ BENCHMARKS: Mapping[str, Callable[[Path], Mapping[str, float]]] = {
     "latency": latency.measure,
     "book": book.measure,
     "memory": book.measure_memory,
+    "report": report.measure,
     "throughput": throughput.measure,
     "batching": batching.measure,
     "throughput-transformers": throughput.measure_transformers,

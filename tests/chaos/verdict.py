@@ -8,7 +8,7 @@ from typing import Final, NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from llm_carbon_meter.frontend.request_log import read
+from llm_carbon_meter.frontend.request_log import read, rotated_files
 from tests.support.servers.metered import KEY, Metered
 from tests.support.waiting import eventually
 
@@ -74,7 +74,7 @@ def _records(metered: Metered, sent: Sent) -> Iterator[Line]:
     # A request that broke on its way may have reached the server, or not.
     most = served + sent.sidecar.failed.total()
     yield Line("served / recorded", f"{served} / {recorded}", served <= recorded <= most)
-    logs = metered.request_log.parent.glob("requests.jsonl*")
+    logs = [*rotated_files(metered.request_log), metered.request_log]
     logged = [record["id"] for path in logs for record in read(path)]
     once = len(set(logged)) == len(logged)
     yield Line(

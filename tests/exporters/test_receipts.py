@@ -11,6 +11,7 @@ import pytest
 
 from llm_carbon_meter.config import Config
 from llm_carbon_meter.exporters.headers import record_text
+from llm_carbon_meter.exporters.log_line import request_line
 from llm_carbon_meter.exporters.receipts import (
     key_id,
     open_signer,
@@ -22,7 +23,7 @@ from llm_carbon_meter.exporters.receipts import (
     verify,
 )
 from llm_carbon_meter.faults import Faults
-from llm_carbon_meter.frontend.request_log import log_line, read
+from llm_carbon_meter.frontend.request_log import read, text_of
 from llm_carbon_meter.records import METHOD, MeterError, Status
 from tests.support.made.records import ENERGY, RECORD
 from tests.support.signing_keys import Keys, make_keys, run
@@ -65,7 +66,7 @@ def test_openssl_verifies_a_record(keys: Keys, tmp_path: Path) -> None:
 def test_a_record_and_its_line_verify_as_they_are_read(keys: Keys, tmp_path: Path) -> None:
     """Whatever the order of the names and the form of the numbers; the reader takes the line."""
     sign, key = signer(private_key(keys.private)), public_key(keys.public)
-    line = log_line(RECORD, sign)
+    line = text_of(sign(request_line(RECORD)))
     for text in (record_text(RECORD, sign), line):
         verify(json.loads(text), key)
         verify(json.loads(json.dumps(json.loads(text), sort_keys=True, indent=4)), key)

@@ -8,15 +8,13 @@ from typing import Any
 
 import pytest
 
-from llm_carbon_meter.exporters.headers import record_text
-from llm_carbon_meter.exporters.receipts import Sign
+from llm_carbon_meter.exporters.log_line import REQUEST, Line, request_line
 from llm_carbon_meter.faults import Faults
 from llm_carbon_meter.frontend import exchanges as registry_module
 from llm_carbon_meter.frontend import losses
 from llm_carbon_meter.frontend.exchanges import LONGEST_ID, Exchange, bounded_id
 from llm_carbon_meter.frontend.frontend_meter import MOST_FOUND, FrontendMeter
 from llm_carbon_meter.frontend.losses import LOST_AFTER_S, REPLACED_AFTER_S
-from llm_carbon_meter.frontend.request_log import log_line
 from llm_carbon_meter.predictor.served import Prompt
 from llm_carbon_meter.records import RequestRecord, Status
 from tests.support.made.energies import energy_of
@@ -83,10 +81,8 @@ def test_a_new_session_ends_what_the_old_one_left_open(clock: Clock, tmp_path: P
     assert joules == [pytest.approx(10.8), 0.0]
     assert faults.counts == {"requests_lost": 2}
     meter.stop()
-    assert [json.loads(line)["id"] for line in log.read_text().splitlines()][:2] == [
-        "told",
-        "untold",
-    ]
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [line["id"] for line in lines if line["kind"] == REQUEST][:2] == ["told", "untold"]
 
 
 def test_a_new_session_of_one_engine_ends_nothing_of_another(clock: Clock) -> None:
@@ -137,12 +133,12 @@ def test_one_bad_record_takes_no_other_with_it(
 ) -> None:
     """Its fault is counted; the others are logged, and the log is closed."""
 
-    def choosy(record: RequestRecord, _sign: Sign) -> str:
+    def choosy(record: RequestRecord) -> Line:
         if record.id == "b":
             raise KeyError("b")
-        return record_text(record)
+        return request_line(record)
 
-    monkeypatch.setattr("llm_carbon_meter.frontend.frontend_meter.log_line", choosy)
+    monkeypatch.setattr("llm_carbon_meter.frontend.frontend_meter.request_line", choosy)
     log, faults = tmp_path / "log", Faults()
     meter = front_end(request_log=str(log), faults=faults)
     for name in "abc":
@@ -189,11 +185,11 @@ def test_a_request_is_found_at_every_moment(
     """While its record is made and goes from one place to the other, too."""
     seen: list[tuple[str, str]] = []
 
-    def looking(record: RequestRecord, _sign: Sign) -> str:
+    def looking(record: RequestRecord) -> Line:
         seen.extend(statuses(meter, "a"))
-        return log_line(record)
+        return request_line(record)
 
-    monkeypatch.setattr("llm_carbon_meter.frontend.frontend_meter.log_line", looking)
+    monkeypatch.setattr("llm_carbon_meter.frontend.frontend_meter.request_line", looking)
     meter = front_end(
         request_log=str(tmp_path / "log"), share=lambda _: seen.extend(statuses(meter, "a"))
     )

@@ -94,9 +94,7 @@ class Session:
         records = self.metered.logged()[-LAST:]
         measured = sum(record["energy_joules"] for record in records)
         # As `scaled_server.JoulesPerToken` has it: a machine that has warmed up needs less.
-        tokens = sum(
-            record["output_tokens"] / record["features"]["mean_running"] for record in records
-        )
+        tokens = sum(record["output_tokens"] / record["mean_running"] for record in records)
         self.joules_file.write_text(str(times * measured / tokens))
 
     def finished(self) -> float:

@@ -1,15 +1,17 @@
 """The report of a period: figures by hand, what is left out, and the forms it takes."""
 
 import argparse
-import csv
+import gzip
 import json
 import logging
 import re
 import threading
 from collections.abc import Callable
+from datetime import UTC
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import numpy as np
 import pytest
@@ -17,71 +19,14 @@ from matplotlib.image import imread
 
 from llm_carbon_meter.cli import main
 from llm_carbon_meter.records import MeterError
-from llm_carbon_meter.report import server
-from llm_carbon_meter.report.command import asked_period, make_report, moment
-from llm_carbon_meter.report.entries import Period, read_log, within
+from llm_carbon_meter.report.command import asked_period
 from llm_carbon_meter.report.page import page
+from llm_carbon_meter.report.periods import Period, moment
 from llm_carbon_meter.report.plots import COLOURS, bar_edges
-from llm_carbon_meter.report.text import Report, facts, table
+from llm_carbon_meter.report.server import bars_of
+from llm_carbon_meter.report.text import facts, table
 from tests.support.browser import look
-
-NOON = moment("2026-03-01T12:00:00Z")
-COVERS = "energy of the GPUs alone, grams times PUE 1; embodied: the whole GPU board (pcf)"
-
-
-def line(**changes: Any) -> dict[str, Any]:
-    """A record of 1 Wh, 100 prompt and 400 output tokens, estimated at 0.8 Wh."""
-    record = {
-        "model": "Llama",
-        "zone": "FR",
-        "source": "measured",
-        "quality": "counter",
-        "prompt_tokens": 100,
-        "output_tokens": 400,
-        "energy_joules": 3600.0,
-        "prefill_joules": 360.0,
-        "decode_joules": 2880.0,
-        "recompute_joules": 180.0,
-        "waste_joules": 180.0,
-        "idle_joules": 0.0,
-        "operational_grams": 0.5,
-        "embodied_grams": 0.1,
-        "covers": COVERS,
-        "intensity_source": "France 2024",
-        "estimate": {
-            "facility": False,
-            "energy_joules": 1.0,
-            "calibrated": {"energy_joules": 2880},
-        },
-        "features": {"arrived_unix_s": NOON},
-    }
-    return {**record, **changes}
-
-
-def at(unix_s: float) -> dict[str, Any]:
-    """The field of a request that came then."""
-    return {"features": {"arrived_unix_s": unix_s}}
-
-
-def write(path: Path, *records: dict[str, Any] | str) -> Path:
-    """A log of these records; text is written as it is."""
-    texts = [one if isinstance(one, str) else json.dumps(one) for one in records]
-    path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
-    return path
-
-
-def report_of(folder: Path, *records: dict[str, Any] | str, by: str = "model") -> Report:
-    """The report of a whole log."""
-    return make_report(write(folder / "requests.jsonl", *records), Period(), by)
-
-
-def csv_rows(
-    folder: Path, *records: dict[str, Any] | str, by: str = "model"
-) -> list[dict[str, str]]:
-    """What the verb writes with ``--csv``."""
-    log, target = write(folder / "requests.jsonl", *records), folder / "out.csv"
-    assert main(["report", str(log), "--by", by, "--csv", str(target)]) == 0
-    return list(csv.DictReader(target.read_text("utf-8").splitlines()))
+from tests.support.reports import COVERS, NOON, at, csv_rows, line, made, report_of, reported, write
 
 
 def test_the_figures_are_those_by_hand(tmp_path: Path) -> None:
@@ -111,7 +56,9 @@ def test_the_figures_are_those_by_hand(tmp_path: Path) -> None:
     }
     assert {name: float(row[name]) for name in expected} == pytest.approx(expected)
     assert (row["model"], row["source"], row["quality"]) == ("Llama", "measured", "counter 2")
-    assert set(row) == {*expected, "model", "source", "quality"}
+    empty = ("host_wh", "water_litres", "energy_cost", "gpu_cost", "cost_currency")
+    assert [row[name] for name in (*empty, "at_most_off_percent")] == [""] * 6
+    assert set(row) == {*expected, *empty, "at_most_off_percent", "model", "source", "quality"}
 
 
 def test_measured_and_modelled_are_never_added(tmp_path: Path) -> None:
@@ -131,6 +78,7 @@ def test_measured_and_modelled_are_never_added(tmp_path: Path) -> None:
     [
         ("hour", ["2026-03-01 12:00", "2026-03-01 23:00", "2026-03-02 00:00", "all"]),
         ("day", ["2026-03-01", "2026-03-02", "all"]),
+        ("month", ["2026-03"]),
         ("zone", ["FR"]),
     ],
 )
@@ -146,8 +94,9 @@ def test_requests_are_grouped_by_when_and_where_they_came(
 def test_a_period_begins_with_its_first_second_and_ends_before_its_last(tmp_path: Path) -> None:
     """Neighbouring periods share no request."""
     path = write(tmp_path / "log", *(line(**at(NOON + second)) for second in range(3)))
-    kept = within(read_log(path), Period(NOON, NOON + 2))
-    assert [entry.arrived_unix_s - NOON for entry in kept.entries] == [0, 1]
+    report = made(path, Period(NOON, NOON + 2))
+    assert report.requests == 2
+    assert report.came == "from 2026-03-01T12:00:00Z to 2026-03-01T12:00:01Z"
 
 
 def test_times_without_a_zone_are_utc() -> None:
@@ -161,23 +110,14 @@ def test_times_without_a_zone_are_utc() -> None:
             moment(far)
 
 
-def test_rotated_files_are_read_oldest_first(tmp_path: Path) -> None:
-    """Also past nine, and nothing else that lies beside them."""
-    for name in ("log", "log.1", "log.2", "log.10", "log.gz", "other.1"):
-        write(tmp_path / name, line(model=name))
-    log = read_log(tmp_path / "log")
-    assert [entry.model for entry in log.entries] == ["log.10", "log.2", "log.1", "log"]
-    (tmp_path / "log").unlink()
-    assert len(read_log(tmp_path / "log").files) == 3
-
-
 def test_broken_lines_are_counted_and_named(tmp_path: Path) -> None:
     """Whatever is wrong with them, the others are added up."""
     no_time = {name: value for name, value in line().items() if name != "features"}
     bad = ["{", "null", no_time, line(prompt_tokens="many"), line(operational_grams=float("nan"))]
     report = report_of(tmp_path, line(), *bad, line())
-    assert len(report.log.entries) == 2
-    assert [re.findall(r"line (\d)", text)[0] for text in report.log.broken] == list("23456")
+    assert report.requests == 2
+    assert report.broken.lines == 5
+    assert [re.findall(r"line (\d)", text)[0] for text in report.broken.texts] == list("23456")
     text = table(report)
     assert f"{tmp_path / 'requests.jsonl'}, line 4: no use for a report" in text
     assert "5 broken lines are left out" in text
@@ -212,7 +152,8 @@ def test_an_estimate_of_a_facility_is_not_compared(tmp_path: Path) -> None:
 
 def test_the_top_names_period_boundary_and_sources(tmp_path: Path) -> None:
     """What the figures are of is said before the figures."""
-    said = dict(facts(report_of(tmp_path, line(), line(source="modelled"))))
+    told = facts(report_of(tmp_path, line(), line(source="modelled")))
+    said = dict(reversed(told))
     assert said["period"].startswith("whole log; requests came from 2026-03-01T12:00:00Z")
     assert said["boundary"] == f"{COVERS} (2 requests)"
     assert said["sources"] == "measured 1, modelled 1; never added to each other"
@@ -326,9 +267,9 @@ def test_an_address_that_cannot_be_used_is_not_shown(
     assert "SECRET" not in said
 
 
-def test_bars_are_hours_of_utc_cut_to_the_period() -> None:
+def test_bars_are_hours_cut_to_the_period() -> None:
     """They meet, and their names are when the hour began."""
-    bars = server._bars(NOON + 1800.0, NOON + 2 * 3600 + 60.0, 3600.0)
+    bars = bars_of(NOON + 1800.0, NOON + 2 * 3600 + 60.0, "hour", UTC)
     assert bars == {
         "2026-03-01 12:00 ": (NOON + 1800.0, NOON + 3600.0),
         "2026-03-01 13:00 ": (NOON + 3600.0, NOON + 7200.0),
@@ -336,15 +277,28 @@ def test_bars_are_hours_of_utc_cut_to_the_period() -> None:
     }
 
 
+def test_bars_of_a_time_zone_follow_its_summer_time() -> None:
+    """A day of 23 hours; an hour of autumn that comes twice has two names."""
+    berlin = ZoneInfo("Europe/Berlin")
+    spring = moment("2026-03-28", berlin)
+    days = bars_of(spring, spring + 3 * 86_400, "day", berlin)
+    assert [(end - begin) / 3600 for begin, end in days.values()] == [24.0, 23.0, 24.0, 1.0]
+    autumn = moment("2026-10-25T01:00", berlin)
+    hours = bars_of(autumn, autumn + 4 * 3600, "hour", berlin)
+    assert list(hours)[1:3] == ["2026-10-25 02:00 +0200 ", "2026-10-25 02:00 +0100 "]
+    months = bars_of(moment("2026-01-31"), moment("2026-03-02"), "month", UTC)
+    assert list(months) == ["2026-01 ", "2026-02 ", "2026-03 "]
+
+
 @pytest.mark.parametrize(
     ("make", "error"),
     [
         (lambda path: None, "there is no request log.*give the file"),
-        (lambda path: path.mkdir(), "cannot be read"),
+        (lambda path: path.mkdir(), "there is no request log"),
         (lambda path: path.touch(), "no finished request and 0 broken lines"),
         (lambda path: path.write_text("{\n"), "1 broken lines.*line 1: not a record"),
     ],
-    ids=["missing", "a folder", "empty", "broken"],
+    ids=["missing", "an empty folder", "empty", "broken"],
 )
 def test_a_log_without_requests_is_an_error(
     tmp_path: Path, make: Callable[[Path], object], error: str
@@ -352,15 +306,17 @@ def test_a_log_without_requests_is_an_error(
     """Nothing is not 0 Wh."""
     make(tmp_path / "log")
     with pytest.raises(MeterError, match=error):
-        make_report(tmp_path / "log", Period(), "model")
+        made(tmp_path / "log")
 
 
 def test_the_page_stands_alone_and_has_the_figures(tmp_path: Path) -> None:
     """No address, script or file beside it; a picture per source; names are escaped."""
-    text = page(report_of(tmp_path, line(model="<b>&"), line(source="modelled", output_tokens=0)))
+    log = write(tmp_path / "log", line(model="<b>&"), line(source="modelled", output_tokens=0))
+    with reported(log) as (connection, report):
+        text = page(connection, report)
     assert not re.search(r"https?:|<script|<link|@import|url\(", text)
     assert re.findall(r'src="([^"]{22})', text) == ["data:image/png;base64,"] * 2
-    assert "<td>&lt;b&gt;&amp;</td>" in text
+    assert '<td class="word">&lt;b&gt;&amp;</td>' in text
     assert "<dt>boundary</dt><dd>energy of the GPUs alone" in text
     assert "<td>2.5</td>" in text  # Wh per 1,000 output tokens
 
@@ -383,7 +339,7 @@ def test_a_browser_shows_the_page_with_its_plots(tmp_path: Path) -> None:
 def test_bars_hold_every_request_and_are_few(span_s: float) -> None:
     """Of a round length, from before the first request to after the last."""
     times = NOON + 0.5 + np.array([0.0, span_s])
-    edges = bar_edges(times)
+    edges = bar_edges(*times)
     assert edges[0] <= times[0]
     assert times[1] < edges[-1]
     assert len(edges) <= 62 or span_s == 1e9
@@ -391,9 +347,48 @@ def test_bars_hold_every_request_and_are_few(span_s: float) -> None:
 
 def test_a_period_left_open_is_the_whole_log() -> None:
     """Either end may be left out."""
-    assert str(asked_period(None, None)) == "whole log"
-    assert str(asked_period(NOON, None)) == "from 2026-03-01T12:00:00Z"
-    assert str(asked_period(None, NOON)) == "until before 2026-03-01T12:00:00Z"
+    assert str(asked()) == "whole log"
+    assert str(asked(since="2026-03-01T12:00")) == "from 2026-03-01T12:00:00Z"
+    assert str(asked(until="2026-03-01T12:00")) == "until before 2026-03-01T12:00:00Z"
+
+
+def asked(zone: str = "UTC", now: str = "2026-03-31T22:30:00Z", **texts: str) -> Period:
+    """What options ask for at some time."""
+    options = {"since": None, "until": None, "period": None, "timezone": ZoneInfo(zone), **texts}
+    return asked_period(argparse.Namespace(**options), moment(now))
+
+
+@pytest.mark.parametrize(
+    ("zone", "period", "since", "until"),
+    [
+        ("UTC", "today", "2026-03-31T00:00Z", "2026-04-01T00:00Z"),
+        ("UTC", "yesterday", "2026-03-30T00:00Z", "2026-03-31T00:00Z"),
+        ("UTC", "this-month", "2026-03-01T00:00Z", "2026-04-01T00:00Z"),
+        ("UTC", "last-month", "2026-02-01T00:00Z", "2026-03-01T00:00Z"),
+        ("UTC", "this-week", "2026-03-30T00:00Z", "2026-04-06T00:00Z"),
+        ("UTC", "last-week", "2026-03-23T00:00Z", "2026-03-30T00:00Z"),
+        ("UTC", "2026-12", "2026-12-01T00:00Z", "2027-01-01T00:00Z"),
+        ("UTC", "2026-02-28", "2026-02-28T00:00Z", "2026-03-01T00:00Z"),
+        # There it is April already, and summer time began in March.
+        ("Europe/Berlin", "today", "2026-03-31T22:00Z", "2026-04-01T22:00Z"),
+        ("Europe/Berlin", "last-month", "2026-02-28T23:00Z", "2026-03-31T22:00Z"),
+        ("America/New_York", "today", "2026-03-31T04:00Z", "2026-04-01T04:00Z"),
+    ],
+)
+def test_periods_of_the_calendar_are_those_of_the_time_zone(
+    zone: str, period: str, since: str, until: str
+) -> None:
+    """Days, weeks from Monday, months; with summer time where it begins."""
+    assert asked(zone, period=period) == Period(moment(since), moment(until))
+
+
+@pytest.mark.parametrize("period", ["last-year", "2026-13", "2026-02-30", "9999-12"])
+def test_what_is_no_period_is_an_error(period: str) -> None:
+    """It names those that are; both ends cannot be told twice."""
+    with pytest.raises(argparse.ArgumentTypeError, match="is no period; give one of today"):
+        asked(period=period)
+    with pytest.raises(MeterError, match="--period has both ends"):
+        asked(period=period, since="2026-03-01")
 
 
 ODD = {
@@ -445,10 +440,41 @@ def page_of(folder: Path) -> str:
 def test_what_cannot_be_is_a_broken_line(tmp_path: Path) -> None:
     """With the field, what it holds, and what was expected."""
     report = report_of(tmp_path, line(), line(energy_joules=1e300), line(**at(1.77e12)))
-    assert len(report.log.entries) == 1
-    energy, time = report.log.broken
+    assert report.requests == 1
+    energy, time = report.broken.texts
     assert "line 2: no use for a report: energy_joules is 1e+300; expected" in energy
     assert "line 3: no use for a report: arrived_unix_s is 1770000000000.0; expected" in time
+
+
+def test_figures_that_are_none_are_never_lost_in_silence(tmp_path: Path) -> None:
+    """Optional ones, too: a text among the grams is not 0 grams."""
+    odd = [
+        line(operational_grams="many"),
+        line(estimate={"calibrated": {"energy_joules": []}}),
+        line(source="guessed"),
+        line(uncertainty=-1.0),
+        line(pue=0.0),
+    ]
+    report = report_of(tmp_path, line(), *odd)
+    assert (report.requests, report.broken.lines) == (1, len(odd))
+    fields = ("operational_grams", "estimate_calibrated", "source", "uncertainty", "pue")
+    for text, field in zip(report.broken.texts, fields, strict=True):
+        assert f"no use for a report: {field}" in text
+
+
+def test_lines_are_counted_with_those_that_are_empty(tmp_path: Path) -> None:
+    """As an editor shows them; also in a packed file."""
+    texts = [json.dumps(line()), "", "   ", "{", "", json.dumps(line(prompt_tokens=-1))]
+    (tmp_path / "log").write_text("\r\n".join(texts))
+    packed = tmp_path / "log.20260301T000000.000000Z.gz"
+    packed.write_bytes(gzip.compress("\n".join(texts).encode()))
+    told = made(tmp_path / "log").broken.texts
+    assert [re.findall(r"(log\S*), line (\d)", text)[0] for text in told] == [
+        ("log", "4"),
+        ("log", "6"),
+        (packed.name, "4"),
+        (packed.name, "6"),
+    ]
 
 
 @pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", "\r=1"])
@@ -457,3 +483,12 @@ def test_a_name_is_no_formula(tmp_path: Path, name: str) -> None:
     (row,) = csv_rows(tmp_path, line(model=name, energy_joules=-1.0, prefill_joules=-1.0))
     assert row["model"][0] in "'\ufffd"
     assert float(row["energy_wh"]) < 0
+
+
+def test_a_file_with_a_line_beyond_all_bounds_is_named_and_left_out(tmp_path: Path) -> None:
+    """The lines of other files are in the report."""
+    write(tmp_path / "log.1", line(), line(model="x" * 40_000_000))
+    report = made(write(tmp_path / "log", line()))
+    assert report.requests == 1
+    (text,) = report.broken.texts
+    assert f"{tmp_path / 'log.1'}: cannot be read, left out: " in text

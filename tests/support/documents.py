@@ -6,6 +6,7 @@ by tests/comparisons/versions.py.
 """
 
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -14,8 +15,11 @@ from functools import partial
 from pathlib import Path
 from typing import Final
 
-from llm_carbon_meter.config import settings_table
+from llm_carbon_meter.config import PREFIX as SETTING
+from llm_carbon_meter.config import Config, settings_table
+from llm_carbon_meter.exporters.columns import figure
 from llm_carbon_meter.exporters.headers import PREFIX, energy_headers, estimate_headers
+from llm_carbon_meter.exporters.log_line import columns_table
 from llm_carbon_meter.records import EnergyEstimate, Quality, Source
 from llm_carbon_meter.training.study.evaluate.names import PLOTS, RESULTS
 from llm_carbon_meter.training.study.evaluate.report import readme_section
@@ -31,6 +35,12 @@ SERVERS: Final = PACKAGE / "servers" / "README.md"
 EVALUATION: Final = ROOT / "examples" / "predictor"
 FAIRNESS: Final = ROOT / "tests" / "fairness" / "results"
 FOLDERS: Final = ("llm_carbon_meter", "grafana", "examples", "tests")
+
+MONTH_DAYS: Final = 31
+LINE_BYTES: Final = 1_750
+"""Of a line of the request log with long names; a test has one."""
+PACKED: Final = 4
+"""So many times less, of lines whose ids and figures have nothing in common; a test packs some."""
 
 MEANINGS = {
     "Estimated-Wh": "energy estimated before the request ran, calibrated",
@@ -69,6 +79,37 @@ def metrics_table() -> str:
     return "\n".join(rows)
 
 
+def files_of_a_month(per_s: float, max_bytes: float) -> int:
+    """Rotated files that hold a month of 31 days: full ones, and those that end at midnight.
+
+    Args:
+        per_s: requests per second.
+        max_bytes: of a file.
+    """
+    return math.ceil(MONTH_DAYS * 86_400 * per_s * LINE_BYTES / max_bytes) + MONTH_DAYS
+
+
+def retention_table() -> str:
+    """What holds a month at some rates."""
+    usual, names = Config(), ("request_log_max_bytes", "request_log_files")
+    assert files_of_a_month(1, usual.request_log_max_bytes) <= usual.request_log_files
+    first, second = (f"`{SETTING}{name.upper()}`" for name in names)
+    defaults = f"{usual.request_log_max_bytes} (default)", f"{usual.request_log_files} (default)"
+    rows = [
+        f"| requests per second | {first} | {second} | disk, packed |",
+        "| --- | --- | --- | --- |",
+        f"| 1 | {defaults[0]} | {defaults[1]} | {_packed(1)} |",
+    ]
+    for per_s, max_bytes in ((10, 640_000_000), (100, 1_000_000_000)):
+        files = files_of_a_month(per_s, max_bytes)
+        rows.append(f"| {per_s} | {max_bytes} | {files} | {_packed(per_s)} |")
+    return "\n".join(rows)
+
+
+def _packed(per_s: float) -> str:
+    return figure(MONTH_DAYS * 86_400 * per_s * LINE_BYTES / PACKED / 1e9) + " GB"
+
+
 def headers_table() -> str:
     """Every response header, as the formatting functions name them."""
     estimate = EnergyEstimate("flop", 1, 1, 1, 1, 1, True, 1)
@@ -100,7 +141,12 @@ def fairness(kind: str) -> str:
 
 PARTS: Final[Mapping[Path, Mapping[str, Callable[[], str]]]] = {
     PACKAGE / "README.md": {"settings": settings_table},
-    PACKAGE / "exporters" / "README.md": {"metrics": metrics_table, "headers": headers_table},
+    PACKAGE / "exporters" / "README.md": {
+        "metrics": metrics_table,
+        "headers": headers_table,
+        "columns": columns_table,
+        "retention": retention_table,
+    },
     PACKAGE / "ledger" / "README.md": {
         kind: partial(fairness, kind) for kind in ("roofline", "kernels", "kept-out")
     },

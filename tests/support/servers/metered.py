@@ -15,9 +15,11 @@ import grpc
 import openai
 import psutil
 import pytest
+from opentelemetry.proto.collector.logs.v1 import logs_service_pb2, logs_service_pb2_grpc
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from prometheus_client.parser import text_string_to_metric_families
 
+from llm_carbon_meter.exporters.log_line import REQUEST
 from llm_carbon_meter.records import REQUEST_ACCOUNTS
 from llm_carbon_meter.testing.nvml_stub import LOG_VARIABLE, SCRIPT_VARIABLE, StubScript, read_log
 from llm_carbon_meter.testing.servers import Server, TransformersServer, VllmServer
@@ -39,13 +41,29 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_model(tmp_path_factory.mktemp("model") / "tiny-qwen2")
 
 
+class _Logs(logs_service_pb2_grpc.LogsServiceServicer):
+    """Collects log records."""
+
+    def __init__(self) -> None:
+        self.records: list[Any] = []
+
+    def Export(self, request: Any, context: Any) -> Any:  # noqa: N802 - the protocol's name
+        for resource in request.resource_logs:
+            for scope in resource.scope_logs:
+                self.records += scope.log_records
+        return logs_service_pb2.ExportLogsServiceResponse()
+
+
 class OtlpReceiver(trace_service_pb2_grpc.TraceServiceServicer):
-    """Collects the spans that a server exports over gRPC."""
+    """Collects the spans and log records that a server exports over gRPC."""
 
     def __init__(self) -> None:
         self.spans: list[Any] = []
+        logs = _Logs()
+        self.logs = logs.records
         self._server = grpc.server(futures.ThreadPoolExecutor(2))
         trace_service_pb2_grpc.add_TraceServiceServicer_to_server(self, self._server)
+        logs_service_pb2_grpc.add_LogsServiceServicer_to_server(logs, self._server)
         self.port = self._server.add_insecure_port("127.0.0.1:0")
         self._server.start()
 
@@ -159,10 +177,10 @@ class Metered:
         return totals
 
     def logged(self) -> list[dict[str, Any]]:
-        """The request log so far."""
-        if not self.request_log.exists():
-            return []
-        return [json.loads(line) for line in self.request_log.read_text().splitlines()]
+        """The requests in the logs of all API servers so far."""
+        logs = self.request_log.parent.glob(self.request_log.name + "*")
+        lines = [json.loads(line) for log in logs for line in log.read_text().splitlines()]
+        return [line for line in lines if line["kind"] == REQUEST]
 
 
 StartServer = Callable[..., contextlib.AbstractContextManager[Metered]]
