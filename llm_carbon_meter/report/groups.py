@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 Value = float | int | str | None
 THOUSAND: Final = 1000.0
 ALL: Final = "all"
+NO_ADAPTER: Final = "none"
+"""Stands for requests to the model itself."""
 NOT_SAID: Final = "not said"
 """Stands where a line has nothing."""
 NAMES: Final = (
@@ -113,7 +115,8 @@ def label_expression(by: str, zone: tzinfo) -> str:
     """The label of a line in SQL; the time zone of the session is `zone`."""
     if by in STEPS:
         return f"strftime(to_timestamp(arrived_unix_s), {quoted(label_format(by, zone))})"
-    return f"coalesce(nullif({by}, ''), {quoted(NOT_SAID)})"
+    nothing = NO_ADAPTER if by == "adapter" else NOT_SAID
+    return f"coalesce(nullif({by}, ''), {quoted(nothing)})"
 
 
 def grouped(

@@ -19,6 +19,11 @@ ALL_COLUMNS: Final[Columns] = dict(
     column for columns in SECTIONS.values() for column in columns.items()
 )
 GPUS: Final = "All energy of the GPUs"
+METHOD: Final = (
+    "what the GPUs' energy counters rose by is divided over the engine's steps and the time "
+    "between them, and each step's energy over its requests by their Shapley value, unless the "
+    "server's settings say otherwise; idle energy is nobody's, or spread by time where they say so"
+)
 AT_MOST_OFF: Final = (
     "at_most_off_percent adds up the 90 % half-intervals of all requests as if all were off to one "
     "side, which is the most that the sum may be off; errors that are independent cancel in part"
@@ -33,6 +38,7 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("period", f"{report.question.period}; requests came {report.came}"),
         *_named("time zone of days, hours and months", [str(zone)] if str(zone) != "UTC" else []),
         *_named("files", [clean(str(report.files), 1000)] if report.files else []),
+        ("method", METHOD),
         *_named("boundary", _with_counts(report.covers)),
         ("sources", ", ".join(by_source) + "; never added to each other"),
         *_named("grid", _with_counts(report.grids)),

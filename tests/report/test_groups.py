@@ -22,10 +22,10 @@ def test_requests_are_grouped_by_several_names(tmp_path: Path) -> None:
     rows = csv_rows(tmp_path, *records, by="tenant,model,adapter")
     found = [(row["tenant"], row["model"], row["adapter"], row["requests"]) for row in rows]
     assert found == [
-        ("acme", "Llama", "not said", "1"),
+        ("acme", "Llama", "none", "1"),
         ("acme", "Llama", "sql", "1"),
-        ("not said", "Llama", "not said", "1"),
-        ("zeta", "Qwen", "not said", "1"),
+        ("not said", "Llama", "none", "1"),
+        ("zeta", "Qwen", "none", "1"),
         ("all", "", "", "4"),
     ]
 
