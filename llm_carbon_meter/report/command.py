@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llm_carbon_meter.records import MeterError
 from llm_carbon_meter.report.database import database
-from llm_carbon_meter.report.files import files_of
+from llm_carbon_meter.report.files import found_files
 from llm_carbon_meter.report.groups import GROUPINGS, NAMES
 from llm_carbon_meter.report.page import write_page, write_pages
 from llm_carbon_meter.report.periods import NAMED, Period, moment, named_period, time_zone
@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "log",
         help="a file that LLM_CARBON_METER_REQUEST_LOG names: its rotated files, and those of the "
         "server's other processes, are read too; a folder, a pattern, or s3://…, of JSON lines or "
-        "Parquet; or the address of a Prometheus server",
+        "Parquet; clickhouse://HOST:PORT/DATABASE/TABLE; or the address of a Prometheus server",
     )
     parser.add_argument("--since", metavar="ISO", help="requests that came from then")
     parser.add_argument("--until", metavar="ISO", help="and before then")
@@ -81,8 +81,7 @@ def run(options: argparse.Namespace) -> int:
         raise MeterError(f"--html-per {options.html_per[0]}: give one of {', '.join(NAMES)}")
     if options.log.startswith(("http://", "https://")):
         return _report_server(options, question)
-    files = files_of(options.log)
-    with database("the report") as connection:
+    with found_files(options.log, period) as files, database("the report") as connection:
         broken = load_lines(connection, files, question)
         report = make_report(connection, files, broken, question)
         print(table(report))

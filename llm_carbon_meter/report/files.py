@@ -2,14 +2,18 @@
 
 import glob
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Final
 
 from llm_carbon_meter.frontend.request_log import rotated_files
 from llm_carbon_meter.records import MeterError
+from llm_carbon_meter.report.periods import Period
 
+CLICKHOUSE: Final = re.compile(r"clickhouses?://")
 REMOTE: Final = re.compile(r"(?:s3|gs|gcs|r2)://")
 PARQUET: Final = ".parquet"
 LOG: Final = re.compile(
@@ -25,14 +29,38 @@ class Files:
     json: Sequence[str]
     """Paths, addresses or patterns of JSON lines, packed ones too."""
     parquet: Sequence[str]
+    name: str = ""
+    """Of where they are from, if they are a copy."""
 
     def __str__(self) -> str:
-        return ", ".join([*self.json, *self.parquet])
+        return self.name or ", ".join([*self.json, *self.parquet])
 
     @property
     def are_remote(self) -> bool:
         """Whether one of them is in an object store."""
         return any(REMOTE.match(name) for name in (*self.json, *self.parquet))
+
+
+@contextmanager
+def found_files(address: str, period: Period) -> Iterator[Files]:
+    """What an address means; a copy of a table's lines is gone after it.
+
+    Args:
+        address: as of `files_of`, or of a table of ClickHouse.
+        period: of the lines.
+
+    Raises:
+        MeterError: there is nothing.
+    """
+    if not CLICKHOUSE.match(address):
+        yield files_of(address)
+        return
+    from llm_carbon_meter.report.clickhouse import fetch  # httpx takes a while
+
+    with TemporaryDirectory(prefix="llm-carbon-meter-") as folder:
+        file = Path(folder, f"lines{PARQUET}")
+        fetch(address, period, file)
+        yield Files((), (str(file),), name="a table of ClickHouse")
 
 
 def files_of(address: str) -> Files:
