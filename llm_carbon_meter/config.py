@@ -19,7 +19,7 @@ CHANNEL_DIR_VARIABLE: Final = PREFIX + "CHANNEL_DIR"
 TOLD_VARIABLE: Final = "_" + PREFIX + "TOLD_BY"
 """No setting: the process that told what is wrong with them, for those that it starts."""
 MOST_PRICE: Final = 100_000.0
-"""Of a kilowatt-hour or a GPU's hour; prices of markets can be below 0."""
+"""Of a kilowatt-hour or a GPU's hour. None is below 0: a counter of money cannot fall."""
 
 
 def _boolean(text: str) -> bool:
@@ -63,7 +63,7 @@ def _whole(low: int, high: int) -> Callable[[str], int]:
     return parse
 
 
-_price: Final = _optional(_number(-MOST_PRICE, MOST_PRICE))
+_price: Final = _optional(_number(0.0, MOST_PRICE))
 
 
 def _currency(text: str) -> str:

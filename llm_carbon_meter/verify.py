@@ -2,9 +2,10 @@
 
 import argparse
 import gzip
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llm_carbon_meter.exporters import receipts
 from llm_carbon_meter.formats import versioned
@@ -41,10 +42,19 @@ def run(options: argparse.Namespace) -> int:
 def _problem(text: bytes, key: "Ed25519PublicKey") -> str:
     """Why a record does not verify; empty where it does."""
     try:
+        json.loads(text, object_pairs_hook=_once)
         receipts.verify(versioned.json_object(text), key)
-    except MeterError as error:
+    except (MeterError, ValueError, RecursionError) as error:
         return str(error)
     return ""
+
+
+def _once(pairs: Sequence[tuple[str, Any]]) -> Mapping[str, Any]:
+    """An object each of whose names stands once: readers differ in which of two they take."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        raise ValueError("a name stands twice in it")
+    return found
 
 
 def _records(path: Path) -> Iterator[tuple[int, bytes]]:

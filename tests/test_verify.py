@@ -74,3 +74,14 @@ def test_no_file_and_no_record_are_errors(
 
 def _key(line: str) -> str:
     return str(json.loads(line)["receipt"]["key"])
+
+
+def test_a_name_that_stands_twice_is_no_record(
+    tmp_path: Path, keys: Keys, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two, one reader takes the first and another the last."""
+    good, log = text_of(signer(private_key(keys.private))(request_line(RECORD))), tmp_path / "log"
+    log.write_text('{"energy_joules":0.001,' + good[1:] + "\n")
+    code, said = verified(log, keys, capsys)
+    assert code == 1
+    assert "a name stands twice" in said[0]

@@ -131,8 +131,8 @@ def _zone(name: str) -> tzinfo:
 def _minutes(per_kwh: Mapping[str, float]) -> tuple[float, ...]:
     prices: list[float | None] = [None] * MINUTES
     for hours, price in per_kwh.items():
-        if not -MOST_PRICE <= price <= MOST_PRICE:
-            raise ValueError(f"{hours} costs {price}; expected {-MOST_PRICE:g} to {MOST_PRICE:g}")
+        if not 0.0 <= price <= MOST_PRICE:
+            raise ValueError(f"{hours} costs {price}; expected 0 to {MOST_PRICE:g}")
         for minute in _span(hours):
             if prices[minute] is not None:
                 raise ValueError(f"{_clock(minute)} has two prices; its hours overlap")

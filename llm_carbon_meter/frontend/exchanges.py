@@ -36,7 +36,7 @@ from llm_carbon_meter.records import (
     Whose,
 )
 
-_BEAM: Final = re.compile(r"-[0-9a-f]+-beam-[0-9]+$")
+_BEAM: Final = re.compile(r"-(?P<step>[0-9a-f]+)-beam-[0-9]+$")
 """What vLLM's beam search adds to the id of each of its engine requests."""
 MAX_OPEN: Final = 100_000
 """Engine requests waited for; beyond, the oldest is given up."""
@@ -142,8 +142,13 @@ class Exchange:
 
     @property
     def _is_beam_search(self) -> bool:
-        """Whether each engine request adds a token to the prompt and answer of another."""
-        return _BEAM.search(next(iter(self.members.values())).external_id) is not None
+        """Whether each engine request adds a token to the prompt and answer of another.
+
+        Each of their steps has a number of its own, which ids that a client made up have not.
+        """
+        found = [_BEAM.search(member.external_id) for member in self.members.values()]
+        steps = {match["step"] for match in found if match}
+        return len(steps) > 1 and all(found)
 
     def has_energy(self) -> bool:
         """Whether every member has at least a provisional figure."""

@@ -42,6 +42,7 @@ from llm_carbon_meter.records import (
     EstimateQuery,
     Features,
     MeterError,
+    Outcome,
     RequestEnergy,
     RequestRecord,
     Status,
@@ -314,7 +315,7 @@ class FrontendMeter:
         records = [record for record in made if record is not None]
         if self._log is not None or self._otlp_logs is not None:
             lines = [attempt("request_log", request_line, record) for record in records]
-            self._write([line for line in lines if line is not None])
+            attempt("request_log", self._write, [line for line in lines if line is not None])
         for record in records:
             for sink in self._sinks:
                 attempt("record", sink, record)
@@ -335,7 +336,9 @@ class FrontendMeter:
         self._metrics.record(record)
         self._metrics.estimate_errors(record, error_ratios(record))
         if self.tenants.are_told:
-            self._metrics.tenant(record, self.tenants.label(record.whose.tenant))
+            # Of a request that was refused, nobody checked whose it is.
+            is_new = record.energy is None or record.energy.outcome is not Outcome.FAILED
+            self._metrics.tenant(record, self.tenants.label(record.whose.tenant, new=is_new))
         if record.whose.adapter:
             self._metrics.adapter(record, self._adapters.of(record.whose.adapter))
 
@@ -356,10 +359,14 @@ class FrontendMeter:
             self._faults.attempt("otlp_logs", self._otlp_logs.send, lines)
         if self._log is None:
             return
+        written = [self._faults.attempt("request_log", text_of, line) for line in lines]
+        texts = [text for text in written if text is not None]
+        if not texts:
+            return
         try:
-            self._log.write("\n".join(map(text_of, lines)))
+            self._log.write("\n".join(texts))
         except OSError as error:
-            for _ in lines:
+            for _ in texts:
                 self._faults.note("request_log", error, "The records are in the metrics only.")
 
     # Look-ups
@@ -398,8 +405,8 @@ class FrontendMeter:
             **self.records.find(name),
             **{exchange.id: exchange for exchange in self.exchanges.find(name)},
         }
-        readable = self.tenants.may_read
-        found = {key: one for key, one in found.items() if readable(headers, one.whose.tenant)}
+        may_read = self.tenants.reader(headers)
+        found = {key: one for key, one in found.items() if may_read(one.whose.tenant)}
         own = {key: one for key, one in found.items() if name in _internal_ids(one)}
         return {key: self._text(one) for key, one in islice((own or found).items(), MOST_FOUND)}
 

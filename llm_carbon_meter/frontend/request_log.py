@@ -3,6 +3,7 @@
 Read back by ``llm-carbon-meter replay``, ``report`` and ``export``.
 """
 
+import contextlib
 import gzip
 import logging
 import os
@@ -100,11 +101,17 @@ class RequestLog:
             self._append(b"\n")
 
     def _append(self, text: bytes) -> None:
-        rest = memoryview(text)
-        while rest:
-            written = self._file.write(rest)
-            self._size += written
-            rest = rest[written:]
+        rest, before = memoryview(text), self._size
+        try:
+            while rest:
+                written = self._file.write(rest)
+                self._size += written
+                rest = rest[written:]
+        except OSError:  # half a line would spoil the next one
+            with contextlib.suppress(OSError):
+                os.ftruncate(self._file.fileno(), before)
+                self._size = before
+            raise
         self._written_s = time.time()
 
     def _is_due(self, more: int) -> bool:
@@ -112,13 +119,19 @@ class RequestLog:
         return self._size + more > self._max_bytes or time.time() // age > self._written_s // age
 
     def _rotate(self) -> None:
-        self._file.close()
+        """Where no other file can be opened, the old one is gone on with at the next time."""
+        old = self._file
+        if self._path.exists():
+            self._set_aside()
+        self._open()
+        old.close()
+        self._tidy_soon()
+
+    def _set_aside(self) -> None:
         ended = datetime.fromtimestamp(self._written_s, UTC)
         while any((target := _named(self._path, ended)).parent.glob(f"{target.name}*")):
             ended += timedelta(microseconds=1)
         self._path.rename(target)
-        self._open()
-        self._tidy_soon()
 
     def _tidy_soon(self) -> None:
         """On a thread; where one is at it, the next rotation or the end goes on with the rest."""
@@ -161,6 +174,8 @@ def _pack(file: Path) -> None:
     try:
         with file.open("rb") as plain, gzip.open(part, "wb", compresslevel=6) as target:
             shutil.copyfileobj(plain, target, 1 << 20)
+        with part.open("rb") as whole:
+            os.fsync(whole.fileno())
     except OSError:
         part.unlink(missing_ok=True)
         raise

@@ -26,6 +26,8 @@ UNKNOWN: Final = "unknown"
 """Label of requests that name no tenant."""
 OTHER: Final = "other"
 """Label of all names beyond the list."""
+BYTES: Final = "surrogateescape"
+"""So that names that are no UTF-8 stay different."""
 LONGEST: Final = 64
 """Characters of a name."""
 DIGITS: Final = 12
@@ -64,13 +66,18 @@ class Labels:
         self._names = set(names)
         self._most = 0 if self._names else most
 
-    def of(self, name: str) -> str:
-        """The value for a name."""
+    def of(self, name: str, *, new: bool = True) -> str:
+        """The value for a name.
+
+        Args:
+            name: to be shown; in quotation marks where it is a word of ours.
+            new: whether it may become one of the first.
+        """
         if name not in self._names:
-            if len(self._names) >= self._most:
+            if not new or len(self._names) >= self._most:
                 return OTHER
             self._names.add(name)
-        return name
+        return f'"{name}"' if name in (UNKNOWN, OTHER) else name
 
 
 class Tenants:
@@ -87,12 +94,12 @@ class Tenants:
         """Whether requests have tenants at all."""
         self.are_claimed = way == "claimed_user"
         """Whether a client's own word, in its body, is enough."""
-        self.named = config.tenants
-        """The closed list."""
+        keys = _keys(config, faults) if way == "api_key" else {}
+        self.named = config.tenants or tuple(dict.fromkeys(keys.values()))
+        """The closed list: of the settings, else of the file of keys."""
         self._guards = way in GUARDED
         self._admin_key = config.admin_key.encode()
-        self._labels = Labels(config.tenants, config.tenant_limit)
-        keys = _keys(config, faults) if way == "api_key" else {}
+        self._labels = Labels(self.named, config.tenant_limit)
         readers: Mapping[str, Callable[[RawHeaders], str]] = {
             "header": lambda headers: _only(headers, name.lower().encode()),
             "api_key": lambda headers: _key_name(bearer(headers), keys),
@@ -115,41 +122,55 @@ class Tenants:
             told = adapter if self._is_adapter else claim if self.are_claimed else ""
         return _shown(told) if told else None
 
-    def label(self, tenant: str | None) -> str:
-        """Of metrics."""
-        return UNKNOWN if tenant is None else self._labels.of(tenant)
+    def label(self, tenant: str | None, *, new: bool = True) -> str:
+        """Of metrics; arguments as of `Labels.of`."""
+        return UNKNOWN if tenant is None else self._labels.of(tenant, new=new)
 
-    def may_read(self, headers: RawHeaders, tenant: str | None) -> bool:
-        """Whether who asks may see a record of a tenant: the tenant itself, and an admin."""
+    def reader(self, headers: RawHeaders) -> Callable[[str | None], bool]:
+        """Whether who asks may see a tenant's records: the tenant itself and an admin may.
+
+        Records of nobody are the admin's alone.
+        """
         if not self._guards:
-            return True
+            return lambda tenant: True
         if self._admin_key and hmac.compare_digest(bearer(headers), self._admin_key):
-            return True
-        return self.of(headers) == tenant
+            return lambda tenant: True
+        own = self.of(headers)
+        return lambda tenant: tenant is not None and tenant == own
 
 
 def bearer(headers: RawHeaders) -> bytes:
-    """The key that a server checks; empty where there is none."""
+    """The key that a server checks; empty where there is none.
+
+    OpenAI's and vLLM's is in ``Authorization``, Anthropic's in ``x-api-key``.
+    """
+    other = b""
     for name, value in headers:
         if name == b"authorization":
             scheme, _, key = value.partition(b" ")
             return key.strip() if scheme.lower() == b"bearer" else b""
-    return b""
+        if name == b"x-api-key":
+            other = other or value.strip()
+    return other
 
 
 def _only(headers: RawHeaders, wanted: bytes) -> str:
     """A header's value; empty where there are several: a client's may be among them."""
     values = {value for name, value in headers if name == wanted}
-    return values.pop().decode("utf-8", "replace").strip() if len(values) == 1 else ""
+    return values.pop().decode("utf-8", BYTES).strip() if len(values) == 1 else ""
 
 
 def _baggage(headers: RawHeaders, wanted: str) -> str:
-    """A value of W3C baggage; OpenTelemetry's reader leaves the properties in it."""
+    """A value of W3C baggage; empty where there are several.
+
+    OpenTelemetry's reader takes one of them, and leaves the properties in it.
+    """
+    values = set()
     for member in _only(headers, b"baggage").split(","):
         name, _, value = member.partition("=")
         if name.strip() == wanted:
-            return unquote(value.partition(";")[0].strip())
-    return ""
+            values.add(value.partition(";")[0].strip())
+    return unquote(values.pop(), errors=BYTES) if len(values) == 1 else ""
 
 
 @lru_cache(maxsize=1024)
@@ -190,7 +211,12 @@ def read_keys(path: Path) -> Mapping[str, str]:
             f"the file of keys {str(path)!r} cannot be used; "
             'expected lines such as "KEY" = "TENANT", or "sha256:DIGEST" = "TENANT"'
         ) from None
-    return {_hash_of(key): tenant for key, tenant in entries.items()}
+    tenants = {_hash_of(key): tenant for key, tenant in entries.items()}
+    if len(tenants) < len(entries):
+        raise ConfigError(
+            f"the file of keys {str(path)!r} cannot be used: a key and its digest stand in it"
+        )
+    return tenants
 
 
 def _hash_of(key: str) -> str:
@@ -198,8 +224,12 @@ def _hash_of(key: str) -> str:
 
 
 def _shown(name: str) -> str:
-    """A name as it is kept: of a bounded length, and of characters that can be printed."""
-    cut = name[:LONGEST]
-    if cut.isprintable():
-        return cut
-    return "".join(one if one.isprintable() else "\ufffd" for one in cut)
+    """A name as it is kept: of a bounded length, and of characters that can be printed.
+
+    One that had to be changed ends with digits of its SHA-256: tenants are told apart by it.
+    """
+    if len(name) <= LONGEST and name.isprintable():
+        return name
+    digits = hashlib.sha256(name.encode("utf-8", BYTES)).hexdigest()[:DIGITS]
+    cut = name[: LONGEST - DIGITS - 1]
+    return "".join(one if one.isprintable() else "\ufffd" for one in cut) + f"-{digits}"

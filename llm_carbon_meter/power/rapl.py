@@ -38,9 +38,12 @@ class _Zone:
     def read(self, now_s: float, *, first: bool = False) -> None:
         joules = _microjoules(self.file) * MICRO
         if not first:
-            step = joules - self.joules
-            self.counted_joules += step if step >= 0 else step + self.range_joules
-            self.certain = (now_s - self.read_s) * LARGEST_WATTS < self.range_joules
+            step, most = joules - self.joules, (now_s - self.read_s) * LARGEST_WATTS
+            round_again = step + self.range_joules
+            # A counter that was set to 0 looks as if it had come round.
+            was_reset = step < 0 and round_again > most
+            self.certain = most < self.range_joules and not was_reset
+            self.counted_joules += step if step >= 0 else 0.0 if was_reset else round_again
         self.read_s, self.joules = now_s, joules
 
 

@@ -3,9 +3,10 @@
 import argparse
 import shutil
 import tempfile
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from llm_carbon_meter.exporters.log_line import COLUMNS, Column
 from llm_carbon_meter.records import MeterError
@@ -44,27 +45,29 @@ def run(options: argparse.Namespace) -> int:
     try:
         options.parquet.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".export-", dir=options.parquet) as part:
-            lines, broken = _write(files, Path(part))
-            days = _move(Path(part), options.parquet, replace=options.replace)
+            broken = _write(files, Path(part))
+            moved = _move(Path(part), options.parquet, replace=options.replace)
     except OSError as error:
         raise MeterError(
             f"the folder {str(options.parquet)!r} cannot be written: {error}; "
             "give another --parquet"
         ) from error
-    print("\n".join([f"{lines} lines of {days} days in {options.parquet}", *_left_out(broken)]))
+    kept = [f"{day.name} stays as it is: it has more lines than the log" for day in moved.kept]
+    days = f"{moved.lines} lines of {moved.days} days in {options.parquet}"
+    print("\n".join([days, *kept, *_left_out(broken)]))
     return 0
 
 
-def _write(files: Files, folder: Path) -> tuple[int, Broken]:
-    """Every line that is of use, to a folder that is empty; how many."""
+def _write(files: Files, folder: Path) -> Broken:
+    """Every line that is of use, to a folder that is empty."""
     with database("the export") as connection:
         broken = load(connection, files, COLUMNS, Period())
         days = connection.execute(
-            f"SELECT floor(arrived_unix_s / {DAY_S})::BIGINT, count(*) FROM lines "
-            "WHERE wrong IS NULL GROUP BY 1 ORDER BY 1"
+            f"SELECT DISTINCT floor(arrived_unix_s / {DAY_S})::BIGINT FROM lines "
+            "WHERE wrong IS NULL ORDER BY 1"
         ).fetchall()
         columns = ", ".join(map(_parquet, COLUMNS))
-        for day, _ in days:
+        for (day,) in days:
             begin_s = day * DAY_S
             target = folder / f"day={datetime.fromtimestamp(begin_s, UTC):%Y-%m-%d}"
             target.mkdir()
@@ -80,7 +83,7 @@ def _write(files: Files, folder: Path) -> tuple[int, Broken]:
             + "".join(f"; {text}" for text in broken.texts[:1])
             + "; give a log that a metered server has written to"
         )
-    return sum(lines for _, lines in days), broken
+    return broken
 
 
 def _parquet(column: Column) -> str:
@@ -89,8 +92,15 @@ def _parquet(column: Column) -> str:
     return f'"{column.name}"{text} AS "{column.name}"'
 
 
-def _move(part: Path, folder: Path, *, replace: bool) -> int:
-    """Put the days into their place, each whole; how many."""
+class _Moved(NamedTuple):
+    days: int
+    lines: int
+    kept: Sequence[Path]
+    """Days of which the log has lost lines since."""
+
+
+def _move(part: Path, folder: Path, *, replace: bool) -> _Moved:
+    """Put the days into their place, each whole."""
     days = sorted(part.iterdir())
     there = [day.name for day in days if (folder / day.name).exists()]
     if there and not replace:
@@ -98,11 +108,26 @@ def _move(part: Path, folder: Path, *, replace: bool) -> int:
             f"{folder} has {', '.join(there[:3])} already; give --replace, which exchanges whole "
             "days, or another --parquet"
         )
-    for day in days:
+    counts = {day: _lines(day) for day in days}
+    kept = [day for day in days if day.name in there and _lines(folder / day.name) > counts[day]]
+    for day in set(days) - set(kept):
         if day.name in there:
             shutil.rmtree(folder / day.name)
         day.rename(folder / day.name)
-    return len(days)
+    lines = sum(count for day, count in counts.items() if day not in kept)
+    return _Moved(len(days) - len(kept), lines, kept)
+
+
+def _lines(day: Path) -> int:
+    """Of the files of a day; a file that cannot be read has none."""
+    import duckdb
+
+    try:
+        files = quoted(str(day / "*.parquet"))
+        ((count,),) = duckdb.sql(f"SELECT count(*) FROM read_parquet({files})").fetchall()
+        return int(count)
+    except duckdb.Error:
+        return 0
 
 
 def _left_out(broken: Broken) -> list[str]:

@@ -36,6 +36,11 @@ class Files:
         return self.name or ", ".join([*self.json, *self.parquet])
 
     @property
+    def may_repeat(self) -> bool:
+        """Whether some may be a copy of others: an export beside its log."""
+        return bool(self.json and self.parquet)
+
+    @property
     def are_remote(self) -> bool:
         """Whether one of them is in an object store."""
         return any(REMOTE.match(name) for name in (*self.json, *self.parquet))
@@ -78,7 +83,7 @@ def files_of(address: str) -> Files:
         return Files((), (name,)) if name.endswith(PARQUET) else Files((name,), ())
     path = Path(address)
     if path.is_dir():
-        found = [file for file in sorted(path.rglob("*")) if file.is_file() and _is_ours(file)]
+        found = [file for file in sorted(path.rglob("*")) if _is_ours(file, path)]
     elif glob.has_magic(address) and not path.exists():
         found = [Path(name) for name in sorted(glob.glob(address, recursive=True))]
     else:
@@ -95,8 +100,11 @@ def files_of(address: str) -> Files:
     )
 
 
-def _is_ours(file: Path) -> bool:
-    return file.suffix == PARQUET or bool(LOG.search(file.name))
+def _is_ours(file: Path, folder: Path) -> bool:
+    """Not of a hidden folder, which an export that is at work has."""
+    if any(part.startswith(".") for part in file.relative_to(folder).parts[:-1]):
+        return False
+    return file.is_file() and (file.suffix == PARQUET or bool(LOG.search(file.name)))
 
 
 def _plain(file: Path) -> Path:

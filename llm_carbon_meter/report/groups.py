@@ -116,7 +116,9 @@ def label_expression(by: str, zone: tzinfo) -> str:
     if by in STEPS:
         return f"strftime(to_timestamp(arrived_unix_s), {quoted(label_format(by, zone))})"
     nothing = NO_ADAPTER if by == "adapter" else NOT_SAID
-    return f"coalesce(nullif({by}, ''), {quoted(nothing)})"
+    ours = ", ".join(map(quoted, (ALL, NO_ADAPTER, NOT_SAID)))
+    named = f"CASE WHEN {by} IN ({ours}) THEN '\"' || {by} || '\"' ELSE nullif({by}, '') END"
+    return f"coalesce({named}, {quoted(nothing)})"
 
 
 def grouped(

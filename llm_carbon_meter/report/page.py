@@ -35,6 +35,9 @@ img { max-width: 100%; }
 """
 
 
+HASH_DIGITS: Final = 8
+_HASHED: Final = re.compile(f"-[0-9a-f]{{{HASH_DIGITS}}}$")
+"""How other names end: none that somebody chose may be one of them."""
 METHOD: Final = (
     "Every reading of a GPU's energy counter is divided over the steps that the engine ran "
     "meanwhile, and each step's energy over the requests in it, by what each added to the step's "
@@ -95,8 +98,10 @@ def write_pages(
 
 def file_name(value: str) -> str:
     """A name that every file system takes, another one for each value."""
-    plain = re.sub(r"[^A-Za-z0-9._-]", "_", value).lstrip(".")[:80]
-    return plain if plain == value else f"{plain}-{hashlib.sha256(value.encode()).hexdigest()[:8]}"
+    plain = re.sub(r"[^a-z0-9._-]", "_", value.lower()).lstrip(".")[:80]
+    if plain == value and not _HASHED.search(value):
+        return plain
+    return f"{plain}-{hashlib.sha256(value.encode()).hexdigest()[:HASH_DIGITS]}"
 
 
 def page(connection: "DuckDBPyConnection", report: Report, title: str = "") -> str:

@@ -19,10 +19,9 @@ ALL_COLUMNS: Final[Columns] = dict(
     column for columns in SECTIONS.values() for column in columns.items()
 )
 GPUS: Final = "All energy of the GPUs"
-METHOD: Final = (
-    "what the GPUs' energy counters rose by is divided over the engine's steps and the time "
-    "between them, and each step's energy over its requests by their Shapley value, unless the "
-    "server's settings say otherwise; idle energy is nobody's, or spread by time where they say so"
+REPEATED: Final = (
+    "there are JSON lines and Parquet: where one is an export of the other, its requests count "
+    "twice"
 )
 AT_MOST_OFF: Final = (
     "at_most_off_percent adds up the 90 % half-intervals of all requests as if all were off to one "
@@ -38,7 +37,6 @@ def facts(report: Report) -> list[tuple[str, str]]:
         ("period", f"{report.question.period}; requests came {report.came}"),
         *_named("time zone of days, hours and months", [str(zone)] if str(zone) != "UTC" else []),
         *_named("files", [clean(str(report.files), 1000)] if report.files else []),
-        ("method", METHOD),
         *_named("boundary", _with_counts(report.covers)),
         ("sources", ", ".join(by_source) + "; never added to each other"),
         *_named("grid", _with_counts(report.grids)),
@@ -60,6 +58,8 @@ def _with_counts(counts: Mapping[str, int]) -> list[str]:
 def _notes(report: Report) -> list[str]:
     wholes = totals(report.groups)
     notes = [f"{report.broken.lines} broken lines are left out"] if report.broken.lines else []
+    if report.files is not None and report.files.may_repeat:
+        notes.append(REPEATED)
     without = _lacking(wholes, "embodied_grams")
     if without:
         notes.append(f"{without} requests have no embodied grams: no SCI for a group with them")

@@ -88,6 +88,7 @@ def test_a_tariff_has_its_hours_there(tmp_path: Path, clock: str, price: float) 
         (TARIFF.replace("0.34", "'dear'"), "Expected `float`"),
         (TARIFF.replace("currency", "curency"), "curency"),
         ("what", "cannot be used"),
+        (TARIFF.replace("0.34", "-0.02"), "costs -0.02; expected 0 to 100000"),
     ],
 )
 def test_a_tariff_that_cannot_be_used(tmp_path: Path, text: str, said: str) -> None:

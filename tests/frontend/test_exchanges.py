@@ -272,6 +272,25 @@ def test_a_beam_search_counts_its_prompt_once() -> None:
     assert energy.joules == pytest.approx(3 * energy_in_every_account("a").joules)
 
 
+@pytest.mark.parametrize(
+    "ids",
+    [
+        ["chatcmpl-a-0-beam-1"] * 4,
+        [f"cmpl-a-0-beam-{number}" for number in range(4)],
+        ["cmpl-a-0-beam-0", "cmpl-b-1"],
+    ],
+)
+def test_an_id_that_looks_like_a_beam_s_hides_no_tokens(ids: list[str]) -> None:
+    """Clients choose ids; the steps of a beam search have numbers of their own."""
+    registry, exchange = Registry(), Exchange()
+    for number, external_id in enumerate(ids):
+        name = f"x{number}"
+        registry.begin(exchange, Member(name, external_id, None), FEATURES)
+        registry.receive(replace(energy_in_every_account(name), prompt_tokens=10))
+    assert exchange.energy is not None
+    assert exchange.energy.prompt_tokens == 10 * len(ids)
+
+
 def test_a_record_has_a_bounded_number_of_ids() -> None:
     """Of thousands of prompts; those that it has lead to it."""
     registry, exchange = Registry(), Exchange(["mine"])

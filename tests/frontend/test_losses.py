@@ -270,3 +270,20 @@ def test_other_api_servers_know_an_answer_before_its_last_tick() -> None:
     for record in (final, provisional):
         other.receive_record(record)
         assert statuses(other, "mine") == [("final", "counter")]
+
+
+def test_what_cannot_be_written_takes_no_other_along(tmp_path: Path) -> None:
+    """A name that is no UTF-8: the records beside it are logged, kept and forgotten in flight."""
+    log, faults = tmp_path / "log", Faults()
+    meter = front_end(request_log=str(log), faults=faults)
+    for name in "abc":
+        exchange = Exchange()
+        exchange.model = "\ud800" if name == "b" else ""
+        meter.begin(exchange, name, name, Prompt(10), 5)
+        meter.end(exchange, answered=True)
+    meter.receive_energies([energy_of(name, Status.FINAL) for name in "abc"])
+    assert [json.loads(line)["id"] for line in log.read_text().splitlines()] == ["a", "c"]
+    assert faults.counts["request_log"] == 1
+    assert not meter.exchanges.unfinished()
+    assert all(meter.records.get(name) for name in "abc")
+    meter.stop()

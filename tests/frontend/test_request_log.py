@@ -1,5 +1,6 @@
 """The request log: rotation, reading back, and the ledger that is printed from it."""
 
+import errno
 import gzip
 import json
 import os
@@ -20,6 +21,7 @@ from llm_carbon_meter.frontend import request_log
 from llm_carbon_meter.frontend.request_log import (
     RequestLog,
     ledger_table,
+    opened,
     read,
     rotated_files,
     text_of,
@@ -410,3 +412,55 @@ def test_two_threads_write_while_the_log_is_rotated(tmp_path: Path) -> None:
     log.close()
     ids = [record["id"] for file in tmp_path.iterdir() for record in read(file)]
     assert sorted(ids) == sorted(f"engine-{number}" for number in range(lines))
+
+
+def test_half_a_line_is_taken_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a disk that is full for a while; the next line stands alone."""
+    log = RequestLog(str(tmp_path / "log"), 10_000, 86_400.0, 3)
+    log.write('{"a":1}')
+
+    class Full:
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def write(self, text: memoryview) -> int:
+            if len(text) < 8:
+                raise OSError(errno.ENOSPC, "No space left on device")
+            return int(self.file.write(text[:5]))
+
+        def fileno(self) -> int:
+            return int(self.file.fileno())
+
+    real = log._file
+    log._file = Full(real)  # type: ignore[assignment]
+    with pytest.raises(OSError, match="No space"):
+        log.write('{"b":22}')
+    log._file = real
+    log.write('{"c":3}')
+    log.close()
+    assert (tmp_path / "log").read_text() == '{"a":1}\n{"c":3}\n'
+
+
+def test_a_rotation_that_fails_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where a server has no file descriptors left for a moment."""
+    log = RequestLog(str(tmp_path / "log"), 10, 86_400.0, 3)
+    log.write("1" * 9)
+    open_path = Path.open
+
+    def none_left(path: Path, *given: Any, **named: Any) -> Any:
+        if path.name == "log":
+            raise OSError(errno.EMFILE, "Too many open files")
+        return open_path(path, *given, **named)
+
+    monkeypatch.setattr(Path, "open", none_left)
+    with pytest.raises(OSError, match="Too many open files"):
+        log.write("2" * 9)
+    monkeypatch.undo()
+    log.write("3" * 9)
+    log.close()
+    assert (tmp_path / "log").read_text() == "3" * 9 + "\n"
+    (rotated,) = rotated_files(tmp_path / "log")
+    with opened(rotated) as file:
+        assert file.read() == b"1" * 9 + b"\n"

@@ -137,3 +137,24 @@ def test_foreign_parquet_is_judged_like_a_line(tmp_path: Path) -> None:
     )
     pq.write_table(pa.table({"a": [1]}), tmp_path / "none.parquet")
     assert made(tmp_path).broken.lines == 3
+
+
+def test_a_day_that_the_log_has_lost_lines_of_stays(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Retention has removed them; the others of its days are exchanged."""
+    day = 86_400
+    lines = [new_line(arrived_unix_s=NOON + day * (number // 2)) for number in range(4)]
+    exported(tmp_path, *lines)
+    write(tmp_path / "requests.jsonl", lines[1], *lines[2:], lines[3])
+    capsys.readouterr()
+    target = tmp_path / "parquet"
+    assert (
+        main(["export", str(tmp_path / "requests.jsonl"), "--parquet", str(target), "--replace"])
+        == 0
+    )
+    said = capsys.readouterr().out
+    assert "3 lines of 1 days" in said
+    assert "day=2026-03-01 stays as it is: it has more lines than the log" in said
+    assert main(["report", str(target)]) == 0
+    assert "Llama  measured         5" in capsys.readouterr().out.replace("\t", " ")

@@ -131,3 +131,13 @@ def test_both_versions_of_lines_give_the_same_figures(tmp_path: Path) -> None:
     (old,) = csv_rows(tmp_path, line())
     (new,) = csv_rows(tmp_path, new_line())
     assert old == new
+
+
+@pytest.mark.parametrize("name", ["all", "not said", "none"])
+def test_a_name_that_is_a_word_of_ours_is_a_group_of_its_own(tmp_path: Path, name: str) -> None:
+    """In quotation marks; it is neither the total nor those without a name."""
+    for others in ([], [new_line()]):
+        rows = csv_rows(tmp_path, new_line(tenant=name), *others, by="tenant")
+        labels = {row["tenant"]: row["requests"] for row in rows}
+        assert labels[f'"{name}"'] == "1"
+        assert labels.get("not said") == ("1" if others else None)

@@ -133,3 +133,13 @@ def test_any_name_of_a_tenant_has_its_page(tmp_path: Path, name: str) -> None:
     pages = list(target.glob("*.html"))
     assert len(pages) == 2
     assert all("of 1 LLM requests of tenant" in page.read_text("utf-8") for page in pages)
+
+
+def test_no_name_leads_to_the_page_of_another() -> None:
+    """Nor one that somebody chose to be like it, nor on a disk that takes capitals for small."""
+    hashed = file_name("acme corp")
+    names = ["acme corp", "acme_corp", hashed, hashed.upper(), "acme", "Acme", "", ".", "..", "a/b"]
+    files = [file_name(name).lower() for name in names]
+    assert len(set(files)) == len(names)
+    assert not any("/" in file or file.startswith(".") for file in files)
+    assert file_name("acme") == "acme"

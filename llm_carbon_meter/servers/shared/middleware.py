@@ -169,8 +169,8 @@ class _Answer:
         self._good = False
         self._complete = False
         """The last byte of a good answer was sent."""
-        self._unread = MOST_BEFORE_ID
-        """Bytes of the answer that may still tell its id."""
+        self._beginning = b""
+        """Of the answer, while its id is looked for."""
         self._body = bytearray()
         """Of the request, as far as it is read."""
         self._left = False
@@ -209,12 +209,12 @@ class _Answer:
 
     def _read_id(self, body: bytes) -> None:
         """Of the answer, near its beginning: each route makes its own out of the engine's."""
-        if self._unread <= 0 or self._frontend is None:
+        if len(self._beginning) >= MOST_BEFORE_ID or self._frontend is None:
             return
-        found = _ID.search(body[: self._unread])
-        self._unread = 0 if found else self._unread - len(body)
-        if found:
+        self._beginning += body[: MOST_BEFORE_ID - len(self._beginning)]
+        if found := _ID.search(self._beginning):
             self._frontend.answer(self.exchange, found[1].decode("utf-8", "replace"))
+            self._beginning = bytes(MOST_BEFORE_ID)  # nothing more is looked for
 
     async def decorate(self, message: Message) -> None:
         """Hold the start until its headers are known; put the comment before the end."""

@@ -45,6 +45,8 @@ _PROMPT_FIELDS: Final = (
 )
 _LIMIT_FIELDS: Final = ("max_completion_tokens", "max_tokens", "max_output_tokens", "num_predict")
 _EVENT_END: Final = re.compile(rb"\r?\n\r?\n")
+LONGEST_END: Final = 4
+"""Bytes of the end of an event."""
 _LINE_END: Final = re.compile(rb"\n")
 LINES: Final = "application/x-ndjson"
 """Content type of Ollama's streams: a JSON object each line."""
@@ -79,7 +81,8 @@ def asked(path: str, body: bytes) -> Asked:
     prompt_tokens = text_tokens([request.get(name) for name in _PROMPT_FIELDS])
     limits = ({**_part(request, "options"), **request}.get(name) for name in _LIMIT_FIELDS)
     max_tokens = next((limit for limit in limits if _is_count(limit) and limit > 0), None)
-    stream = request.get("stream", path in _OLLAMA_TEXT) is True
+    streams = request.get("stream")
+    stream = streams is True or (streams is None and path in _OLLAMA_TEXT)
     options = request.get("stream_options") or {}
     adds = stream and path in _WISHED and isinstance(options, dict)
     adds = adds and options.get("include_usage") is not True
@@ -90,7 +93,7 @@ def asked(path: str, body: bytes) -> Asked:
     return Asked(
         sent,
         body,
-        str(request.get("model"))[:LONGEST_MODEL],
+        _name(request.get("model")),
         stream,
         adds,
         prompt_tokens,
@@ -148,7 +151,7 @@ def told(body: bytes) -> Told:
         usage=usage,
         failed=bool(whole.get("error")),
         only_usage=usage is not None and answer.get("choices") == [],
-        model=_text(whole.get("model"))[:LONGEST_MODEL],
+        model=_name(whole.get("model")),
     )
 
 
@@ -159,7 +162,12 @@ def _part(answer: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _text(value: Any) -> str:
-    return value if isinstance(value, str) else ""
+    """A text that can be written as UTF-8: JSON may hold halves of characters."""
+    return value.encode("utf-8", "replace").decode() if isinstance(value, str) else ""
+
+
+def _name(value: Any) -> str:
+    return _text(value)[:LONGEST_MODEL]
 
 
 def together(before: Told, after: Told) -> Told:
@@ -177,7 +185,8 @@ def _later(before: Usage | None, after: Usage | None) -> Usage | None:
     """The later of two; Anthropic's tells the prompt at the beginning alone."""
     if before is None or after is None:
         return after or before
-    return after if after.prompt_tokens else before._replace(output_tokens=after.output_tokens)
+    most = max(before, after, key=lambda usage: usage.prompt_tokens)
+    return most._replace(output_tokens=after.output_tokens)
 
 
 def counted(
@@ -210,7 +219,7 @@ def _usage(found: Any) -> Usage | None:
     details = _part(found, "prompt_tokens_details") or _part(found, "input_tokens_details")
     # Anthropic's input leaves out what its cache has to do with.
     read, written = (_count(found.get(f"cache_{way}_input_tokens")) for way in _CACHE_WAYS)
-    prompt = 0 if prompt is None else max(prompt, 1) + read + written
+    prompt = (prompt or 0) + read + written
     return Usage(prompt, min(_count(details.get("cached_tokens")) + read, prompt), output or 0)
 
 
@@ -279,7 +288,8 @@ class EventSplitter:
     def feed(self, part: bytes) -> list[bytes]:
         """The events that are whole with this part, each with the empty line behind it."""
         data, events, start = self.rest + part, [], 0
-        for end in self._end.finditer(data):
+        looked = max(len(self.rest) - LONGEST_END, 0)
+        for end in self._end.finditer(data, looked):
             events.append(data[start : end.end()])
             start = end.end()
         self.rest = data[start:]

@@ -148,7 +148,7 @@ class _Metering:
             if answer.status_code not in STARTING:
                 return _served_by(answer)
             problem = f"/v1/models of {shown_url(self._url)} answers {answer.status_code}"
-        except httpx.TransportError as error:
+        except (httpx.TransportError, httpx.DecodingError) as error:
             problem = f"{shown_url(self._url)} cannot be reached: {named(error)}"
         advice = "Until it answers, clients get its errors or status 502, and nothing is metered."
         self._faults.note("upstream", problem, advice)
@@ -186,7 +186,7 @@ def _served_by(answer: httpx.Response) -> _Served:
     """Of the answer to ``/v1/models``."""
     try:
         names = [str(model["id"])[:LONGEST_MODEL] for model in answer.json()["data"][:MOST_MODELS]]
-    except (ValueError, LookupError, TypeError):
+    except (ValueError, LookupError, TypeError, RecursionError):
         names = []
     status, place = f"{answer.status_code} {answer.reason_phrase}", shown_url(str(answer.url))
     problem = "" if names else f"/v1/models of {place} answers {status}, and names no model"

@@ -276,6 +276,8 @@ async def test_through_starlette_and_httpx() -> None:
             [b'event: x\ndata: {"type":"created","response":{"id":"resp_1"}}\n\n', b"data: 1"],
             "resp_1",
         ),
+        ([b'{"i', b'd":"resp_1","output":[{"id":"msg_1"}]}'], "resp_1"),
+        ([b'{"id":"res', b'p_1"}'], "resp_1"),
         ([b": ping\n\n", b'data: {"id":"resp_1"}\n\n', b'data: {"id":"item"}\n\n'], "resp_1"),
     ],
 )

@@ -9,6 +9,7 @@ from llm_carbon_meter.records import TokenCount
 from llm_carbon_meter.servers.sidecar.answers import (
     METERED,
     EventSplitter,
+    Told,
     asked,
     counted,
     data_of,
@@ -171,3 +172,20 @@ def test_an_answer_without_text_has_no_tokens(path: str) -> None:
     assert (question.is_pooling, question.stream, question.prompt_tokens) == (True, False, 2)
     assert told_of(usage={"prompt_tokens": 5, "total_tokens": 5}).usage == Usage(5, 0, 0)
     assert told_of(embeddings=[[0.5]], prompt_eval_count=8).usage == Usage(8, 0, 0)
+
+
+def test_a_later_usage_takes_nothing_away() -> None:
+    """Anthropic's last event may repeat the input without its cache, or as 0."""
+    first = Usage(1000, 0, 1)
+    assert together(Told(usage=first), Told(usage=Usage(0, 0, 9))).usage == Usage(1000, 0, 9)
+    cached = Usage(1005, 1000, 1)
+    assert together(Told(usage=cached), Told(usage=Usage(5, 0, 9))).usage == Usage(1005, 1000, 9)
+
+
+def test_half_a_character_in_a_name_can_be_written() -> None:
+    """JSON may hold one; UTF-8 may not."""
+    assert asked(CHAT, b'{"model": "\\ud800"}').model == "?"
+    answer = told(b'{"model": "\\ud800", "id": "\\udfff"}')
+    assert (answer.model, answer.id) == ("?", "?")
+    assert not asked("/api/chat", b'{"stream": false}').stream
+    assert asked("/api/chat", b'{"stream": null}').stream
