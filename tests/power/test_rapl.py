@@ -144,3 +144,19 @@ def test_what_only_root_may_read_is_told_with_the_command_that_opens_it() -> Non
         subprocess.run(command, shell=True, check=True)
         with as_nobody():
             assert joules_of(open_rapl(tree.folder)) == {"package": 0.0, "dram": 0.0}
+
+
+def test_a_counter_that_was_set_to_0_has_not_come_round(tmp_path: Path) -> None:
+    """As when its module is loaded again: what nobody could have drawn is not counted."""
+    tree, clock = Powercap(tmp_path), Clock()
+    tree.add(intel_rapl_0=100_000.0)
+    meter = open_rapl(tree.folder, clock=clock)
+    clock.now_s += 1.0
+    tree.add(intel_rapl_0=-99_990.0)
+    (package, _) = meter.read()
+    assert (package.joules, package.quality) == (0.0, Quality.RESET)
+    clock.now_s += 1.0
+    tree.add(intel_rapl_0=80.0)
+    (package, _) = meter.read()
+    assert package.joules == pytest.approx(80.0)
+    assert package.quality is Quality.PACKAGE
