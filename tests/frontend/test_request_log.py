@@ -27,9 +27,8 @@ from llm_carbon_meter.frontend.request_log import (
     text_of,
 )
 from llm_carbon_meter.records import MeterError, Place
-from tests.support.documents import LINE_BYTES, PACKED
 from tests.support.made.records import RECORD
-from tests.support.made.usual import a_usual_record
+from tests.support.made.usual import LINE_BYTES, PACKED, a_usual_record
 
 
 def record_of(number: int, **changes: Any) -> dict[str, Any]:

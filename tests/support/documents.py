@@ -26,6 +26,7 @@ from llm_carbon_meter.training.study.evaluate.report import readme_section
 
 from .made.energies import ENERGY
 from .made.exporters import whole_exporter
+from .made.usual import LINE_BYTES, PACKED
 
 ROOT: Final = Path(__file__).parents[2]
 README: Final = ROOT / "README.md"
@@ -37,10 +38,6 @@ FAIRNESS: Final = ROOT / "tests" / "fairness" / "results"
 FOLDERS: Final = ("llm_carbon_meter", "grafana", "examples", "tests")
 
 MONTH_DAYS: Final = 31
-LINE_BYTES: Final = 1_750
-"""Of a line of the request log with long names; a test has one."""
-PACKED: Final = 4
-"""So many times less, of lines whose ids and figures have nothing in common; a test packs some."""
 
 MEANINGS = {
     "Estimated-Wh": "energy estimated before the request ran, calibrated",

@@ -8,6 +8,10 @@ from llm_carbon_meter.records import Place, RequestRecord
 
 from .records import RECORD
 
+LINE_BYTES: Final = 1_750
+"""Of a line of the request log with long names; a test has one."""
+PACKED: Final = 4
+"""So many times less, of lines whose ids and figures have nothing in common; a test packs some."""
 DEPLOYMENT: Final = {
     "engine": "vllm",
     "engine_version": "0.33.0",
