@@ -97,9 +97,10 @@ class TestPooling:
     def test_embeddings_are_metered_as_prefill(self, metered: Metered) -> None:
         """One record per exchange, all its joules in prefill."""
         body = {"model": MODEL_NAME, "input": ["first text", "second text"]}
-        status, _, _ = metered.http("/v1/embeddings", body)
+        status, _, answer = metered.http("/v1/embeddings", body)
         assert status == 200
-        (record,) = eventually(metered.logged, "a record")
+        record = metered.record(json.loads(answer)["id"])
+        assert len(metered.logged()) == 1
         assert len(record["internal_ids"]) == 2
         assert record["prefill_joules"] == pytest.approx(record["energy_joules"])
         assert record["energy_joules"] > 0
