@@ -22,6 +22,8 @@ HEADING: Final = (
     *("requests_wh", "not_in_log_wh", "idle_wh", "overhead_wh", "unattributed_wh", "gpus_wh"),
     *("operational_grams", "embodied_grams"),
 )
+ROUNDING: Final = 1e-9
+"""What sums of the same joules in another order may differ by, relative to them."""
 _CHARGED: Final = " + ".join(f"coalesce({a.label}_joules, 0)" for a in REQUEST_ACCOUNTS)
 
 
@@ -76,7 +78,10 @@ def gpu_energy(
 def _row(row: Sequence[Any], labels: int) -> GpuEnergy:
     source, *rest = row
     logged, charged, idle, overhead, unattributed, operational, embodied = rest[labels:]
-    joules = logged, charged - logged, idle, overhead, unattributed
+    missing = charged - logged
+    if abs(missing) <= ROUNDING * charged:
+        missing = 0.0
+    joules = logged, missing, idle, overhead, unattributed
     energies = [*map(watt_hours, joules), watt_hours(sum(joules))]
     names = [clean(label) for label in rest[:labels]]
     return GpuEnergy(names, source, [*energies, operational, embodied])

@@ -126,3 +126,9 @@ def test_the_log_of_a_server_adds_up_to_the_counters(tmp_path: Path, idle: str) 
     assert found["not_in_log_wh"] == pytest.approx(0.0, abs=1e-12)
     assert found["idle_wh"] == pytest.approx(watt_hours(booked[Account.IDLE]))
     assert booked[Account.IDLE] > 0
+
+
+def test_what_rounding_leaves_is_nothing(tmp_path: Path) -> None:
+    """The same joules, less a rounding, are not said to be in no log."""
+    found = row(tmp_path, new_line(energy_joules=3600.0 * (1 + 1e-15)), accounts())
+    assert found["not_in_log_wh"] == 0.0
